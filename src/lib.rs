@@ -1,0 +1,87 @@
+//! Portcullis: a DNS-fenced two-node failover appliance for PostgreSQL.
+//!
+//! This file IS the floor plan. Imports only point down, no circles, and `tests/tidy.rs` checks it:
+//!
+//! ```text
+//!  5 app     driver, daemon, cli, ...   wires and turns the crank; the only floor that knows all others
+//!  4 serve   gate, session, peer, ...   listeners and the data plane
+//!  3 io      clock, dns, vip, ...       one file per hand or sense
+//!  ----------------------- below this line no tokio, no sockets, no files, no clock
+//!  2 engine  evidence, lease, guard...  pure state machines
+//!  1 wire    pg, dns, arp, journal      bytes <-> values
+//!  0 base    time, ids, fault, config   words everyone uses
+//! ```
+//!
+//! Floors 3 and 4 do not import each other: `serve` gets what it needs as arguments. To read the crate, start at
+//! [`engine::guard`], then [`engine::turn`], then `app::driver`. The rules R1 to R7 named in comments are those of
+//! `docs/design.md`.
+
+/// Floor 0: the words everyone uses.
+/// Pure values; no bytes, no decisions.
+pub mod base {
+    pub mod config;
+    pub mod fault;
+    pub mod ids;
+    pub mod time;
+}
+
+/// Floor 1: bytes to values and back.
+/// Codecs only; nothing here knows why it is asked.
+pub mod wire {
+    pub mod arp;
+    pub mod dns;
+    pub mod hba;
+    pub mod journal;
+    pub mod marker;
+    pub mod peer;
+    pub mod pg;
+    pub mod scram;
+}
+
+/// Floor 2: the pure state machines.
+/// Every decision of the product is made here, from events and one reading of the clock.
+pub mod engine {
+    pub mod evidence;
+    pub mod guard;
+    pub mod lease;
+    pub mod status;
+    pub mod turn;
+}
+
+/// Floor 3: one file per hand or sense.
+/// Executes what the engine asked for and reports what happened; decides nothing.
+#[cfg(feature = "shell")]
+pub mod io {
+    pub mod arp;
+    pub mod clock;
+    pub mod dns;
+    pub mod journal;
+    pub mod links;
+    pub mod postgres;
+    pub mod vip;
+}
+
+/// Floor 4: listeners and the data plane.
+/// Asks the gate before anything passes, in either direction.
+#[cfg(feature = "shell")]
+pub mod serve {
+    pub mod gate;
+    pub mod http;
+    pub mod listener;
+    pub mod login;
+    pub mod peer;
+    pub mod pump;
+    pub mod session;
+}
+
+/// Floor 5: wires everything together.
+/// The only floor that knows all others.
+#[cfg(feature = "shell")]
+pub mod app {
+    pub mod cli;
+    pub mod daemon;
+    pub mod driver;
+    pub mod init;
+    pub mod probe;
+    pub mod witness;
+}
