@@ -44,6 +44,7 @@ pub mod engine {
     pub mod evidence;
     pub mod guard;
     pub mod lease;
+    pub mod report;
     pub mod status;
     pub mod turn;
 }
