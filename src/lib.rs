@@ -41,10 +41,12 @@ pub mod wire {
 /// Floor 2: the pure state machines.
 /// Every decision of the product is made here, from events and one reading of the clock.
 pub mod engine {
+    pub mod durable;
     pub mod evidence;
     pub mod guard;
     pub mod lease;
     pub mod report;
+    pub mod setup;
     pub mod status;
     pub mod turn;
 }

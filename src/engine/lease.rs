@@ -1,1 +1,106 @@
-//! Not written yet.
+//! The lease arithmetic of rules R1 and R2: deadlines only, always counted from the question.
+
+use crate::base::time::{Duration, Instant};
+
+/// L, d and the margin (`fence.lease`, `fence.max_drift`, `fence.margin`).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Timing {
+    pub lease: Duration,
+    /// At most 0.1.
+    pub max_drift: f64,
+    pub margin: Duration,
+}
+
+impl Timing {
+    /// W, the wait before taking over: L (1 + d) / (1 - d) + margin, rounded up to the millisecond, for the longer
+    /// of our lease and `other` (the marker's).
+    pub fn wait(&self, other: Option<Duration>) -> Duration {
+        let lease = other.map_or(self.lease, |other| other.max(self.lease));
+        let factor = (1.0 + self.max_drift) / (1.0 - self.max_drift);
+        let micros = lease.as_secs_f64() * factor * 1e6;
+        let whole = Duration::from_secs_f64(micros.ceil() / 1e6) + self.margin;
+        let millis = u64::try_from(whole.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+        Duration::from_millis(millis)
+    }
+}
+
+/// The proofs in hand for one (node, epoch), each the moment its question was first sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Proofs {
+    witness: Option<Instant>,
+    pledge: Option<Instant>,
+}
+
+impl Proofs {
+    /// A witness said "here" to a question sent at `asked`.
+    pub fn witnessed(&mut self, asked: Instant) {
+        self.witness = self.witness.max(Some(asked));
+    }
+
+    /// The peer pledged to a question sent at `asked`.
+    pub fn pledged(&mut self, asked: Instant) {
+        self.pledge = self.pledge.max(Some(asked));
+    }
+
+    /// A negative verdict voids everything in hand; pledges asked from now on count only once the authority says
+    /// "here" again, which is the caller's part.
+    pub fn void(&mut self) {
+        *self = Proofs::default();
+    }
+
+    /// When the last proof was asked for.
+    pub fn newest(&self) -> Option<Instant> {
+        self.witness.max(self.pledge)
+    }
+
+    pub fn witness(&self) -> Option<Instant> {
+        self.witness
+    }
+
+    /// Until when the lease is good; `Instant::ZERO` without any proof.
+    pub fn deadline(&self, lease: Duration) -> Instant {
+        self.newest().map_or(Instant::ZERO, |asked| asked + lease)
+    }
+}
+
+/// The kernel lifetime for a VIP whose lease has `left`: whole seconds, half a second taken off, rounded down; `None`
+/// below one second (design.md section 2; S8).
+pub fn kernel_lifetime(left: Duration) -> Option<u32> {
+    let seconds = left.checked_sub(Duration::from_millis(500))?.as_secs();
+    u32::try_from(seconds).ok().filter(|seconds| *seconds >= 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_outlasts_the_longest_lease_on_the_slowest_clock() {
+        let timing = Timing { lease: Duration::from_secs(3), max_drift: 0.01, margin: Duration::from_millis(200) };
+        assert_eq!(timing.wait(None), Duration::from_millis(3261));
+        assert_eq!(timing.wait(Some(Duration::from_secs(5))), Duration::from_millis(5302));
+        assert_eq!(timing.wait(Some(Duration::from_secs(1))), Duration::from_millis(3261));
+    }
+
+    #[test]
+    fn a_lease_counts_from_the_question_and_the_later_proof_wins() {
+        let mut proofs = Proofs::default();
+        let at = |s: u64| Instant::from_nanos(s * 1_000_000_000);
+        assert_eq!(proofs.deadline(Duration::from_secs(3)), Instant::ZERO);
+        proofs.witnessed(at(10));
+        proofs.pledged(at(9));
+        assert_eq!(proofs.deadline(Duration::from_secs(3)), at(13));
+        proofs.witnessed(at(8));
+        assert_eq!(proofs.deadline(Duration::from_secs(3)), at(13), "a late answer never shortens");
+        proofs.void();
+        assert_eq!(proofs.deadline(Duration::from_secs(3)), Instant::ZERO);
+    }
+
+    #[test]
+    fn the_kernel_never_holds_a_vip_longer_than_the_lease() {
+        assert_eq!(kernel_lifetime(Duration::from_millis(2990)), Some(2));
+        assert_eq!(kernel_lifetime(Duration::from_millis(2499)), Some(1));
+        assert_eq!(kernel_lifetime(Duration::from_millis(1499)), None);
+        assert_eq!(kernel_lifetime(Duration::ZERO), None);
+    }
+}

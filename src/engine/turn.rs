@@ -1,1 +1,365 @@
-//! Not written yet.
+//! The vocabulary of one turn: all that comes in ([`Event`]), all that goes out ([`Effect`]).
+//!
+//! Order between effects lives in the guard's state, not in the executor: the guard emits `Record`, waits for
+//! `Recorded` and only then emits what depends on it. `Cut` and `Extend` are executed inline and first; they
+//! cannot fail or wait.
+
+use crate::base::ids::{Epoch, Lsn, NodeName, OpId, SystemId, TimelineId};
+use crate::base::time::Instant;
+use crate::engine::durable::Entry;
+use crate::engine::report::{ControlData, PgReport};
+use crate::engine::status::Role;
+use crate::wire::dns::{Reading, RecordPair, UpdateOutcome};
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// One reading of both clocks per turn: boot time decides, wall time is only shown and written into records.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    pub boot: Instant,
+    pub wall: jiff::Timestamp,
+}
+
+impl Now {
+    /// RFC 3339 with whole seconds, UTC.
+    pub fn rfc3339(&self) -> String {
+        format!("{:.0}", self.wall)
+    }
+}
+
+/// Whom an answer goes to: a waiting command or a waiting question of the peer.
+pub type Ticket = u64;
+
+/// All that comes in.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A deadline the guard named has passed.
+    DeadlinePassed,
+    Recorded {
+        seq: u64,
+    },
+    RecordFailed {
+        seq: u64,
+        why: String,
+    },
+    /// An authority answered question `question` (or stayed silent, or answered something that proves nothing).
+    WitnessAnswered {
+        question: u64,
+        answer: Result<Reading, String>,
+    },
+    UpdateAnswered {
+        op: OpId,
+        outcome: UpdateOutcome,
+    },
+    /// The peer's answer to our question; `Err` when none came within its limit.
+    PeerAnswered {
+        question: u64,
+        answer: Result<Box<PeerAnswer>, String>,
+    },
+    /// The peer asks; answered with [`Effect::AnswerPeer`].
+    PeerAsked {
+        ticket: Ticket,
+        question: Box<PeerQuestion>,
+    },
+    PgObserved(Box<PgReport>),
+    /// The guard's session was lost or refused: PostgreSQL is down, starting or in crash recovery.
+    PgLost(String),
+    /// No answer in time: PostgreSQL hangs. Proves nothing.
+    PgSilent(String),
+    PgDone {
+        op: OpId,
+        result: Result<PgOutput, String>,
+    },
+    /// Progress of a long PostgreSQL task (a clone), for the person who waits.
+    PgProgress {
+        op: OpId,
+        text: String,
+    },
+    /// The VIP was bound or renewed by us.
+    VipBound {
+        address: IpAddr,
+    },
+    VipBindFailed {
+        address: IpAddr,
+        why: String,
+    },
+    /// Nobody answered the probe (`None`), or this MAC did.
+    VipProbed {
+        address: IpAddr,
+        claimed_by: Option<String>,
+    },
+    /// The kernel says that the address is gone: expired, or removed by somebody.
+    VipRemoved {
+        address: IpAddr,
+    },
+    LinkDown,
+    LinkUp,
+    /// Somebody else announced one of our VIPs.
+    ForeignClaim {
+        address: IpAddr,
+        mac: String,
+    },
+    /// The netlink stream lost events, here is what is true now.
+    VipIs {
+        address: IpAddr,
+        bound: bool,
+    },
+    /// The bounded drain of a switchover ended; `busy` sessions are left.
+    Drained {
+        op: OpId,
+        busy: u64,
+    },
+    Command {
+        ticket: Ticket,
+        command: Command,
+    },
+    Sessions {
+        sessions: u64,
+        total: u64,
+        auth_failures: u64,
+    },
+    /// SIGTERM: cut, unbind, say goodbye.
+    ShutdownAsked,
+}
+
+/// What a person asks of this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    Promote { dry_run: bool, yes: bool, accept_data_loss: bool, peer_is_off: Option<NodeName> },
+    Switchover { to: Option<NodeName>, dry_run: bool },
+    Rejoin { node: NodeName, dry_run: bool },
+    Fence { reason: String },
+    Unfence,
+    Pause,
+    Resume,
+}
+
+/// Work for the PostgreSQL hand; one at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PgTask {
+    /// Set `synchronous_standby_names` and wait until it is in force here.
+    SetSyncList(Option<NodeName>),
+    /// Write it while PostgreSQL may be stopped or in recovery; no waiting for commits.
+    /// R4's proof that commits really wait; answers the insert LSN.
+    RearmBarrier,
+    /// Fast stop, bounded, then immediate; answers pg_controldata.
+    Stop,
+    /// CHECKPOINT, so that the stop that follows is short.
+    Checkpoint,
+    /// Start as whatever its signal files say.
+    Start,
+    /// Stop, standby.signal, follow the peer or nobody, start.
+    Demote { follow_peer: bool },
+    /// Replay all that was received, end recovery, wait until writable.
+    Promote,
+    /// Clone the peer into a fresh directory, set the old one aside, configure, start.
+    Clone,
+    /// On the active node: the replication role and the peer's slot.
+    PrepareStandby,
+    /// On a standby that already streams: our own primary_conninfo (application_name, passfile, slot).
+    Adopt,
+}
+
+/// What a PostgreSQL task answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PgOutput {
+    Done,
+    Lsn(Lsn),
+    Control(ControlData),
+}
+
+/// All that goes out.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// The gate may pass traffic until this moment.
+    Extend {
+        until: Instant,
+    },
+    /// Nothing passes any more. The text is what clients are told.
+    Cut {
+        reason: String,
+    },
+    /// Hold clients at their next transaction boundary.
+    HoldClients,
+    LetClientsGo,
+    /// Wait (bounded) until no session is inside a transaction, then cancel those that are.
+    Drain {
+        op: OpId,
+        limit: Duration,
+    },
+    Record {
+        seq: u64,
+        entries: Vec<Entry>,
+    },
+    AskWitness {
+        question: u64,
+        server: usize,
+        limit: Duration,
+    },
+    Update {
+        op: OpId,
+        prerequisite: RecordPair,
+        addresses: Vec<IpAddr>,
+        marker: String,
+        limit: Duration,
+    },
+    AskPeer {
+        question: u64,
+        ask: Box<PeerQuestion>,
+        limit: Duration,
+    },
+    AnswerPeer {
+        ticket: Ticket,
+        answer: Box<PeerAnswer>,
+    },
+    Pg {
+        op: OpId,
+        task: PgTask,
+    },
+    /// (Re)bind with the kernel lifetime that is left.
+    BindVip {
+        address: IpAddr,
+        seconds: u32,
+    },
+    UnbindVip {
+        address: IpAddr,
+    },
+    ProbeVip {
+        address: IpAddr,
+    },
+    AnnounceVip {
+        address: IpAddr,
+    },
+    /// A line for the person who waits on `ticket`.
+    Say {
+        ticket: Ticket,
+        text: String,
+    },
+    /// The last word to `ticket`.
+    End {
+        ticket: Ticket,
+        exit: u8,
+        text: String,
+    },
+    /// One line in the log and one event.
+    Note {
+        kind: &'static str,
+        text: String,
+    },
+}
+
+/// What one node tells the other about itself with every pulse.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerState {
+    pub node: NodeName,
+    pub version: String,
+    /// Random, one per start of the daemon.
+    pub start: u64,
+    /// The kernel's boot_id.
+    pub boot: String,
+    pub role: Role,
+    pub gate_open: bool,
+    pub refused: Epoch,
+    pub won: Epoch,
+    pub complete: Epoch,
+    pub fence: Epoch,
+    /// Highest epoch known from anywhere.
+    pub seen: Epoch,
+    /// What both nodes must agree on, hashed.
+    pub digest: String,
+    pub pg: Option<PeerPg>,
+    /// A data directory exists, running or not.
+    pub pg_present: bool,
+    /// In sync as the active node sees it.
+    pub in_sync: bool,
+    /// The replication role and the slot of the other node are there.
+    pub prepared: bool,
+    pub procedure: Option<ProcedureBrief>,
+}
+
+/// The peer's PostgreSQL, in the peer's own words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerPg {
+    pub system_id: SystemId,
+    pub in_recovery: bool,
+    pub timeline: TimelineId,
+    /// Primary: insert LSN. Standby: flushed.
+    pub lsn: Lsn,
+    pub replay_lsn: Option<Lsn>,
+    pub streaming: bool,
+    /// Primary: what our own walreceiver has confirmed as flushed.
+    pub confirmed: Option<Lsn>,
+}
+
+/// A procedure as the other node may show it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcedureBrief {
+    pub kind: String,
+    pub id: u64,
+    pub step: String,
+    /// Exit code and last sentence, once it ended.
+    pub ended: Option<(u8, String)>,
+}
+
+/// Questions on the peer channel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerQuestion {
+    /// Here is my state; what is yours; and (when `pledge` is set) will you keep your hands off this epoch?
+    Pulse { state: PeerState, pledge: Option<PledgeAsk> },
+    /// Switchover, step 1: hold clients and drain. Answered when done.
+    Prepare { attempt: u64, epoch: Epoch },
+    /// Switchover, step 2: cut, checkpoint, stop PostgreSQL; answered with pg_controldata.
+    StopPrimary { attempt: u64 },
+    /// The last step before the compare-and-swap: fence yourself durably at `epoch` (design.md R2, consent).
+    Consent { attempt: u64, epoch: Epoch },
+    /// Before any consent: put everything back.
+    PutBack { attempt: u64 },
+    /// First step of a rejoin, to the active node: write `sync=none`, empty the list, make role and slot.
+    PrepareRejoin { id: u64 },
+    /// Run this procedure on your side (a command given on the wrong node).
+    Run { command: Command },
+}
+
+/// "I do not take over from epoch e before L from your question."
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PledgeAsk {
+    pub epoch: Epoch,
+    pub start: u64,
+    pub question: u64,
+    pub boot: String,
+}
+
+/// Answers on the peer channel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerAnswer {
+    Pulse {
+        state: PeerState,
+        /// `Ok(question)` pledges; the text says why not.
+        pledge: Option<Result<u64, String>>,
+    },
+    Ready {
+        attempt: u64,
+    },
+    Stopped {
+        attempt: u64,
+        checkpoint: Lsn,
+        timeline: TimelineId,
+    },
+    Consented {
+        attempt: u64,
+        epoch: Epoch,
+    },
+    PutBack {
+        attempt: u64,
+    },
+    Prepared {
+        id: u64,
+    },
+    Running {
+        id: u64,
+    },
+    Refused {
+        why: String,
+    },
+}

@@ -1,0 +1,242 @@
+//! What survives a restart: the journal's entries and the state that is the replay of them.
+//!
+//! **Invariant:** [`Durable::apply`] is the only way the state changes; replay and live use the same function.
+//! Epochs never fall, except *refused*, which an abandoned attempt whose update surely did not land lowers again.
+
+use crate::base::ids::{Epoch, Lsn, NodeName, SystemId, TimelineId};
+use serde::{Deserialize, Serialize};
+
+/// One record of the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Entry {
+    /// This journal belongs to a node that was there when the pair had no epoch yet (or was rejoined), so an empty
+    /// one means "never held one" and not "lost".
+    Initialised,
+    /// The highest epoch and, for one's own, seq known from anywhere.
+    Seen {
+        epoch: Epoch,
+    },
+    /// No pledge for epochs up to here.
+    Refused {
+        epoch: Epoch,
+    },
+    /// The attempt was abandoned and its update surely did not land.
+    RefusedLowered {
+        epoch: Epoch,
+    },
+    /// Our compare-and-swap was seen standing.
+    Won {
+        epoch: Epoch,
+        seq: u64,
+        loss: bool,
+    },
+    /// R2 is satisfied: this node may open the epoch.
+    Complete {
+        epoch: Epoch,
+    },
+    /// What our own update wrote as `sync=` for our epoch; `since` is RFC 3339.
+    Sync {
+        epoch: Epoch,
+        seq: u64,
+        sync: Option<NodeName>,
+        since: String,
+    },
+    /// This node serves nothing of epochs below `number`.
+    Fenced {
+        number: Epoch,
+        reason: String,
+        at: String,
+    },
+    /// A consent was given (a fence with it): this node follows the winner by itself.
+    Consented {
+        number: Epoch,
+        attempt: u64,
+        at: String,
+    },
+    /// The fenced state ended (rejoin, or the switched-over node follows); the number stays.
+    FenceEnded,
+    /// Highest flushed position that our primary confirmed.
+    Confirmed {
+        lsn: Lsn,
+        timeline: TimelineId,
+        system_id: SystemId,
+    },
+    /// From here to `RejoinDone` the data here is not promotable.
+    RejoinStarted {
+        id: u64,
+    },
+    RejoinDone {
+        id: u64,
+    },
+    /// A step of a procedure began or ended: an intent log.
+    Step {
+        id: u64,
+        kind: String,
+        step: String,
+        ended: Option<(u8, String)>,
+    },
+    /// The whole state, written first into a fresh journal file.
+    Snapshot(Box<Durable>),
+}
+
+/// Replay of the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Durable {
+    pub initialised: bool,
+    pub seen: Epoch,
+    pub refused: Epoch,
+    pub won: Epoch,
+    pub won_loss: bool,
+    pub complete: Epoch,
+    /// Of our own epoch: the highest seq we wrote and what it said.
+    pub seq: u64,
+    pub sync: Option<NodeName>,
+    pub sync_since: Option<String>,
+    /// The fence number; passed only by winning an epoch not below it.
+    pub fence: Epoch,
+    /// The fenced state and why, until promote, unfence or rejoin end it.
+    pub fenced: Option<String>,
+    /// The fence was a consent: follow the winner.
+    pub consented: bool,
+    pub confirmed: Option<(Lsn, TimelineId, SystemId)>,
+    /// A rejoin that did not finish: not promotable.
+    pub rejoining: bool,
+    /// A procedure that a restart interrupted.
+    pub procedure: Option<(u64, String, String)>,
+}
+
+impl Durable {
+    /// Folds one entry in.
+    pub fn apply(&mut self, entry: &Entry) {
+        match entry {
+            Entry::Initialised => self.initialised = true,
+            Entry::Seen { epoch } => self.seen = self.seen.max(*epoch),
+            Entry::Refused { epoch } => self.refused = self.refused.max(*epoch),
+            Entry::RefusedLowered { epoch } => self.refused = *epoch,
+            Entry::Won { epoch, seq, loss } => {
+                self.initialised = true;
+                self.won = self.won.max(*epoch);
+                self.seen = self.seen.max(*epoch);
+                self.seq = *seq;
+                self.won_loss = *loss;
+            }
+            Entry::Complete { epoch } => {
+                self.complete = self.complete.max(*epoch);
+                self.won_loss = false;
+                if *epoch >= self.fence {
+                    self.fenced = None;
+                    self.consented = false;
+                }
+            }
+            Entry::Sync { epoch, seq, sync, since } => {
+                if *epoch == self.won {
+                    self.seq = self.seq.max(*seq);
+                    self.sync = sync.clone();
+                    self.sync_since = Some(since.clone());
+                }
+            }
+            Entry::Fenced { number, reason, .. } => {
+                self.fence = self.fence.max(*number);
+                self.fenced = Some(reason.clone());
+                self.consented = false;
+            }
+            Entry::Consented { number, .. } => {
+                self.fence = self.fence.max(*number);
+                self.fenced = Some("consented to a switchover".to_owned());
+                self.consented = true;
+            }
+            Entry::FenceEnded => {
+                self.fenced = None;
+                self.consented = false;
+            }
+            Entry::Confirmed { lsn, timeline, system_id } => self.confirmed = Some((*lsn, *timeline, *system_id)),
+            Entry::RejoinStarted { .. } => self.rejoining = true,
+            Entry::RejoinDone { .. } => {
+                self.initialised = true;
+                self.rejoining = false;
+                self.fenced = None;
+                self.consented = false;
+            }
+            Entry::Step { id, kind, step, ended } => {
+                self.procedure = match ended {
+                    Some(_) => None,
+                    None => Some((*id, kind.clone(), step.clone())),
+                }
+            }
+            Entry::Snapshot(state) => *self = (**state).clone(),
+        }
+    }
+
+    /// Replays entries from nothing.
+    pub fn replay<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Durable {
+        let mut state = Durable::default();
+        for entry in entries {
+            state.apply(entry);
+        }
+        state
+    }
+
+    /// This node completed an epoch that nothing recorded here has ended.
+    pub fn is_holder(&self) -> bool {
+        self.complete > Epoch::NONE && self.complete == self.won && self.fence <= self.complete
+    }
+
+    /// The journal has never held an epoch of any kind.
+    pub fn is_virgin(&self) -> bool {
+        self.seen == Epoch::NONE && self.refused == Epoch::NONE && self.won == Epoch::NONE && self.fence == Epoch::NONE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fenced(number: u64) -> Entry {
+        Entry::Fenced { number: Epoch(number), reason: "test".into(), at: String::new() }
+    }
+
+    #[test]
+    fn a_fence_number_never_falls_and_is_passed_only_by_a_higher_epoch() {
+        let won = |e| Entry::Won { epoch: Epoch(e), seq: 1, loss: false };
+        let mut entries = vec![won(3), Entry::Complete { epoch: Epoch(3) }, fenced(5), fenced(4)];
+        let state = Durable::replay(&entries);
+        assert_eq!(state.fence, Epoch(5));
+        assert!(!state.is_holder());
+        entries.extend([won(4), Entry::Complete { epoch: Epoch(4) }]);
+        let state = Durable::replay(&entries);
+        assert!(state.fenced.is_some(), "an epoch below the fence lifts nothing");
+        assert!(!state.is_holder());
+        entries.extend([won(5), Entry::Complete { epoch: Epoch(5) }]);
+        let state = Durable::replay(&entries);
+        assert!(state.fenced.is_none());
+        assert!(state.is_holder());
+    }
+
+    #[test]
+    fn a_won_epoch_that_is_not_complete_holds_nothing() {
+        let mut entries =
+            vec![Entry::Won { epoch: Epoch(3), seq: 1, loss: false }, Entry::Complete { epoch: Epoch(3) }];
+        entries.push(Entry::Won { epoch: Epoch(4), seq: 2, loss: false });
+        assert!(!Durable::replay(&entries).is_holder());
+    }
+
+    #[test]
+    fn ending_the_fenced_state_keeps_the_number() {
+        let state = Durable::replay(&[
+            Entry::Won { epoch: Epoch(1), seq: 1, loss: false },
+            Entry::Complete { epoch: Epoch(1) },
+            fenced(2),
+            Entry::RejoinStarted { id: 1 },
+            Entry::RejoinDone { id: 1 },
+        ]);
+        assert_eq!((state.fence, state.fenced.clone()), (Epoch(2), None));
+        assert!(!state.is_holder(), "the old epoch stays ended");
+    }
+
+    #[test]
+    fn a_snapshot_replays_to_the_same_state() {
+        let entries = [Entry::Initialised, Entry::Seen { epoch: Epoch(4) }, fenced(5)];
+        let live = Durable::replay(&entries);
+        assert_eq!(Durable::replay(&[Entry::Snapshot(Box::new(live.clone()))]), live);
+    }
+}

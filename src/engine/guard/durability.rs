@@ -1,0 +1,455 @@
+//! Synchronous or alone (R4): the list in PostgreSQL always agrees with the record, and the record comes first on the
+//! way down and last on the way up. Also R6's wait after a start, and what the guard keeps in order by itself.
+
+use super::record::{JobEnd, Purpose};
+use super::{Guard, PgOwner, Then};
+use crate::base::config::DnsMode;
+use crate::base::ids::{Epoch, Lsn, NodeName};
+use crate::base::time::{Duration, Instant};
+use crate::engine::durable::Entry;
+use crate::engine::evidence::Seen;
+use crate::engine::report::{PgReport, StandbyRow};
+use crate::engine::turn::{Effect, Now, PeerAnswer, PgOutput, PgTask, Ticket};
+
+/// How long the standby may take to confirm that it has flushed and replayed past the barrier.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(30);
+/// Pause after a failed attempt to arm.
+const ARM_AGAIN: Duration = Duration::from_secs(2);
+/// How often, at most, the position our primary confirmed is written down.
+const CONFIRMED_EVERY: Duration = Duration::from_secs(10);
+/// Looks in a row at which the standby was ahead before this primary fences itself.
+const AHEAD_LOOKS: u32 = 3;
+
+/// Who asked to go alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AloneFor {
+    Takeover,
+    Rejoin { ticket: Ticket, id: u64 },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Phase {
+    #[default]
+    Idle,
+    /// Correcting a list that disagrees with the record.
+    Correcting,
+    Naming,
+    Barrier,
+    Confirming {
+        lsn: Lsn,
+        until: Instant,
+    },
+    RecordingSync,
+    Disarming,
+    RecordingAlone(AloneFor),
+    Emptying(AloneFor),
+    Preparing {
+        ticket: Ticket,
+        id: u64,
+    },
+}
+
+/// Where the change between synchronous and alone stands.
+#[derive(Debug, Default)]
+pub(super) struct Durability {
+    phase: Phase,
+    retry_at: Instant,
+    confirmed_at: Instant,
+}
+
+impl Guard {
+    /// The one walsender that is our standby; none when two carry its name (S11).
+    pub(super) fn standby_row(&self) -> Option<&StandbyRow> {
+        let report = self.pg.report.as_ref().filter(|_| self.pg.up)?;
+        let mut rows = report.standbys.iter().filter(|r| r.application_name == self.setup.peer.as_str());
+        let row = rows.next()?;
+        rows.next().is_none().then_some(row)
+    }
+
+    fn standby_streams(&self) -> bool {
+        self.standby_row().is_some_and(|r| r.state == "streaming")
+    }
+
+    /// A promote on the voter peer would lose nothing now, as far as this node can see.
+    pub(super) fn in_sync(&self) -> bool {
+        if !self.setup.synchronous {
+            return false;
+        }
+        let Some(report) = self.pg.report.as_ref().filter(|_| self.pg.up) else { return false };
+        if self.durable.is_holder() {
+            let named = self.witness.sync == Some(Some(self.setup.peer.clone()));
+            let listed = listed(&report.sync_list) == Listed::One(self.setup.peer.as_str());
+            let row = self
+                .standby_row()
+                .is_some_and(|r| r.state == "streaming" && (r.sync_state == "sync" || r.sync_state == "quorum"));
+            return named && listed && row && !report.in_recovery;
+        }
+        let named = self.witness.marker.as_ref().is_some_and(|m| m.sync.as_ref() == Some(&self.setup.me))
+            || self.setup.mode == DnsMode::Observe;
+        named && report.streaming && self.peer.state.as_ref().is_some_and(|p| p.in_sync)
+    }
+
+    /// R1: why the list in force does not agree with the record, else `None`.
+    pub(super) fn list_disagrees(&self, report: &PgReport) -> Option<String> {
+        let list = listed(&report.sync_list);
+        let agrees = match self.record_sync() {
+            None => return Some("what the record says of synchronous standbys is not known yet".to_owned()),
+            Some(None) => list == Listed::Empty || list == Listed::One(self.setup.peer.as_str()),
+            Some(Some(name)) => list == Listed::One(name.as_str()),
+        };
+        (!agrees).then(|| "synchronous_standby_names does not agree with the record; it is being set".to_owned())
+    }
+
+    /// `sync=` of our epoch.
+    fn record_sync(&self) -> Option<Option<NodeName>> {
+        match self.setup.mode {
+            DnsMode::Update => self.witness.sync.clone(),
+            DnsMode::Observe => Some(self.durable.sync.clone()),
+        }
+    }
+
+    pub(super) fn on_pg_observed(&mut self, now: Now, report: PgReport, fx: &mut Vec<Effect>) {
+        let new_start = self.pg.report.as_ref().is_none_or(|r| r.start != report.start) || !self.pg.up;
+        if new_start {
+            self.pg.barrier = None;
+            self.pg.barrier_passed = false;
+            self.pg.ahead = 0;
+        }
+        if !self.pg.up {
+            let what = if report.in_recovery { "a standby" } else { "a primary" };
+            self.note(now, fx, "postgres_up", format!("PostgreSQL is up as {what}, timeline {}", report.timeline));
+        }
+        self.pg.up = true;
+        self.pg.error = None;
+        self.pg_present = true;
+        if !report.in_recovery && self.pg.barrier.is_none() {
+            self.pg.barrier = Some(report.lsn);
+        }
+        self.pg.report = Some(report);
+        self.check_ahead(now, fx);
+        let alone = !self.setup.synchronous || self.record_sync() == Some(None);
+        if let Some(barrier) = self.pg.barrier {
+            let flushed = self.standby_row().and_then(|r| r.flush_lsn).is_some_and(|lsn| lsn >= barrier);
+            if alone || (flushed && self.standby_streams()) {
+                self.pg.barrier_passed = true;
+            }
+        }
+        self.peer.lsn_before = self
+            .peer
+            .state
+            .as_ref()
+            .and_then(|p| p.pg.as_ref())
+            .and_then(|pg| (pg.in_recovery && pg.streaming).then_some((pg.timeline, pg.lsn)));
+    }
+
+    /// R6: a standby that is ahead means that this primary lost WAL. Its position is the one known at the look
+    /// before, so that ours is surely the later reading.
+    fn check_ahead(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let Some(report) = &self.pg.report else { return };
+        if report.in_recovery || self.pg.barrier_passed || !self.durable.is_holder() {
+            self.pg.ahead = 0;
+            return;
+        }
+        match self.peer.lsn_before {
+            Some((timeline, lsn)) if timeline == report.timeline && lsn > report.lsn => self.pg.ahead += 1,
+            _ => self.pg.ahead = 0,
+        }
+        if self.pg.ahead >= AHEAD_LOOKS && self.fenced().is_none() {
+            let reason = format!("{} is ahead of this primary, which has lost WAL; promote there", self.setup.peer);
+            self.fence(now, self.durable.complete.next(), reason, fx);
+        }
+    }
+
+    pub(super) fn on_pg_lost(&mut self, now: Now, why: String, fx: &mut Vec<Effect>) {
+        if self.pg.up {
+            self.note(now, fx, "postgres_down", format!("the local PostgreSQL is gone: {why}"));
+        }
+        self.pg.up = false;
+        self.pg.error = Some(why);
+        self.pg.barrier = None;
+        self.pg.barrier_passed = false;
+    }
+
+    /// Starts going alone; false while something else is under way.
+    pub(super) fn go_alone(&mut self, now: Now, by: AloneFor, fx: &mut Vec<Effect>) -> bool {
+        if self.pg.task.is_some() || !matches!(self.durability.phase, Phase::Idle) {
+            return false;
+        }
+        let own = self.record_sync() == Some(None) && self.durable.sync.is_none();
+        if own || self.setup.mode == DnsMode::Observe {
+            if self.setup.mode == DnsMode::Observe && self.durable.sync.is_some() {
+                let (epoch, seq, since) = (self.durable.won, self.durable.seq + 1, now.rfc3339());
+                self.record(fx, vec![Entry::Sync { epoch, seq, sync: None, since }], Then::Nothing);
+            }
+            self.durability.phase = Phase::Emptying(by);
+            self.pg_task(PgOwner::Durability, PgTask::SetSyncList(None), fx);
+            return true;
+        }
+        if !self.start_job(now, Purpose::Sync(None), fx) {
+            return false;
+        }
+        self.durability.phase = Phase::RecordingAlone(by);
+        true
+    }
+
+    pub(super) fn on_sync_recorded(&mut self, now: Now, end: JobEnd, fx: &mut Vec<Effect>) {
+        match (self.durability.phase, end) {
+            (Phase::RecordingAlone(by), JobEnd::Settled(_)) => {
+                self.durability.phase = Phase::Emptying(by);
+                self.pg_task(PgOwner::Durability, PgTask::SetSyncList(None), fx);
+            }
+            (Phase::RecordingAlone(by), JobEnd::Changed(why) | JobEnd::NotWritten(why) | JobEnd::Unknown(why)) => {
+                self.durability.phase = Phase::Idle;
+                self.alone_done(now, by, Err(why), fx);
+            }
+            (Phase::RecordingSync, JobEnd::Settled(_)) => {
+                self.durability.phase = Phase::Idle;
+                let text = format!("synchronous again: {} confirms every commit", self.setup.peer);
+                self.note(now, fx, "in_sync", text);
+            }
+            (Phase::RecordingSync, JobEnd::Unknown(_)) => {
+                // The list stays: it may be named under either record, and the next reading says which it is.
+                self.durability.phase = Phase::Idle;
+                self.durability.retry_at = now.boot + ARM_AGAIN;
+            }
+            (Phase::RecordingSync, JobEnd::Changed(_) | JobEnd::NotWritten(_)) => {
+                self.durability.phase = Phase::Disarming;
+                self.durability.retry_at = now.boot + ARM_AGAIN;
+                if !self.pg_task(PgOwner::Durability, PgTask::SetSyncList(None), fx) {
+                    self.durability.phase = Phase::Idle;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn alone_done(&mut self, now: Now, by: AloneFor, result: Result<(), String>, fx: &mut Vec<Effect>) {
+        match by {
+            AloneFor::Takeover => self.on_takeover_alone(now, result, fx),
+            AloneFor::Rejoin { ticket, id } => match result {
+                Ok(()) => {
+                    self.durability.phase = Phase::Preparing { ticket, id };
+                    self.pg_task(PgOwner::Durability, PgTask::PrepareStandby, fx);
+                }
+                Err(why) => {
+                    let why = format!("the active node cannot record sync=none: {why}");
+                    fx.push(Effect::AnswerPeer { ticket, answer: Box::new(PeerAnswer::Refused { why }) });
+                }
+            },
+        }
+    }
+
+    pub(super) fn on_durability_pg(&mut self, now: Now, result: Result<PgOutput, String>, fx: &mut Vec<Effect>) {
+        let phase = self.durability.phase;
+        match (phase, result) {
+            (Phase::Naming, Ok(_)) => {
+                self.durability.phase = Phase::Barrier;
+                self.pg_task(PgOwner::Durability, PgTask::RearmBarrier, fx);
+            }
+            (Phase::Barrier, Ok(PgOutput::Lsn(lsn))) => {
+                self.durability.phase = Phase::Confirming { lsn, until: now.boot + CONFIRM_LIMIT };
+            }
+            (Phase::Emptying(by), result) => {
+                self.durability.phase = Phase::Idle;
+                self.alone_done(now, by, result.map(|_| ()), fx);
+            }
+            (Phase::Preparing { ticket, id }, result) => {
+                self.durability.phase = Phase::Idle;
+                let answer = match result {
+                    Ok(_) => {
+                        self.pg.prepared_start = self.pg.report.as_ref().map(|r| r.start);
+                        PeerAnswer::Prepared { id }
+                    }
+                    Err(why) => PeerAnswer::Refused { why },
+                };
+                fx.push(Effect::AnswerPeer { ticket, answer: Box::new(answer) });
+            }
+            (_, Err(why)) => {
+                self.durability.phase = Phase::Idle;
+                self.durability.retry_at = now.boot + ARM_AGAIN;
+                self.note(now, fx, "durability_failed", why);
+            }
+            (_, Ok(_)) => self.durability.phase = Phase::Idle,
+        }
+    }
+
+    /// Keeps list and record together, and arms when the standby streams.
+    pub(super) fn advance_durability(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        match self.durability.phase {
+            Phase::Confirming { lsn, until } => self.confirm(now, lsn, until, fx),
+            Phase::Idle => self.begin_durability(now, fx),
+            _ => {}
+        }
+    }
+
+    fn confirm(&mut self, now: Now, lsn: Lsn, until: Instant, fx: &mut Vec<Effect>) {
+        let Some(report) = &self.pg.report else { return };
+        let confirmed = self.peer.state.as_ref().and_then(|p| p.pg.as_ref()).is_some_and(|pg| {
+            pg.streaming
+                && pg.system_id == report.system_id
+                && pg.timeline == report.timeline
+                && pg.lsn >= lsn
+                && pg.replay_lsn.is_some_and(|replay| replay >= lsn)
+        });
+        if confirmed && self.gate.open {
+            let peer = self.peer_name();
+            if self.setup.mode == DnsMode::Observe {
+                let (epoch, seq, since) = (self.durable.won, self.durable.seq + 1, now.rfc3339());
+                self.record(fx, vec![Entry::Sync { epoch, seq, sync: Some(peer), since }], Then::Nothing);
+                self.durability.phase = Phase::Idle;
+            } else if self.start_job(now, Purpose::Sync(Some(peer)), fx) {
+                self.durability.phase = Phase::RecordingSync;
+            }
+        } else if now.boot >= until || !self.durable.is_holder() || self.fenced().is_some() {
+            self.durability.retry_at = now.boot + ARM_AGAIN;
+            self.durability.phase = Phase::Idle;
+        }
+    }
+
+    fn begin_durability(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let busy = self.pg.task.is_some() || self.takeover.is_some() || self.handover.is_some() || self.job.is_some();
+        if busy || now.boot < self.durability.retry_at || !self.durable.is_holder() || self.fenced().is_some() {
+            return;
+        }
+        let Some(report) = self.pg.report.as_ref().filter(|r| self.pg.up && !r.in_recovery) else { return };
+        let Some(record) = self.record_sync() else { return };
+        let list = listed(&report.sync_list);
+        let peer = self.peer_name();
+        let peer_rejoins = self
+            .peer
+            .state
+            .as_ref()
+            .and_then(|p| p.procedure.as_ref())
+            .is_some_and(|p| p.kind == "rejoin" && p.ended.is_none());
+        let ready = self.standby_streams()
+            && self
+                .peer
+                .state
+                .as_ref()
+                .and_then(|p| p.pg.as_ref())
+                .is_some_and(|pg| pg.streaming && pg.system_id == report.system_id)
+            && !peer_rejoins;
+        let wanted = match &record {
+            Some(name) if list != Listed::One(name.as_str()) => Some((Phase::Correcting, Some(name.clone()))),
+            Some(_) => None,
+            None if !self.setup.synchronous => (list != Listed::Empty).then_some((Phase::Correcting, None)),
+            None if ready && self.gate.open => Some((Phase::Naming, Some(peer))),
+            // Under sync=none a name is left alone only while its standby streams; ours was the update that says so.
+            None if list != Listed::Empty && self.durable.sync.is_none() && !self.standby_streams() => {
+                Some((Phase::Correcting, None))
+            }
+            None => None,
+        };
+        if let Some((phase, name)) = wanted {
+            self.durability.phase = phase;
+            self.pg_task(PgOwner::Durability, PgTask::SetSyncList(name), fx);
+        }
+    }
+
+    /// The active node's part of a rejoin: record first, then the list, then role and slot.
+    pub(super) fn on_prepare_rejoin(&mut self, now: Now, ticket: Ticket, id: u64, fx: &mut Vec<Effect>) {
+        let refuse =
+            |why: &str| Effect::AnswerPeer { ticket, answer: Box::new(PeerAnswer::Refused { why: why.to_owned() }) };
+        if !self.durable.is_holder() || !self.gate.open {
+            fx.push(refuse("this node is not the active one, or its gate is not open"));
+        } else if self.takeover.is_some() || self.handover.is_some() {
+            fx.push(refuse("another procedure is under way here"));
+        } else if !self.go_alone(now, AloneFor::Rejoin { ticket, id }, fx) {
+            fx.push(refuse("the active node is busy with its record; try again in a few seconds"));
+        }
+    }
+
+    /// What the guard keeps in order by itself: the first marker, a new boot, role and slot, a standby made by hand.
+    pub(super) fn advance_housekeeping(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        if self.takeover.is_some() || self.handover.is_some() || self.rejoin.is_some() {
+            return;
+        }
+        self.keep_confirmed(now, fx);
+        if self.setup.mode == DnsMode::Update && self.job.is_none() {
+            if self.may_write_first_marker(now) {
+                self.start_job(now, Purpose::First, fx);
+            } else if self.has_new_boot() {
+                self.start_job(now, Purpose::Boot, fx);
+            }
+        }
+        if self.pg.task.is_some() || now.boot < self.pg.retry_at || !self.pg.up {
+            return;
+        }
+        let Some(report) = &self.pg.report else { return };
+        let idle = matches!(self.durability.phase, Phase::Idle);
+        if self.gate.open && idle && self.pg.prepared_start != Some(report.start) {
+            self.pg.prepared_start = Some(report.start);
+            self.pg_task(PgOwner::Housekeeping, PgTask::PrepareStandby, fx);
+        } else if report.in_recovery
+            && !self.pg.adopted
+            && self.fenced().is_none()
+            && self.peer.state.as_ref().is_some_and(|p| p.gate_open && p.prepared && p.complete >= self.durable.seen)
+        {
+            self.pg.adopted = true;
+            self.pg_task(PgOwner::Housekeeping, PgTask::Adopt, fx);
+        }
+    }
+
+    fn may_write_first_marker(&self, now: Now) -> bool {
+        let fresh = self.durable.is_virgin() && self.durable.initialised;
+        let primary = self.pg.up && self.pg.report.as_ref().is_some_and(|r| !r.in_recovery && !r.read_only);
+        let shows_me = matches!(
+            self.witness.servers.first().and_then(|s| s.seen.as_ref()),
+            Some(Seen::Unmarked { address_of }) if address_of.as_ref().is_none_or(|name| *name == self.setup.me)
+        );
+        let peer_agrees = self.peer_reachable(now)
+            && self.peer.state.as_ref().is_some_and(|p| {
+                let standby = p.pg.as_ref().is_some_and(|pg| {
+                    pg.in_recovery && self.pg.report.as_ref().is_some_and(|r| r.system_id == pg.system_id)
+                });
+                p.seen == Epoch::NONE && p.won == Epoch::NONE && (standby || !p.pg_present)
+            });
+        fresh && primary && shows_me && peer_agrees && self.fenced().is_none()
+    }
+
+    fn has_new_boot(&self) -> bool {
+        let seen = self.witness.servers.first().and_then(|s| s.seen.as_ref());
+        self.durable.is_holder()
+            && !self.witness.confirmed
+            && self.fenced().is_none()
+            && matches!(seen, Some(Seen::Agreed { marker }) if marker.active == self.setup.me
+                && marker.epoch == self.durable.won && marker.boot != self.setup.boot)
+    }
+
+    /// A standby remembers what its primary confirmed, now and then: data behind that is not promotable.
+    fn keep_confirmed(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        if now.boot < self.durability.confirmed_at + CONFIRMED_EVERY {
+            return;
+        }
+        let Some(report) = self.pg.report.as_ref().filter(|r| self.pg.up && r.in_recovery && r.streaming) else {
+            return;
+        };
+        let confirmed = self.peer.state.as_ref().and_then(|p| p.pg.as_ref()).and_then(|pg| pg.confirmed);
+        let Some(lsn) = confirmed else { return };
+        let entry = (lsn, report.timeline, report.system_id);
+        if self.durable.confirmed != Some(entry) {
+            self.durability.confirmed_at = now.boot;
+            let (lsn, timeline, system_id) = entry;
+            self.record(fx, vec![Entry::Confirmed { lsn, timeline, system_id }], Then::Nothing);
+        }
+    }
+}
+
+/// What `synchronous_standby_names` amounts to.
+#[derive(Debug, PartialEq, Eq)]
+enum Listed<'a> {
+    Empty,
+    One(&'a str),
+    /// Anything the daemon never writes.
+    Other,
+}
+
+fn listed(list: &str) -> Listed<'_> {
+    let list = list.trim();
+    if list.is_empty() {
+        return Listed::Empty;
+    }
+    let name = list.strip_prefix('"').and_then(|l| l.strip_suffix('"')).unwrap_or(list);
+    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    if plain { Listed::One(name) } else { Listed::Other }
+}

@@ -1,0 +1,126 @@
+//! The fenced state (R5): cut first, then latch, then take PostgreSQL out of service. Cutting asks nobody.
+
+use super::{Guard, PgOwner, RETRY_AFTER, Then};
+use crate::base::config::FencePostgres;
+use crate::base::ids::Epoch;
+use crate::base::time::Duration;
+use crate::engine::durable::Entry;
+use crate::engine::status::GateState;
+use crate::engine::turn::{Effect, Now, PgOutput, PgTask};
+
+impl Guard {
+    /// Why this node is fenced, whether or not that is on disk yet.
+    pub(super) fn fenced(&self) -> Option<String> {
+        self.fence_now.as_ref().map(|(_, reason)| reason.clone()).or_else(|| self.durable.fenced.clone())
+    }
+
+    /// Cuts at once and latches `number`. A fence that cannot be written is still a fence: it is retried.
+    pub(super) fn fence(&mut self, now: Now, number: Epoch, reason: String, fx: &mut Vec<Effect>) {
+        if self.fence_now.as_ref().is_some_and(|(n, _)| *n >= number)
+            || (self.durable.fenced.is_some() && self.durable.fence >= number)
+        {
+            return;
+        }
+        self.fence_now = Some((number, reason.clone()));
+        self.proofs.void();
+        self.unbind_vips(fx);
+        self.shut(now, GateState::Fenced, reason.clone(), fx);
+        self.handover = None;
+        self.release_clients(fx);
+        self.pg.demoted = false;
+        self.pg.retry_at = now.boot;
+        self.note(now, fx, "fenced", format!("fenced at {number}: {reason}"));
+        let entry = Entry::Fenced { number, reason, at: now.rfc3339() };
+        self.record(fx, vec![entry], Then::Fenced { tries: 0 });
+    }
+
+    /// The gate is not paused any more (it may well be shut).
+    pub(super) fn release_clients(&mut self, fx: &mut Vec<Effect>) {
+        if self.gate.paused {
+            self.gate.paused = false;
+            fx.push(Effect::LetClientsGo);
+        }
+    }
+
+    /// The record has named the peer for W under our own epoch: a person wants this node out.
+    pub(super) fn fence_when_due(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        if self.elsewhere_due().is_some_and(|due| due <= now.boot)
+            && let Some((_, node)) = self.elsewhere_since()
+        {
+            let reason = format!("the record has named {node} for {:.1} s", self.wait().as_secs_f64());
+            self.fence(now, self.durable.complete.next(), reason, fx);
+        }
+        if self.fence_retry.as_ref().is_some_and(|(at, ..)| *at <= now.boot)
+            && let Some((_, entries, tries)) = self.fence_retry.take()
+        {
+            self.record(fx, entries, Then::Fenced { tries });
+        }
+    }
+
+    /// Takes PostgreSQL out of service while fenced; follows the winner after a consent.
+    pub(super) fn advance_fence(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        if self.fenced().is_none() || self.pg.task.is_some() || now.boot < self.pg.retry_at {
+            return;
+        }
+        if self.takeover.is_some() || self.rejoin.is_some() || self.handover.is_some() {
+            return;
+        }
+        if self.durable.consented && self.fence_now.is_none() {
+            self.follow_the_winner(now, fx);
+            return;
+        }
+        let primary = self.pg.up && self.pg.report.as_ref().is_some_and(|r| !r.in_recovery);
+        let down = !self.pg.up && self.pg.error.is_some() && self.pg_present;
+        let task = match self.setup.fence_postgres {
+            FencePostgres::Keep => return,
+            FencePostgres::Stop if primary => PgTask::Stop,
+            FencePostgres::Stop => return,
+            FencePostgres::Demote if primary || (down && !self.pg.demoted) => PgTask::Demote { follow_peer: false },
+            FencePostgres::Demote => return,
+        };
+        self.pg_task(PgOwner::Demotion, task, fx);
+    }
+
+    /// After a consent: once the winner's epoch is complete, come back as its standby.
+    fn follow_the_winner(&mut self, _now: Now, fx: &mut Vec<Effect>) {
+        let Some(peer) = &self.peer.state else { return };
+        let won = peer.complete >= self.durable.fence && peer.pg.as_ref().is_some_and(|pg| !pg.in_recovery);
+        if !won {
+            return;
+        }
+        if self.pg.demoted {
+            let streams = self.pg.up && self.pg.report.as_ref().is_some_and(|r| r.in_recovery && r.streaming);
+            let writing = self.writing.iter().any(|(_, e, _)| e.contains(&Entry::FenceEnded));
+            if streams && !writing {
+                self.record(fx, vec![Entry::FenceEnded], Then::Nothing);
+            }
+        } else {
+            self.pg_task(PgOwner::Follow, PgTask::Demote { follow_peer: true }, fx);
+        }
+    }
+
+    pub(super) fn on_demoted(
+        &mut self,
+        now: Now,
+        owner: PgOwner,
+        result: Result<PgOutput, String>,
+        fx: &mut Vec<Effect>,
+    ) {
+        match result {
+            Ok(_) => {
+                self.pg.demoted = true;
+                let text = match (owner, self.setup.fence_postgres) {
+                    (PgOwner::Follow, _) => format!("PostgreSQL follows {} as its standby", self.setup.peer),
+                    (_, FencePostgres::Stop) => "PostgreSQL was stopped".to_owned(),
+                    _ => "PostgreSQL was demoted: read-only, following nobody until rejoin".to_owned(),
+                };
+                self.note(now, fx, "postgres_demoted", text);
+            }
+            Err(why) => {
+                self.pg.retry_at = now.boot + RETRY_AFTER;
+                let seconds = Duration::as_secs(&RETRY_AFTER);
+                self.note(now, fx, "demotion_failed", format!("{why}; trying again in {seconds} s"));
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The old side of a switchover: hold clients, stop PostgreSQL, consent; or put everything back.
+//!
+//! **Invariant:** a consent is sent only after the gate is cut, PostgreSQL is not a primary any more and the latch is
+//! on disk, in this order; it is never taken back by word (R2, P1).
+
+use super::{Guard, PgOwner, Then};
+use crate::base::ids::{Epoch, OpId};
+use crate::base::time::{Duration, Instant};
+use crate::engine::durable::Entry;
+use crate::engine::status::GateState;
+use crate::engine::turn::{Effect, Now, PeerAnswer, PgOutput, PgTask, Ticket};
+
+/// How long open transactions may go on before they are cancelled.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// Silence of the taker after which everything is put back.
+const SILENCE_LIMIT: Duration = Duration::from_secs(40);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Draining { op: OpId, ticket: Ticket },
+    Held,
+    Checkpointing { ticket: Ticket },
+    Stopping { ticket: Ticket },
+    Stopped,
+    StoppingToConsent { ticket: Ticket, epoch: Epoch },
+    PuttingBack { ticket: Option<Ticket> },
+}
+
+/// A switchover away from this node.
+#[derive(Debug)]
+pub(super) struct Handover {
+    pub(super) attempt: u64,
+    stage: Stage,
+    pub(super) deadline: Instant,
+}
+
+impl Handover {
+    /// PostgreSQL is being stopped or is stopped for it: the gate stays shut.
+    pub(super) fn stopping(&self) -> bool {
+        !matches!(self.stage, Stage::Draining { .. } | Stage::Held | Stage::Checkpointing { .. })
+    }
+
+    pub(super) fn word(&self) -> &'static str {
+        match self.stage {
+            Stage::Draining { .. } => "holding clients",
+            Stage::Held => "clients held",
+            Stage::Checkpointing { .. } => "checkpoint",
+            Stage::Stopping { .. } | Stage::StoppingToConsent { .. } => "stopping PostgreSQL",
+            Stage::Stopped => "PostgreSQL stopped",
+            Stage::PuttingBack { .. } => "putting everything back",
+        }
+    }
+}
+
+fn refuse(ticket: Ticket, why: &str) -> Effect {
+    Effect::AnswerPeer { ticket, answer: Box::new(PeerAnswer::Refused { why: why.to_owned() }) }
+}
+
+impl Guard {
+    pub(super) fn on_prepare(&mut self, now: Now, ticket: Ticket, attempt: u64, epoch: Epoch, fx: &mut Vec<Effect>) {
+        if self.takeover.is_some() || self.rejoin.is_some() {
+            fx.push(refuse(ticket, "another procedure is under way on the old node"));
+        } else if self.handover.is_some() {
+            fx.push(refuse(ticket, "another switchover is under way"));
+        } else if !self.durable.is_holder() || self.fenced().is_some() {
+            fx.push(refuse(ticket, "it is not the active node"));
+        } else if epoch <= self.durable.complete {
+            fx.push(refuse(ticket, "the new epoch is not above its own"));
+        } else {
+            let op = OpId(self.id());
+            self.handover =
+                Some(Handover { attempt, stage: Stage::Draining { op, ticket }, deadline: now.boot + SILENCE_LIMIT });
+            self.gate.paused = true;
+            let text = format!("{} asked for a switchover to epoch {epoch}; holding clients", self.setup.peer);
+            self.note(now, fx, "switchover_prepared", text);
+            fx.push(Effect::HoldClients);
+            fx.push(Effect::Drain { op, limit: DRAIN_LIMIT });
+        }
+    }
+
+    pub(super) fn on_drained(&mut self, now: Now, op: OpId, busy: u64, fx: &mut Vec<Effect>) {
+        let Some(handover) = &mut self.handover else { return };
+        let Stage::Draining { op: waiting, ticket } = handover.stage else { return };
+        if waiting != op {
+            return;
+        }
+        handover.stage = Stage::Held;
+        handover.deadline = now.boot + SILENCE_LIMIT;
+        let attempt = handover.attempt;
+        if busy > 0 {
+            let text = format!("{busy} sessions did not end their transaction in time and will be ended");
+            self.note(now, fx, "drain_incomplete", text);
+        }
+        fx.push(Effect::AnswerPeer { ticket, answer: Box::new(PeerAnswer::Ready { attempt }) });
+    }
+
+    pub(super) fn on_stop_primary(&mut self, now: Now, ticket: Ticket, attempt: u64, fx: &mut Vec<Effect>) {
+        let Some(handover) = self.handover.as_mut().filter(|h| h.attempt == attempt && h.stage == Stage::Held) else {
+            fx.push(refuse(ticket, "no switchover of that attempt is prepared there"));
+            return;
+        };
+        handover.stage = Stage::Checkpointing { ticket };
+        handover.deadline = now.boot + SILENCE_LIMIT * 3;
+        if !self.pg_task(PgOwner::Handover, PgTask::Checkpoint, fx) {
+            self.put_back(now, None, fx);
+            fx.push(refuse(ticket, "PostgreSQL is busy with another task there; try again in a few seconds"));
+        }
+    }
+
+    pub(super) fn on_handover_pg(&mut self, now: Now, result: Result<PgOutput, String>, fx: &mut Vec<Effect>) {
+        let Some(handover) = &mut self.handover else { return };
+        handover.deadline = now.boot + SILENCE_LIMIT;
+        let attempt = handover.attempt;
+        match (handover.stage, result) {
+            (Stage::Checkpointing { ticket }, Ok(_)) => {
+                handover.stage = Stage::Stopping { ticket };
+                let reason = format!("switchover to {}", self.setup.peer);
+                self.shut(now, GateState::Shut, reason, fx);
+                self.unbind_vips(fx);
+                self.pg_task(PgOwner::Handover, PgTask::Stop, fx);
+            }
+            (Stage::Stopping { ticket }, Ok(PgOutput::Control(data))) if data.state == "shut down" => {
+                handover.stage = Stage::Stopped;
+                let answer = PeerAnswer::Stopped { attempt, checkpoint: data.checkpoint, timeline: data.timeline };
+                fx.push(Effect::AnswerPeer { ticket, answer: Box::new(answer) });
+            }
+            (Stage::StoppingToConsent { ticket, epoch }, Ok(_)) => self.latch_consent(now, ticket, attempt, epoch, fx),
+            (Stage::Stopping { ticket }, Ok(_)) => {
+                fx.push(refuse(ticket, "its PostgreSQL did not shut down cleanly"));
+                self.put_back(now, None, fx);
+            }
+            (Stage::Checkpointing { ticket } | Stage::Stopping { ticket }, Err(why)) => {
+                fx.push(refuse(ticket, &why));
+                self.put_back(now, None, fx);
+            }
+            (Stage::StoppingToConsent { ticket, .. }, Err(why)) => {
+                fx.push(refuse(ticket, &why));
+                self.handover = None;
+            }
+            (Stage::PuttingBack { ticket }, result) => {
+                self.handover = None;
+                self.release_clients(fx);
+                match &result {
+                    Ok(_) => self.note(now, fx, "put_back", "the switchover was given up; serving on".to_owned()),
+                    Err(why) => self.note(now, fx, "put_back_failed", format!("PostgreSQL did not start again: {why}")),
+                }
+                if let Some(ticket) = ticket {
+                    fx.push(Effect::AnswerPeer { ticket, answer: Box::new(PeerAnswer::PutBack { attempt }) });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The last step before the other node's compare-and-swap.
+    pub(super) fn on_consent(&mut self, now: Now, ticket: Ticket, attempt: u64, epoch: Epoch, fx: &mut Vec<Effect>) {
+        if self.takeover.is_some() || self.rejoin.is_some() {
+            fx.push(refuse(ticket, "another procedure is under way on the old node"));
+            return;
+        }
+        if epoch <= self.durable.complete || epoch <= self.durable.won {
+            fx.push(refuse(ticket, "the new epoch is not above its own"));
+            return;
+        }
+        if self.handover.as_ref().is_some_and(|h| h.attempt != attempt) {
+            fx.push(refuse(ticket, "another switchover is under way"));
+            return;
+        }
+        // Cut first, whatever follows.
+        let reason = format!("consented to {} taking epoch {epoch}", self.setup.peer);
+        self.proofs.void();
+        self.unbind_vips(fx);
+        self.shut(now, GateState::Shut, reason, fx);
+        let running = self.pg.up && self.pg.report.as_ref().is_some_and(|r| !r.in_recovery);
+        let deadline = now.boot + SILENCE_LIMIT * 3;
+        self.handover = Some(Handover { attempt, stage: Stage::StoppingToConsent { ticket, epoch }, deadline });
+        if running {
+            if !self.pg_task(PgOwner::Handover, PgTask::Stop, fx) {
+                self.handover = None;
+                fx.push(refuse(ticket, "PostgreSQL is busy with another task there; try again in a few seconds"));
+            }
+            return;
+        }
+        self.latch_consent(now, ticket, attempt, epoch, fx);
+    }
+
+    fn latch_consent(&mut self, now: Now, ticket: Ticket, attempt: u64, epoch: Epoch, fx: &mut Vec<Effect>) {
+        self.handover = None;
+        self.release_clients(fx);
+        self.pg.demoted = false;
+        self.fence_now = Some((epoch, format!("consented to {} taking epoch {epoch}", self.setup.peer)));
+        self.note(
+            now,
+            fx,
+            "consented",
+            format!("fenced at epoch {epoch} by consent; {} may take over", self.setup.peer),
+        );
+        let entry = Entry::Consented { number: epoch, attempt, at: now.rfc3339() };
+        let answer = Box::new(PeerAnswer::Consented { attempt, epoch });
+        self.record(fx, vec![entry], Then::Answer { ticket, answer });
+    }
+
+    pub(super) fn on_put_back(&mut self, now: Now, ticket: Ticket, attempt: u64, fx: &mut Vec<Effect>) {
+        if self.handover.as_ref().is_some_and(|h| h.attempt == attempt) {
+            self.put_back(now, Some(ticket), fx);
+        } else {
+            fx.push(Effect::AnswerPeer { ticket, answer: Box::new(PeerAnswer::PutBack { attempt }) });
+        }
+    }
+
+    fn put_back(&mut self, now: Now, ticket: Option<Ticket>, fx: &mut Vec<Effect>) {
+        let Some(handover) = &mut self.handover else { return };
+        let stopped = matches!(handover.stage, Stage::Stopping { .. } | Stage::Stopped);
+        let attempt = handover.attempt;
+        if stopped {
+            handover.stage = Stage::PuttingBack { ticket };
+            handover.deadline = now.boot + SILENCE_LIMIT * 3;
+            self.pg_task(PgOwner::Handover, PgTask::Start, fx);
+            return;
+        }
+        self.handover = None;
+        self.release_clients(fx);
+        self.note(now, fx, "put_back", "the switchover was given up before PostgreSQL was touched".to_owned());
+        if let Some(ticket) = ticket {
+            fx.push(Effect::AnswerPeer { ticket, answer: Box::new(PeerAnswer::PutBack { attempt }) });
+        }
+    }
+
+    /// The taker fell silent before any consent: put everything back.
+    pub(super) fn advance_handover(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let Some(handover) = &mut self.handover else { return };
+        if now.boot < handover.deadline {
+            return;
+        }
+        handover.deadline = now.boot + SILENCE_LIMIT;
+        match handover.stage {
+            Stage::Held | Stage::Stopped | Stage::Draining { .. } => {
+                self.note(now, fx, "taker_silent", format!("{} fell silent during a switchover", self.setup.peer));
+                self.put_back(now, None, fx);
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,525 @@
+//! The node: role, lease, fence and procedures in one pure state machine.
+//!
+//! What it is: [`Guard::handle`] takes one event and one reading of the clocks and appends effects; it cannot fail and
+//! cannot wait. [`Guard::next_deadline`] says when it wants to be called again. What it is NOT: it does not read a
+//! clock, open a socket or write a file, and it keeps nothing that a restart must remember outside [`Durable`].
+//!
+//! ```text
+//!            won by compare-and-swap, complete             proof ran out, or the record says nothing
+//!   passive ------------------------------------> active <------------------------------------------> lapsed
+//!      ^                                            |   proof for the same epoch returned                |
+//!      |  rejoin; a switched-over node follows      | a higher epoch, the record named the peer for W,   |
+//!      +------------------ fenced <-----------------+ consent, the operator                              |
+//!                            ^---------------------------------------------------------------------------+
+//! ```
+//!
+//! **Invariants** (design.md section 3): the gate is extended only by `decide`, only to the lease's deadline, and only
+//! when `standing` finds every condition of R1 true; a cut is always the first effect of its turn; nothing that needs
+//! the journal is emitted before `Recorded`. The submodules are rooms of this one machine:
+//! `proofs` (witness and peer evidence), `fence`, `vip`, `record` (updates and their settling), `durability` (R4),
+//! `takeover` (promote, switchover, unfence), `handover` (the old side of a switchover), `rejoin`, `view`.
+
+mod commands;
+mod durability;
+mod fence;
+mod handover;
+mod proofs;
+mod record;
+mod rejoin;
+mod takeover;
+mod view;
+mod vip;
+
+use crate::base::ids::{Epoch, NodeName, OpId};
+use crate::base::time::{Duration, Instant};
+use crate::engine::durable::{Durable, Entry};
+use crate::engine::lease::Proofs;
+use crate::engine::report::PgReport;
+use crate::engine::setup::Setup;
+use crate::engine::status::{Counters, EventRow, GateState};
+use crate::engine::turn::{Effect, Event, Now, PeerAnswer, PgOutput, Ticket};
+use std::collections::VecDeque;
+
+/// How many events `status` remembers; older ones are in the event log on disk.
+const EVENTS_MAX: usize = 50;
+/// How often a VIP that is bound is renewed and the state is looked at anew.
+const RENEW_EVERY: Duration = Duration::from_millis(400);
+/// How long after a failed PostgreSQL task of its own (a demotion) the guard tries again.
+const RETRY_AFTER: Duration = Duration::from_secs(3);
+
+/// What continues when entries are durable.
+#[derive(Debug, Clone, PartialEq)]
+enum Then {
+    Nothing,
+    Takeover,
+    Rejoin,
+    Fenced { tries: u32 },
+    Answer { ticket: Ticket, answer: Box<PeerAnswer> },
+}
+
+/// Who waits for a PostgreSQL task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PgOwner {
+    Takeover,
+    Handover,
+    Rejoin,
+    Demotion,
+    Follow,
+    Durability,
+    Housekeeping,
+}
+
+/// What is known of the local PostgreSQL.
+#[derive(Debug, Default)]
+struct PgMemory {
+    up: bool,
+    error: Option<String>,
+    report: Option<PgReport>,
+    /// Of this start: what the standby must have flushed before a client passes (R6), and whether it has.
+    barrier: Option<crate::base::ids::Lsn>,
+    barrier_passed: bool,
+    /// Consecutive looks at which the standby was ahead of this primary.
+    ahead: u32,
+    /// The one task under way.
+    task: Option<(OpId, PgOwner)>,
+    retry_at: Instant,
+    /// Demoted once in this life: an operator who stops it afterwards is obeyed.
+    demoted: bool,
+    prepared_start: Option<u64>,
+    adopted: bool,
+}
+
+/// The gate as the guard last set it.
+#[derive(Debug)]
+struct GateMemory {
+    open: bool,
+    until: Instant,
+    paused: bool,
+    state: GateState,
+    reason: String,
+    sessions: u64,
+}
+
+/// The whole node.
+#[derive(Debug)]
+pub struct Guard {
+    setup: Setup,
+    durable: Durable,
+    next_seq: u64,
+    next_id: u64,
+    writing: VecDeque<(u64, Vec<Entry>, Then)>,
+    /// A fence that is true although it may not be written yet.
+    fence_now: Option<(Epoch, String)>,
+    fence_retry: Option<(Instant, Vec<Entry>, u32)>,
+    /// The reading of this turn.
+    at: Now,
+    started: Instant,
+    poll_at: Instant,
+    renew_at: Instant,
+    witness: proofs::WitnessMemory,
+    proofs: Proofs,
+    peer: proofs::PeerMemory,
+    pg: PgMemory,
+    pg_present: bool,
+    vips: Vec<vip::VipMemory>,
+    link_up: bool,
+    gate: GateMemory,
+    job: Option<record::RecordJob>,
+    durability: durability::Durability,
+    takeover: Option<takeover::Takeover>,
+    handover: Option<handover::Handover>,
+    rejoin: Option<rejoin::Rejoin>,
+    watching: Vec<commands::Watching>,
+    last_ended: Option<crate::engine::turn::ProcedureBrief>,
+    shutting_down: bool,
+    events: VecDeque<EventRow>,
+    counters: Counters,
+}
+
+impl Guard {
+    /// A guard that has just started: shut, whatever the journal says. The effects clear what a former life left over.
+    pub fn start(setup: Setup, durable: Durable, pg_present: bool, now: Now, fx: &mut Vec<Effect>) -> Guard {
+        let servers = setup.servers.len();
+        let vips = setup.vip_addresses();
+        let mut guard = Guard {
+            next_seq: 1,
+            next_id: 1,
+            writing: VecDeque::new(),
+            fence_now: None,
+            fence_retry: None,
+            at: now,
+            started: now.boot,
+            poll_at: now.boot,
+            renew_at: now.boot,
+            witness: proofs::WitnessMemory::new(servers),
+            proofs: Proofs::default(),
+            peer: proofs::PeerMemory::default(),
+            pg: PgMemory::default(),
+            pg_present,
+            vips: vips.iter().map(|a| vip::VipMemory::new(*a)).collect(),
+            link_up: true,
+            gate: GateMemory {
+                open: false,
+                until: Instant::ZERO,
+                paused: false,
+                state: GateState::Shut,
+                reason: "the daemon has just started".to_owned(),
+                sessions: 0,
+            },
+            job: None,
+            durability: durability::Durability::default(),
+            takeover: None,
+            handover: None,
+            rejoin: None,
+            watching: Vec::new(),
+            last_ended: None,
+            shutting_down: false,
+            events: VecDeque::new(),
+            counters: Counters::default(),
+            setup,
+            durable,
+        };
+        for address in vips {
+            fx.push(Effect::UnbindVip { address });
+        }
+        if let Some((id, kind, step)) = guard.durable.procedure.clone() {
+            guard.note(
+                now,
+                fx,
+                "procedure_interrupted",
+                format!("a restart interrupted the {kind} at \"{step}\"; run it again to finish"),
+            );
+            let entry = Entry::Step { id, kind, step, ended: Some((4, "interrupted by a restart".to_owned())) };
+            guard.record(fx, vec![entry], Then::Nothing);
+        }
+        guard.turn(now, fx);
+        guard
+    }
+
+    /// One turn: one event, one reading of the clocks.
+    pub fn handle(&mut self, now: Now, event: Event, fx: &mut Vec<Effect>) {
+        self.at = now;
+        match event {
+            Event::DeadlinePassed => {}
+            Event::Recorded { seq } => self.on_recorded(now, seq, fx),
+            Event::RecordFailed { seq, why } => self.on_record_failed(now, seq, &why, fx),
+            Event::WitnessAnswered { question, answer } => self.on_witness_answered(now, question, answer, fx),
+            Event::UpdateAnswered { op, outcome } => self.on_update_answered(now, op, outcome, fx),
+            Event::PeerAnswered { question, answer } => self.on_peer_answered(now, question, answer, fx),
+            Event::PeerAsked { ticket, question } => self.on_peer_asked(now, ticket, *question, fx),
+            Event::PgObserved(report) => self.on_pg_observed(now, *report, fx),
+            Event::PgLost(why) => self.on_pg_lost(now, why, fx),
+            Event::PgSilent(why) => self.pg.error = Some(why),
+            Event::PgDone { op, result } => self.on_pg_done(now, op, result, fx),
+            Event::PgProgress { op, text } => self.on_pg_progress(now, op, &text, fx),
+            Event::Drained { op, busy } => self.on_drained(now, op, busy, fx),
+            Event::Command { ticket, command } => self.on_command(now, ticket, command, fx),
+            Event::Sessions { sessions, total, auth_failures } => {
+                self.gate.sessions = sessions;
+                self.counters.sessions_total = total;
+                self.counters.auth_failures = auth_failures;
+            }
+            Event::ShutdownAsked => {
+                self.shutting_down = true;
+                self.note(now, fx, "shutdown", "the daemon was asked to stop".to_owned());
+            }
+            vip @ (Event::VipBound { .. }
+            | Event::VipBindFailed { .. }
+            | Event::VipProbed { .. }
+            | Event::VipRemoved { .. }
+            | Event::ForeignClaim { .. }
+            | Event::VipIs { .. }
+            | Event::LinkDown
+            | Event::LinkUp) => self.on_vip(now, vip, fx),
+        }
+        self.turn(now, fx);
+    }
+
+    /// What happens in every turn, whatever came in.
+    fn turn(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        self.poll(now, fx);
+        self.fence_when_due(now, fx);
+        self.decide(now, fx);
+        if !self.shutting_down {
+            self.advance_takeover(now, fx);
+            self.advance_handover(now, fx);
+            self.advance_rejoin(now, fx);
+            self.advance_job(now, fx);
+            self.advance_fence(now, fx);
+            self.advance_durability(now, fx);
+            self.advance_housekeeping(now, fx);
+            self.advance_watching(now, fx);
+            self.decide(now, fx);
+        }
+    }
+
+    /// When [`Event::DeadlinePassed`] is wanted at the latest.
+    pub fn next_deadline(&self) -> Instant {
+        let mut at = self.poll_at.min(self.renew_at);
+        let others = [
+            self.gate.open.then_some(self.gate.until),
+            self.takeover.as_ref().and_then(|t| t.deadline),
+            self.rejoin.as_ref().and_then(|r| r.deadline),
+            self.handover.as_ref().map(|h| h.deadline),
+            self.job.as_ref().map(|j| j.wake),
+            self.fence_retry.as_ref().map(|(at, ..)| *at),
+            self.elsewhere_due(),
+        ];
+        for other in others.into_iter().flatten() {
+            at = at.min(other);
+        }
+        at
+    }
+
+    /// Extends or cuts. The only place that does.
+    fn decide(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let standing = self.standing(now);
+        match standing {
+            Ok(until) => {
+                if !self.vips_ready(now, until, fx) {
+                    let reason = self.vip_reason();
+                    self.shut(now, GateState::Shut, reason, fx);
+                    return;
+                }
+                if !self.gate.open {
+                    self.gate.open = true;
+                    self.counters.gate_openings += 1;
+                    fx.push(Effect::Extend { until });
+                    let text = format!(
+                        "the gate opened at epoch {}, lease good for {} ms",
+                        self.durable.complete,
+                        crate::base::time::millis(until.since(now.boot))
+                    );
+                    self.note(now, fx, "gate_opened", text);
+                } else if until != self.gate.until {
+                    fx.push(Effect::Extend { until });
+                }
+                self.gate.until = until;
+                self.gate.state = if self.gate.paused { GateState::Paused } else { GateState::Open };
+                self.gate.reason.clear();
+            }
+            Err((state, reason)) => {
+                self.unbind_vips(fx);
+                self.shut(now, state, reason, fx);
+            }
+        }
+    }
+
+    /// Cuts when open, and remembers why it is not.
+    fn shut(&mut self, now: Now, state: GateState, reason: String, fx: &mut Vec<Effect>) {
+        if self.gate.open {
+            self.gate.open = false;
+            self.gate.until = Instant::ZERO;
+            self.counters.gate_cuts += 1;
+            let told = self.told(&reason);
+            fx.insert(0, Effect::Cut { reason: told });
+            let age = self.proofs.newest().map_or(0, |asked| crate::base::time::millis(now.boot.since(asked)));
+            let text = format!(
+                "the gate was cut ({}): {reason}; epoch {}, last proof {age} ms old, {} sessions",
+                state.as_str(),
+                self.durable.complete,
+                self.gate.sessions
+            );
+            self.note(now, fx, "gate_cut", text);
+        }
+        self.gate.state = state;
+        self.gate.reason = reason;
+    }
+
+    /// All of R1 but the VIP: until when the gate may pass, or why not.
+    fn standing(&self, now: Now) -> Result<Instant, (GateState, String)> {
+        use GateState::{Fenced, Lapsed, Shut};
+        let shut = |reason: &str| Err((Shut, reason.to_owned()));
+        if self.shutting_down {
+            return shut("the daemon is shutting down");
+        }
+        if let Some(reason) = self.fenced() {
+            return Err((Fenced, reason));
+        }
+        if self.durable.won > self.durable.complete {
+            return shut("an unfinished takeover; run promote again to finish it");
+        }
+        if !self.durable.is_holder() {
+            return shut("this node is not the active one");
+        }
+        if let Some(handover) = &self.handover
+            && handover.stopping()
+        {
+            return shut("a switchover is under way");
+        }
+        if let Some(why) = self.against() {
+            return Err((Lapsed, why));
+        }
+        let until = self.lease_deadline();
+        if until <= now.boot {
+            let reason = match self.proofs.newest() {
+                None => format!("no proof yet that epoch {} still stands", self.durable.complete),
+                Some(asked) => format!(
+                    "the lease ran out: last proof was asked for {:.1} s ago",
+                    now.boot.since(asked).as_secs_f64()
+                ),
+            };
+            return Err((Lapsed, reason));
+        }
+        if let Some(why) = self.not_confirmed(now) {
+            return Err((Lapsed, why));
+        }
+        self.postgres_serves()?;
+        Ok(until)
+    }
+
+    /// The local PostgreSQL is a writable primary of the right cluster whose list agrees with the record, and R6's wait
+    /// is over.
+    fn postgres_serves(&self) -> Result<(), (GateState, String)> {
+        let shut = |reason: String| Err((GateState::Shut, reason));
+        let report = match (&self.pg.report, self.pg.up) {
+            (Some(report), true) => report,
+            _ => {
+                let error = self.pg.error.clone().unwrap_or_else(|| "not seen yet".to_owned());
+                return shut(format!("the local PostgreSQL is not up ({error})"));
+            }
+        };
+        if report.in_recovery {
+            return shut("the local PostgreSQL is a standby".to_owned());
+        }
+        if report.read_only {
+            return shut("the local PostgreSQL refuses writes (default_transaction_read_only)".to_owned());
+        }
+        if let Some(marker) = &self.witness.marker
+            && marker.sysid != report.system_id
+        {
+            return shut(format!("system identifier {} is not the record's {}", report.system_id, marker.sysid));
+        }
+        if let Some(why) = self.list_disagrees(report) {
+            return shut(why);
+        }
+        if !self.pg.barrier_passed {
+            return shut(
+                "PostgreSQL has just started: waiting until the standby has confirmed its WAL (R6)".to_owned(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Queues entries for the journal.
+    fn record(&mut self, fx: &mut Vec<Effect>, entries: Vec<Entry>, then: Then) {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        fx.push(Effect::Record { seq, entries: entries.clone() });
+        self.writing.push_back((seq, entries, then));
+    }
+
+    fn on_recorded(&mut self, now: Now, seq: u64, fx: &mut Vec<Effect>) {
+        let Some(at) = self.writing.iter().position(|(s, ..)| *s == seq) else { return };
+        let Some((_, entries, then)) = self.writing.remove(at) else { return };
+        for entry in &entries {
+            self.durable.apply(entry);
+        }
+        if self.durable.fenced.is_some() && self.fence_now.as_ref().is_some_and(|(n, _)| *n <= self.durable.fence) {
+            self.fence_now = None;
+        }
+        match then {
+            Then::Nothing | Then::Fenced { .. } => {}
+            Then::Takeover => self.on_takeover_recorded(now, fx),
+            Then::Rejoin => self.on_rejoin_recorded(now, fx),
+            Then::Answer { ticket, answer } => fx.push(Effect::AnswerPeer { ticket, answer }),
+        }
+    }
+
+    fn on_record_failed(&mut self, now: Now, seq: u64, why: &str, fx: &mut Vec<Effect>) {
+        let Some(at) = self.writing.iter().position(|(s, ..)| *s == seq) else { return };
+        let Some((_, entries, then)) = self.writing.remove(at) else { return };
+        self.note(
+            now,
+            fx,
+            "journal_failed",
+            format!("the journal cannot be written: {why}; free the disk of state_dir"),
+        );
+        match then {
+            Then::Nothing => {}
+            Then::Takeover => self.fail_takeover(now, 1, &format!("the journal cannot be written: {why}"), fx),
+            Then::Rejoin => self.fail_rejoin(now, 1, &format!("the journal cannot be written: {why}"), fx),
+            Then::Fenced { tries } => self.fence_retry = Some((now.boot + Duration::from_secs(1), entries, tries + 1)),
+            Then::Answer { ticket, .. } => {
+                let answer = Box::new(PeerAnswer::Refused { why: format!("the journal cannot be written: {why}") });
+                fx.push(Effect::AnswerPeer { ticket, answer });
+            }
+        }
+    }
+
+    /// One event in `status`, one line in the log.
+    fn note(&mut self, now: Now, fx: &mut Vec<Effect>, kind: &'static str, text: String) {
+        if self.events.len() >= EVENTS_MAX {
+            self.events.pop_front();
+        }
+        self.events.push_back(EventRow { at: now.rfc3339(), kind: kind.to_owned(), text: text.clone() });
+        fx.push(Effect::Note { kind, text });
+    }
+
+    fn id(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+
+    /// Starts a PostgreSQL task when none runs.
+    fn pg_task(&mut self, owner: PgOwner, task: crate::engine::turn::PgTask, fx: &mut Vec<Effect>) -> bool {
+        if self.pg.task.is_some() {
+            return false;
+        }
+        let op = OpId(self.id());
+        self.pg.task = Some((op, owner));
+        fx.push(Effect::Pg { op, task });
+        true
+    }
+
+    fn on_pg_done(&mut self, now: Now, op: OpId, result: Result<PgOutput, String>, fx: &mut Vec<Effect>) {
+        let Some((running, owner)) = self.pg.task else { return };
+        if running != op {
+            return;
+        }
+        self.pg.task = None;
+        match owner {
+            PgOwner::Takeover => self.on_takeover_pg(now, result, fx),
+            PgOwner::Handover => self.on_handover_pg(now, result, fx),
+            PgOwner::Rejoin => self.on_rejoin_pg(now, result, fx),
+            PgOwner::Durability => self.on_durability_pg(now, result, fx),
+            PgOwner::Demotion | PgOwner::Follow => self.on_demoted(now, owner, result, fx),
+            PgOwner::Housekeeping => {
+                if let Err(why) = result {
+                    self.pg.retry_at = now.boot + RETRY_AFTER;
+                    self.pg.prepared_start = None;
+                    self.pg.adopted = false;
+                    self.note(now, fx, "postgres_setup_failed", why);
+                }
+            }
+        }
+    }
+
+    fn on_pg_progress(&mut self, now: Now, op: OpId, text: &str, fx: &mut Vec<Effect>) {
+        if self.pg.task.is_some_and(|(running, _)| running == op) {
+            self.say_rejoin(now, text, fx);
+        }
+    }
+
+    /// The name of the node the records point at, for the sentence a client reads.
+    fn told(&self, reason: &str) -> String {
+        let active = self.witness.points_at(&self.setup).filter(|name| **name != self.setup.me);
+        match active {
+            Some(name) => format!(
+                "portcullis: node {} no longer serves ({reason}); the active node is {}",
+                self.setup.me,
+                self.setup.named(name)
+            ),
+            None => format!("portcullis: node {} does not serve ({reason})", self.setup.me),
+        }
+    }
+
+    /// The peer's name.
+    fn peer_name(&self) -> NodeName {
+        self.setup.peer.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,588 @@
+//! Evidence of this node's epoch: the witness's answers, the peer's pulses and pledges. Everything is dated from the
+//! question, and an answer asked before our own last update counts for nothing.
+
+use super::{Guard, Then};
+use crate::base::config::DnsMode;
+use crate::base::ids::{Epoch, NodeName};
+use crate::base::time::{Duration, Instant};
+use crate::engine::durable::Entry;
+use crate::engine::evidence::{self, Memory, Seen, Verdict};
+use crate::engine::setup::Setup;
+use crate::engine::turn::{Effect, Now, PeerAnswer, PeerPg, PeerQuestion, PeerState, PledgeAsk, Ticket};
+use crate::wire::dns::{Reading, RecordPair};
+use crate::wire::marker::Marker;
+use std::collections::BTreeMap;
+
+/// How long the peer is given to answer: *alive* means within this (the contract).
+pub(super) const PEER_LIMIT: Duration = Duration::from_secs(2);
+
+/// Who waits for a witness's answer, beside the lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AskedFor {
+    Poll,
+    Job,
+    Takeover,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    server: usize,
+    at: Instant,
+    purpose: AskedFor,
+}
+
+/// One authority.
+#[derive(Debug, Default)]
+pub(super) struct ServerMemory {
+    /// When the question of the last conclusive answer was sent.
+    pub(super) asked: Option<Instant>,
+    pub(super) seen: Option<Seen>,
+    pub(super) verdict: Option<Verdict>,
+    /// Since when it has said the same.
+    pub(super) since: Instant,
+    /// The last answer proved nothing, and why.
+    pub(super) error: Option<String>,
+}
+
+/// The witness as remembered.
+#[derive(Debug)]
+pub(super) struct WitnessMemory {
+    pub(super) servers: Vec<ServerMemory>,
+    questions: BTreeMap<u64, Asked>,
+    /// Last read from the server that executes the updates.
+    pub(super) pair: Option<RecordPair>,
+    pub(super) marker: Option<Marker>,
+    pub(super) ignore_before: Instant,
+    /// It said "here" for our epoch in this life.
+    pub(super) confirmed: bool,
+    /// What the record of our epoch says as `sync=`, by our own last update or as read; outer `None`: not known yet.
+    pub(super) sync: Option<Option<NodeName>>,
+    /// A new boot waits W before it opens (S6).
+    pub(super) open_from: Instant,
+    /// Observe mode: since when proofs have been unbroken.
+    unbroken_since: Option<Instant>,
+    seen_writing: Epoch,
+}
+
+impl WitnessMemory {
+    pub(super) fn new(servers: usize) -> WitnessMemory {
+        WitnessMemory {
+            servers: (0..servers).map(|_| ServerMemory::default()).collect(),
+            questions: BTreeMap::new(),
+            pair: None,
+            marker: None,
+            ignore_before: Instant::ZERO,
+            confirmed: false,
+            sync: None,
+            open_from: Instant::ZERO,
+            unbroken_since: None,
+            seen_writing: Epoch::NONE,
+        }
+    }
+
+    /// The node the records point at, by the newest conclusive answer.
+    pub(super) fn points_at(&self, _setup: &Setup) -> Option<&NodeName> {
+        let newest = self.servers.iter().filter(|s| s.seen.is_some()).max_by_key(|s| s.asked)?;
+        evidence::points_at(newest.seen.as_ref()?)
+    }
+
+    /// Forgets all evidence: after our own change of the record only what is asked from now on counts.
+    pub(super) fn forget(&mut self, now: Instant) {
+        self.ignore_before = now;
+        for server in &mut self.servers {
+            server.verdict = None;
+            server.seen = None;
+        }
+        self.unbroken_since = None;
+    }
+}
+
+/// Who waits for a peer's answer, beside the lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PeerAskedFor {
+    Pulse,
+    Takeover,
+    Rejoin,
+    Forward { ticket: Ticket },
+}
+
+/// The peer as remembered.
+#[derive(Debug, Default)]
+pub(super) struct PeerMemory {
+    pub(super) state: Option<PeerState>,
+    /// When anything was heard from it.
+    pub(super) heard: Option<Instant>,
+    pub(super) heard_wall: Option<String>,
+    /// An answer to a question of ours came (its channel works both ways).
+    pub(super) answered: Option<Instant>,
+    questions: BTreeMap<u64, (Instant, PeerAskedFor, Epoch)>,
+    /// To which start of the peer we last pledged, and when.
+    pledged_to: Option<(u64, Instant)>,
+    /// Its position as known at the last look at our own PostgreSQL (R6: is the standby ahead?).
+    pub(super) lsn_before: Option<(crate::base::ids::TimelineId, crate::base::ids::Lsn)>,
+    mismatch_noted: bool,
+}
+
+impl Guard {
+    fn memory(&self) -> Memory {
+        Memory { epoch: self.durable.won, seq: self.durable.seq, seen: self.durable.seen }
+    }
+
+    /// The lease this node may use: never longer than the marker's.
+    pub(super) fn lease(&self) -> Duration {
+        self.setup.lease(self.witness.marker.as_ref().map(|m| m.lease))
+    }
+
+    /// W, for the longest lease seen.
+    pub(super) fn wait(&self) -> Duration {
+        self.setup.timing.wait(self.witness.marker.as_ref().map(|m| m.lease))
+    }
+
+    /// Until when the proofs in hand are good.
+    pub(super) fn lease_deadline(&self) -> Instant {
+        self.proofs.deadline(self.lease())
+    }
+
+    /// Once per poll: every authority and the peer are asked, whether or not earlier questions were answered.
+    pub(super) fn poll(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        if now.boot >= self.renew_at {
+            self.renew_at = now.boot + super::RENEW_EVERY;
+        }
+        if now.boot < self.poll_at {
+            return;
+        }
+        self.poll_at = now.boot + self.setup.poll;
+        for server in 0..self.witness.servers.len() {
+            self.ask_witness(now, server, AskedFor::Poll, fx);
+        }
+        if self.setup.peer != self.setup.me {
+            let pledge = self.wants_pledge();
+            self.ask_peer_pulse(now, PeerAskedFor::Pulse, pledge, fx);
+        }
+    }
+
+    fn wants_pledge(&self) -> bool {
+        self.durable.is_holder() && self.fenced().is_none() && !self.shutting_down
+    }
+
+    pub(super) fn ask_witness(&mut self, now: Now, server: usize, purpose: AskedFor, fx: &mut Vec<Effect>) -> u64 {
+        let question = self.id();
+        let limit = self.setup.timing.lease.min(PEER_LIMIT);
+        self.witness.questions.insert(question, Asked { server, at: now.boot, purpose });
+        fx.push(Effect::AskWitness { question, server, limit });
+        question
+    }
+
+    pub(super) fn ask_peer_pulse(&mut self, now: Now, by: PeerAskedFor, pledge: bool, fx: &mut Vec<Effect>) -> u64 {
+        let question = self.next_id;
+        let epoch = self.durable.complete;
+        let pledge =
+            pledge.then(|| PledgeAsk { epoch, start: self.setup.start, question, boot: self.setup.boot.clone() });
+        let ask = PeerQuestion::Pulse { state: self.my_state(), pledge };
+        self.ask_peer(now, by, ask, PEER_LIMIT, fx)
+    }
+
+    pub(super) fn ask_peer(
+        &mut self,
+        now: Now,
+        by: PeerAskedFor,
+        ask: PeerQuestion,
+        limit: Duration,
+        fx: &mut Vec<Effect>,
+    ) -> u64 {
+        let question = self.id();
+        self.peer.questions.insert(question, (now.boot, by, self.durable.complete));
+        fx.push(Effect::AskPeer { question, ask: Box::new(ask), limit });
+        question
+    }
+
+    pub(super) fn on_witness_answered(
+        &mut self,
+        now: Now,
+        question: u64,
+        answer: Result<Reading, String>,
+        fx: &mut Vec<Effect>,
+    ) {
+        let Some(asked) = self.witness.questions.remove(&question) else { return };
+        let reading = match answer {
+            Ok(reading) => reading,
+            Err(why) => {
+                self.counters.witness_silent += 1;
+                if let Some(server) = self.witness.servers.get_mut(asked.server) {
+                    server.error = Some(why.clone());
+                }
+                self.deliver_reading(now, asked.purpose, question, Err(why), fx);
+                return;
+            }
+        };
+        let seen = evidence::see(&self.setup, &reading);
+        self.fold_reading(now, asked, &reading, &seen, fx);
+        self.deliver_reading(now, asked.purpose, question, Ok((reading.pair, seen)), fx);
+    }
+
+    fn deliver_reading(
+        &mut self,
+        now: Now,
+        purpose: AskedFor,
+        question: u64,
+        reading: Result<(RecordPair, Seen), String>,
+        fx: &mut Vec<Effect>,
+    ) {
+        match purpose {
+            AskedFor::Poll => {}
+            AskedFor::Job => self.on_job_reading(now, question, reading, fx),
+            AskedFor::Takeover => self.on_takeover_reading(now, question, reading, fx),
+        }
+    }
+
+    fn fold_reading(&mut self, now: Now, asked: Asked, reading: &Reading, seen: &Seen, fx: &mut Vec<Effect>) {
+        if asked.at < self.witness.ignore_before {
+            return;
+        }
+        let first = asked.server == 0;
+        let memory = self.memory();
+        let verdict = match self.setup.mode {
+            DnsMode::Update => evidence::judge(&self.setup, memory, first, seen),
+            DnsMode::Observe => evidence::judge_observed(&self.setup, seen),
+        };
+        let Some(server) = self.witness.servers.get_mut(asked.server) else { return };
+        server.error = None;
+        if server.asked.is_some_and(|before| before > asked.at) {
+            return;
+        }
+        server.asked = Some(asked.at);
+        server.seen = Some(seen.clone());
+        if verdict == Verdict::Lagging {
+            return;
+        }
+        let same_kind = |a: &Verdict| std::mem::discriminant(a) == std::mem::discriminant(&verdict);
+        let changed = !server.verdict.as_ref().is_some_and(same_kind);
+        if changed {
+            server.since = now.boot;
+        }
+        server.verdict = Some(verdict.clone());
+        if first {
+            self.witness.pair = Some(reading.pair.clone());
+            self.witness.marker = evidence::marker_of(seen).cloned();
+        }
+        if let Some(marker) = evidence::marker_of(seen) {
+            self.see_epoch(marker.epoch, fx);
+        }
+        if !(self.durable.is_holder() || self.durable.won > self.durable.complete) {
+            return;
+        }
+        self.act_on_verdict(now, asked, first, changed, &verdict, seen, fx);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn act_on_verdict(
+        &mut self,
+        now: Now,
+        asked: Asked,
+        first: bool,
+        changed: bool,
+        verdict: &Verdict,
+        seen: &Seen,
+        fx: &mut Vec<Effect>,
+    ) {
+        match verdict {
+            Verdict::Here if first || self.setup.mode == DnsMode::Observe => {
+                self.counters.witness_proofs += 1;
+                self.extend_unbroken(asked.at);
+                self.proofs.witnessed(asked.at);
+                self.witness.confirmed = true;
+                if self.setup.mode == DnsMode::Update
+                    && let Some(marker) = evidence::marker_of(seen)
+                {
+                    self.witness.sync = Some(marker.sync.clone());
+                }
+            }
+            Verdict::Higher { epoch, active } => {
+                if self.durable.is_holder() {
+                    self.fence(now, *epoch, format!("{active} took over at epoch {epoch}"), fx);
+                }
+            }
+            Verdict::Nothing { why } => {
+                self.proofs.void();
+                if changed {
+                    let server = self.setup.servers.get(asked.server).cloned().unwrap_or_default();
+                    self.note(now, fx, "record_says_nothing", format!("{server}: {why}"));
+                }
+            }
+            Verdict::Elsewhere { node } => {
+                if self.setup.mode == DnsMode::Update || self.elsewhere_everywhere() {
+                    self.proofs.void();
+                }
+                if changed {
+                    let server = self.setup.servers.get(asked.server).cloned().unwrap_or_default();
+                    self.note(now, fx, "record_elsewhere", format!("{server}: the record names {node}"));
+                }
+            }
+            Verdict::Here | Verdict::Lagging => {}
+        }
+    }
+
+    /// Observe mode: proofs are unbroken while each was asked for before the last ran out.
+    fn extend_unbroken(&mut self, asked: Instant) {
+        let broken = self.lease_deadline() < asked;
+        if broken || self.witness.unbroken_since.is_none() {
+            self.witness.unbroken_since = Some(asked);
+        }
+    }
+
+    /// Durably remembers the highest epoch known from anywhere; at most one write per epoch.
+    pub(super) fn see_epoch(&mut self, epoch: Epoch, fx: &mut Vec<Effect>) {
+        if epoch > self.durable.seen && epoch > self.witness.seen_writing {
+            self.witness.seen_writing = epoch;
+            self.record(fx, vec![Entry::Seen { epoch }], Then::Nothing);
+        }
+    }
+
+    /// Observe mode: every authority that answers says so.
+    fn elsewhere_everywhere(&self) -> bool {
+        let mut any = false;
+        for server in self.witness.servers.iter().filter(|s| s.error.is_none()) {
+            match server.verdict {
+                Some(Verdict::Elsewhere { .. }) => any = true,
+                None => {}
+                _ => return false,
+            }
+        }
+        any
+    }
+
+    /// A negative verdict that stands: the reason, else `None`.
+    pub(super) fn against(&self) -> Option<String> {
+        let observe = self.setup.mode == DnsMode::Observe;
+        for (index, server) in self.witness.servers.iter().enumerate() {
+            let name = self.setup.servers.get(index).map_or("", String::as_str);
+            match &server.verdict {
+                Some(Verdict::Nothing { why }) => return Some(format!("the record at {name} says nothing: {why}")),
+                Some(Verdict::Elsewhere { node }) if !observe || self.elsewhere_everywhere() => {
+                    return Some(format!("the record at {name} names {node}"));
+                }
+                Some(Verdict::Higher { epoch, active }) => return Some(format!("{active} took over at epoch {epoch}")),
+                Some(Verdict::Elsewhere { .. } | Verdict::Here | Verdict::Lagging) | None => {}
+            }
+        }
+        None
+    }
+
+    /// Since when the record has named another node under our own epoch, and which.
+    pub(super) fn elsewhere_since(&self) -> Option<(Instant, NodeName)> {
+        if self.setup.mode == DnsMode::Observe && !self.elsewhere_everywhere() {
+            return None;
+        }
+        let standing = self.witness.servers.iter().filter_map(|s| match &s.verdict {
+            Some(Verdict::Elsewhere { node }) => Some((s.since, node.clone())),
+            _ => None,
+        });
+        standing.min_by_key(|(since, _)| *since)
+    }
+
+    /// When a record that names the peer becomes a fence.
+    pub(super) fn elsewhere_due(&self) -> Option<Instant> {
+        if !self.durable.is_holder() || self.fenced().is_some() {
+            return None;
+        }
+        self.elsewhere_since().map(|(since, _)| since + self.wait())
+    }
+
+    /// Proof in hand, but not yet enough to open after a start or a lapse (R5, R6).
+    pub(super) fn not_confirmed(&self, now: Now) -> Option<String> {
+        match self.setup.mode {
+            DnsMode::Update => {
+                if !self.witness.confirmed {
+                    return Some(format!(
+                        "the witness has not confirmed epoch {} since this start",
+                        self.durable.complete
+                    ));
+                }
+                (now.boot < self.witness.open_from)
+                    .then(|| "a new boot: waiting W before this node may open".to_owned())
+            }
+            DnsMode::Observe => {
+                let since = self.witness.unbroken_since.filter(|_| self.witness.confirmed);
+                let enough =
+                    since.is_some_and(|since| since + self.wait() <= now.boot) && now.boot >= self.witness.open_from;
+                (!self.gate.open && !enough)
+                    .then(|| "observe mode: proofs must be unbroken for W before the gate opens".to_owned())
+            }
+        }
+    }
+
+    pub(super) fn on_peer_answered(
+        &mut self,
+        now: Now,
+        question: u64,
+        answer: Result<Box<PeerAnswer>, String>,
+        fx: &mut Vec<Effect>,
+    ) {
+        let Some((asked, by, epoch)) = self.peer.questions.remove(&question) else { return };
+        if answer.is_ok() {
+            self.peer.heard = Some(now.boot);
+            self.peer.heard_wall = Some(now.rfc3339());
+            self.peer.answered = Some(now.boot);
+        }
+        if let Ok(answer) = &answer
+            && let PeerAnswer::Pulse { state, pledge } = answer.as_ref()
+        {
+            self.hear(now, state.clone(), fx);
+            if pledge == &Some(Ok(question)) && epoch == self.durable.complete && self.durable.is_holder() {
+                self.counters.peer_pledges += 1;
+                self.extend_unbroken(asked);
+                self.proofs.pledged(asked);
+                if self.setup.mode == DnsMode::Observe {
+                    self.witness.confirmed = true;
+                }
+            }
+        }
+        match by {
+            PeerAskedFor::Pulse => {}
+            PeerAskedFor::Takeover => self.on_takeover_peer(now, question, answer, fx),
+            PeerAskedFor::Rejoin => self.on_rejoin_peer(now, question, answer, fx),
+            PeerAskedFor::Forward { ticket } => self.on_forwarded(now, ticket, answer, fx),
+        }
+    }
+
+    /// Folds the peer's state in.
+    fn hear(&mut self, now: Now, state: PeerState, fx: &mut Vec<Effect>) {
+        self.peer.heard = Some(now.boot);
+        self.peer.heard_wall = Some(now.rfc3339());
+        self.see_epoch(state.seen.max(state.won), fx);
+        if state.digest != self.setup.digest && !self.peer.mismatch_noted {
+            self.peer.mismatch_noted = true;
+            let text =
+                format!("{} runs another configuration (nodes, timers or witness differ): no pledges", state.node);
+            self.note(now, fx, "configuration_differs", text);
+        } else if state.digest == self.setup.digest {
+            self.peer.mismatch_noted = false;
+        }
+        if self.durable.is_holder() && self.fenced().is_none() && state.won >= self.durable.complete {
+            let both = state.won == self.durable.complete;
+            let reason = if both {
+                format!("{} claims epoch {} too", state.node, state.won)
+            } else {
+                format!("{} holds epoch {}", state.node, state.won)
+            };
+            let number = if both { state.won.next() } else { state.won };
+            self.fence(now, number, reason, fx);
+        }
+        if !self.durable.initialised
+            && self.durable.is_virgin()
+            && state.seen == Epoch::NONE
+            && state.won == Epoch::NONE
+        {
+            let writing = self.writing.iter().any(|(_, e, _)| e.contains(&Entry::Initialised));
+            if !writing {
+                self.record(fx, vec![Entry::Initialised], Then::Nothing);
+            }
+        }
+        self.peer.state = Some(state);
+    }
+
+    pub(super) fn on_peer_asked(&mut self, now: Now, ticket: Ticket, question: PeerQuestion, fx: &mut Vec<Effect>) {
+        match question {
+            PeerQuestion::Pulse { state, pledge } => {
+                self.hear(now, state.clone(), fx);
+                let pledge = pledge.map(|ask| self.pledge(now, &state, &ask).map(|()| ask.question));
+                if let Some(Ok(_)) = pledge {
+                    self.peer.pledged_to = Some((state.start, now.boot));
+                }
+                let answer = PeerAnswer::Pulse { state: self.my_state(), pledge };
+                fx.push(Effect::AnswerPeer { ticket, answer: Box::new(answer) });
+            }
+            PeerQuestion::Prepare { attempt, epoch } => self.on_prepare(now, ticket, attempt, epoch, fx),
+            PeerQuestion::StopPrimary { attempt } => self.on_stop_primary(now, ticket, attempt, fx),
+            PeerQuestion::Consent { attempt, epoch } => self.on_consent(now, ticket, attempt, epoch, fx),
+            PeerQuestion::PutBack { attempt } => self.on_put_back(now, ticket, attempt, fx),
+            PeerQuestion::PrepareRejoin { id } => self.on_prepare_rejoin(now, ticket, id, fx),
+            PeerQuestion::Run { command } => self.on_run_for_peer(now, ticket, command, fx),
+        }
+    }
+
+    /// May this node promise not to take over from the asker's epoch? (design.md section 3, Proof 2.) Writes nothing.
+    fn pledge(&self, now: Now, asker: &PeerState, ask: &PledgeAsk) -> Result<(), String> {
+        let no = |why: &str| Err(why.to_owned());
+        if !self.durable.initialised {
+            return no("this node has lost its state (or never had one): rejoin it");
+        }
+        if self.durable.is_holder() && self.fenced().is_none() {
+            return no("this node is active itself");
+        }
+        if self.takeover.as_ref().is_some_and(|t| !t.dry_run) {
+            return no("a promote is under way here");
+        }
+        if self.durable.refused >= ask.epoch || self.durable.won >= ask.epoch {
+            return no("a later epoch was taken or asked for here");
+        }
+        if ask.epoch > self.durable.seen {
+            return no("this epoch is being recorded");
+        }
+        if asker.digest != self.setup.digest {
+            return no("the configurations differ");
+        }
+        if let Some((start, at)) = self.peer.pledged_to
+            && start != ask.start
+            && now.boot < at + self.wait()
+        {
+            return no("another start of that node was pledged to less than W ago");
+        }
+        let first = self.witness.servers.first();
+        if let Some(server) = first
+            && let (Some(asked), Some(seen)) = (server.asked, &server.seen)
+            && now.boot < asked + self.setup.timing.lease
+            && asked >= self.witness.ignore_before
+        {
+            let here = match (self.setup.mode, seen) {
+                (DnsMode::Update, Seen::Agreed { marker }) => {
+                    marker.active == asker.node && marker.epoch == ask.epoch && marker.boot == ask.boot
+                }
+                (DnsMode::Observe, seen) => evidence::points_at(seen) == Some(&asker.node),
+                (DnsMode::Update, _) => false,
+            };
+            if !here {
+                return no("the witness does not name that node here");
+            }
+        }
+        Ok(())
+    }
+
+    /// The peer answered or asked something lately.
+    pub(super) fn peer_reachable(&self, now: Now) -> bool {
+        let limit = (self.setup.poll * 5 / 2).max(PEER_LIMIT);
+        self.peer.answered.is_some_and(|at| now.boot.since(at) < limit)
+    }
+
+    /// What this node tells the other.
+    pub(super) fn my_state(&self) -> PeerState {
+        let report = self.pg.report.as_ref().filter(|_| self.pg.up);
+        PeerState {
+            node: self.setup.me.clone(),
+            version: self.setup.version.clone(),
+            start: self.setup.start,
+            boot: self.setup.boot.clone(),
+            role: self.role(),
+            gate_open: self.gate.open,
+            refused: self.durable.refused,
+            won: self.durable.won,
+            complete: self.durable.complete,
+            fence: self.durable.fence,
+            seen: self.durable.seen,
+            digest: self.setup.digest.clone(),
+            pg: report.map(|r| PeerPg {
+                system_id: r.system_id,
+                in_recovery: r.in_recovery,
+                timeline: r.timeline,
+                lsn: r.lsn,
+                replay_lsn: r.replay_lsn,
+                streaming: r.streaming,
+                confirmed: self.standby_row().and_then(|row| row.flush_lsn),
+            }),
+            pg_present: self.pg_present || self.pg.report.is_some(),
+            in_sync: self.in_sync(),
+            prepared: self.pg.prepared_start.is_some() && self.pg.task.is_none(),
+            procedure: self.procedure_brief(),
+        }
+    }
+}

@@ -1,0 +1,868 @@
+//! Promote, switchover and unfence: the taking side (R2, design.md section 5).
+//!
+//! ```text
+//!  Asking -> Preparing -> CheckingWitness -> Stopping -> CatchingUp -+            (switchover: the peer serves)
+//!     |                                                              v
+//!     +--------------------------------------------------------> Refusing -> Consenting (peer alive) -> Recording
+//!  -> Winning -> WaitingOut (no consent) -> Naming -> Promoting -> GoingAlone -> Completing -> Opening -> done
+//! ```
+//!
+//! **Invariant:** the order is refuse (durable), consent, compare-and-swap and read-back, wait; nothing is promoted
+//! before R2's three points hold, and *complete* is durable before the gate may open.
+
+use super::durability::AloneFor;
+use super::proofs::{AskedFor, PEER_LIMIT, PeerAskedFor};
+use super::record::{JobEnd, Purpose, sync_entry};
+use super::{Guard, PgOwner, Then};
+use crate::base::config::DnsMode;
+use crate::base::ids::{Epoch, Lsn, NodeName, TimelineId};
+use crate::base::time::{Duration, Instant};
+use crate::engine::durable::Entry;
+use crate::engine::evidence::{self, Seen};
+use crate::engine::turn::{Effect, Now, PeerAnswer, PeerQuestion, PgOutput, PgTask, ProcedureBrief, Ticket};
+use crate::wire::dns::RecordPair;
+use crate::wire::marker::Marker;
+
+/// The peer's part of a switchover: hold clients and drain.
+const PREPARE_LIMIT: Duration = Duration::from_secs(25);
+/// The peer's part: checkpoint and fast stop, then immediate.
+const STOP_LIMIT: Duration = Duration::from_secs(90);
+/// Until the standby has replayed the shutdown checkpoint.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(30);
+const CONSENT_LIMIT: Duration = Duration::from_secs(60);
+/// Until the gate is open once everything is done.
+const OPEN_LIMIT: Duration = Duration::from_secs(15);
+
+/// Which command this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Promote,
+    /// Only without loss, never a failover.
+    Switchover,
+    Unfence,
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Kind::Promote => "promote",
+            Kind::Switchover => "switchover",
+            Kind::Unfence => "unfence",
+        }
+    }
+}
+
+/// What a takeover over this record would lose.
+#[derive(Debug, Clone, PartialEq)]
+enum Loss {
+    None(String),
+    Possible(String),
+    /// Not to be had at any price: no data, other data, an unfinished rejoin.
+    NotPromotable(String),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Step {
+    Asking { peer: Option<u64>, witness: Option<u64>, alive: bool },
+    Preparing { question: u64 },
+    CheckingWitness { question: u64 },
+    Stopping { question: u64 },
+    CatchingUp { checkpoint: Lsn, timeline: TimelineId },
+    Refusing,
+    Consenting { question: u64 },
+    Recording,
+    Watching { all_since: Option<Instant> },
+    Winning,
+    WaitingOut { until: Instant, said: u64 },
+    Naming,
+    Promoting,
+    GoingAlone,
+    Completing,
+    Opening,
+    Lowering { exit: u8 },
+}
+
+impl Step {
+    fn word(&self) -> &'static str {
+        match self {
+            Step::Asking { .. } => "asking the peer and the witness",
+            Step::Preparing { .. } => "holding clients on the old node",
+            Step::CheckingWitness { .. } => "making sure the witness answers",
+            Step::Stopping { .. } => "stopping the old primary",
+            Step::CatchingUp { .. } => "replaying the last WAL",
+            Step::Refusing => "refusing pledges",
+            Step::Consenting { .. } => "asking for consent",
+            Step::Recording => "changing the record",
+            Step::Watching { .. } => "waiting until every authority shows the change",
+            Step::Winning => "writing down the epoch",
+            Step::WaitingOut { .. } => "waiting out the old node's lease",
+            Step::Naming => "setting the list of synchronous standbys",
+            Step::Promoting => "promoting PostgreSQL",
+            Step::GoingAlone => "recording that this node is alone",
+            Step::Completing => "completing the epoch",
+            Step::Opening => "opening the gate",
+            Step::Lowering { .. } => "abandoning",
+        }
+    }
+}
+
+/// A takeover under way.
+#[derive(Debug)]
+pub(super) struct Takeover {
+    pub(super) id: u64,
+    kind: Kind,
+    pub(super) dry_run: bool,
+    yes: bool,
+    accept_data_loss: bool,
+    tickets: Vec<Ticket>,
+    started: Instant,
+    since: String,
+    step: Step,
+    pub(super) deadline: Option<Instant>,
+    record: Option<(RecordPair, Seen)>,
+    epoch: Epoch,
+    refused_before: Epoch,
+    refused_at: Instant,
+    /// The peer was asked to hold its clients; it must be told if we give up.
+    prepared: bool,
+    planned: bool,
+    consent_asked: bool,
+    /// The peer consented, or the third point of R2 is void (the marker names this node's own complete epoch).
+    consented: bool,
+    void: bool,
+    loss: bool,
+    marker: Option<Marker>,
+    failure: String,
+}
+
+impl Takeover {
+    pub(super) fn brief(&self) -> ProcedureBrief {
+        let kind = self.kind.word().to_owned();
+        ProcedureBrief { kind, id: self.id, step: self.step.word().to_owned(), ended: None }
+    }
+
+    pub(super) fn since(&self) -> &str {
+        &self.since
+    }
+
+    pub(super) fn join(&mut self, ticket: Ticket) {
+        self.tickets.push(ticket);
+    }
+}
+
+impl Guard {
+    /// Begins, or says at once why not.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn begin_takeover(
+        &mut self,
+        now: Now,
+        ticket: Ticket,
+        kind: Kind,
+        dry_run: bool,
+        yes: bool,
+        accept_data_loss: bool,
+        peer_is_off: Option<NodeName>,
+        fx: &mut Vec<Effect>,
+    ) {
+        let id = self.procedure_id(now);
+        let alive_unknown = Step::Asking { peer: None, witness: None, alive: false };
+        self.takeover = Some(Takeover {
+            id,
+            kind,
+            dry_run,
+            yes,
+            accept_data_loss,
+            tickets: vec![ticket],
+            started: now.boot,
+            since: now.rfc3339(),
+            step: alive_unknown,
+            deadline: Some(now.boot + PEER_LIMIT + Duration::from_millis(300)),
+            record: None,
+            epoch: Epoch::NONE,
+            refused_before: self.durable.refused,
+            refused_at: now.boot,
+            prepared: false,
+            planned: false,
+            consent_asked: false,
+            consented: false,
+            void: false,
+            loss: false,
+            marker: None,
+            failure: String::new(),
+        });
+        if let Some(name) = peer_is_off {
+            if name != self.setup.peer {
+                let text = format!("--peer-is-off {name}: the peer of this node is {}", self.setup.peer);
+                self.end_takeover(now, 3, &text, fx);
+                return;
+            }
+            self.say(now, "--peer-is-off is not needed: the witness decides, and W is waited out", fx);
+        }
+        let peer = self.ask_peer_pulse(now, PeerAskedFor::Takeover, false, fx);
+        let witness = self.ask_witness(now, 0, AskedFor::Takeover, fx);
+        if let Some(t) = &mut self.takeover {
+            t.step = Step::Asking { peer: Some(peer), witness: Some(witness), alive: false };
+        }
+        let text = format!("asking {} and the witness (at most 2 s)", self.setup.peer);
+        self.say(now, &text, fx);
+    }
+
+    /// A line with its time for everybody who waits.
+    fn say(&mut self, now: Now, text: &str, fx: &mut Vec<Effect>) {
+        let Some(t) = &self.takeover else { return };
+        let line = format!("{:6.2} s  {text}", now.boot.since(t.started).as_secs_f64());
+        for ticket in &t.tickets {
+            fx.push(Effect::Say { ticket: *ticket, text: line.clone() });
+        }
+    }
+
+    fn step(&mut self, now: Now, step: Step, limit: Option<Duration>, fx: &mut Vec<Effect>) {
+        let Some(t) = &mut self.takeover else { return };
+        t.step = step;
+        t.deadline = limit.map(|limit| now.boot + limit);
+        if !t.dry_run {
+            let entry =
+                Entry::Step { id: t.id, kind: t.kind.word().to_owned(), step: t.step.word().to_owned(), ended: None };
+            self.record(fx, vec![entry], Then::Nothing);
+        }
+    }
+
+    fn end_takeover(&mut self, now: Now, exit: u8, text: &str, fx: &mut Vec<Effect>) {
+        let Some(t) = self.takeover.take() else { return };
+        for ticket in &t.tickets {
+            fx.push(Effect::End { ticket: *ticket, exit, text: text.to_owned() });
+        }
+        let brief = ProcedureBrief { ended: Some((exit, text.to_owned())), ..t.brief() };
+        if !t.dry_run {
+            let entry = Entry::Step {
+                id: t.id,
+                kind: brief.kind.clone(),
+                step: brief.step.clone(),
+                ended: brief.ended.clone(),
+            };
+            self.record(fx, vec![entry], Then::Nothing);
+            self.note(now, fx, "procedure_ended", format!("{} ended ({exit}): {text}", brief.kind));
+        }
+        self.last_ended = Some(brief);
+    }
+
+    /// Gives up, puts back what can be put back, and says with which exit code and why.
+    pub(super) fn fail_takeover(&mut self, now: Now, exit: u8, why: &str, fx: &mut Vec<Effect>) {
+        let Some(t) = &mut self.takeover else { return };
+        t.failure = why.to_owned();
+        let put_back = t.prepared && !t.consent_asked;
+        let attempt = t.id;
+        t.prepared = false;
+        if put_back {
+            self.ask_peer(now, PeerAskedFor::Pulse, PeerQuestion::PutBack { attempt }, PREPARE_LIMIT, fx);
+            self.say(now, "putting everything back on the old node", fx);
+        }
+        let Some(t) = &self.takeover else { return };
+        let lower = self.durable.refused > t.refused_before && exit != 4 && self.durable.won < t.epoch;
+        if lower {
+            let epoch = t.refused_before;
+            let exit = if t.consent_asked { 4 } else { exit };
+            self.step(now, Step::Lowering { exit }, None, fx);
+            self.record(fx, vec![Entry::RefusedLowered { epoch }], Then::Takeover);
+            return;
+        }
+        self.end_takeover(now, exit, why, fx);
+    }
+
+    /// An answer of the witness to a question of ours.
+    pub(super) fn on_takeover_reading(
+        &mut self,
+        now: Now,
+        question: u64,
+        reading: Result<(RecordPair, Seen), String>,
+        fx: &mut Vec<Effect>,
+    ) {
+        let Some(t) = &mut self.takeover else { return };
+        match (&mut t.step, reading) {
+            (Step::Asking { witness, .. }, reading) if *witness == Some(question) => {
+                *witness = None;
+                match reading {
+                    Ok(record) => t.record = Some(record),
+                    Err(why) => t.failure = why,
+                }
+                self.when_asked(now, fx);
+            }
+            (Step::CheckingWitness { question: q }, Ok(record)) if *q == question => {
+                if t.record.as_ref().map(|(pair, _)| pair) != Some(&record.0) {
+                    self.fail_takeover(now, 1, "the record changed meanwhile; nothing was changed", fx);
+                    return;
+                }
+                let attempt = t.id;
+                let ask = PeerQuestion::StopPrimary { attempt };
+                let q = self.ask_peer(now, PeerAskedFor::Takeover, ask, STOP_LIMIT, fx);
+                self.say(now, "the witness answers; the old primary is being stopped", fx);
+                self.step(now, Step::Stopping { question: q }, Some(STOP_LIMIT), fx);
+            }
+            (Step::CheckingWitness { question: q }, Err(why)) if *q == question => {
+                let text = format!("the witness does not answer ({why}); nothing was changed");
+                self.fail_takeover(now, 3, &text, fx);
+            }
+            _ => {}
+        }
+    }
+
+    /// An answer of the peer to a question of ours.
+    pub(super) fn on_takeover_peer(
+        &mut self,
+        now: Now,
+        question: u64,
+        answer: Result<Box<PeerAnswer>, String>,
+        fx: &mut Vec<Effect>,
+    ) {
+        let Some(t) = &mut self.takeover else { return };
+        let answer = answer.map(|a| *a);
+        match (&mut t.step, answer) {
+            (Step::Asking { peer, alive, .. }, answer) if *peer == Some(question) => {
+                *peer = None;
+                *alive = answer.is_ok();
+                self.when_asked(now, fx);
+            }
+            (Step::Preparing { question: q }, Ok(PeerAnswer::Ready { .. })) if *q == question => {
+                self.say(now, "clients are held at their transaction boundary", fx);
+                let q = self.ask_witness(now, 0, AskedFor::Takeover, fx);
+                self.step(now, Step::CheckingWitness { question: q }, Some(PEER_LIMIT), fx);
+            }
+            (Step::Stopping { question: q }, Ok(PeerAnswer::Stopped { checkpoint, timeline, .. }))
+                if *q == question =>
+            {
+                let text = format!("the old primary is down; its last checkpoint is {checkpoint}");
+                self.say(now, &text, fx);
+                self.step(now, Step::CatchingUp { checkpoint, timeline }, Some(CATCH_UP_LIMIT), fx);
+            }
+            (Step::Consenting { question: q }, Ok(PeerAnswer::Consented { epoch, .. })) if *q == question => {
+                if epoch == t.epoch {
+                    t.consented = true;
+                    let text = format!("{} consented: it is fenced at epoch {epoch}", self.setup.peer);
+                    self.say(now, &text, fx);
+                    self.begin_recording(now, fx);
+                } else {
+                    self.fail_takeover(now, 1, "the peer consented to another epoch", fx);
+                }
+            }
+            (
+                Step::Preparing { question: q } | Step::Stopping { question: q } | Step::Consenting { question: q },
+                answer,
+            ) if *q == question => {
+                let why = match answer {
+                    Ok(PeerAnswer::Refused { why }) => format!("{} refused: {why}", self.setup.peer),
+                    Ok(_) => format!("{} gave an answer to another question", self.setup.peer),
+                    Err(why) => format!("{} fell silent ({why}); `promote` run again will fail over", self.setup.peer),
+                };
+                self.fail_takeover(now, 1, &why, fx);
+            }
+            _ => {}
+        }
+    }
+
+    /// Both answers are in, or their time is over: decide what this is.
+    fn when_asked(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let Some(t) = &self.takeover else { return };
+        let Step::Asking { peer, witness, alive } = t.step.clone() else { return };
+        if (peer.is_some() || witness.is_some()) && t.deadline.is_some_and(|d| now.boot < d) {
+            return;
+        }
+        if self.durable.is_holder() && self.gate.open {
+            let text = format!("{} is already active at epoch {}", self.setup.me, self.durable.complete);
+            self.end_takeover(now, 0, &text, fx);
+            return;
+        }
+        self.judge_takeover(now, alive, fx);
+    }
+
+    fn judge_takeover(&mut self, now: Now, alive: bool, fx: &mut Vec<Effect>) {
+        let Some(t) = &self.takeover else { return };
+        let (kind, dry_run, yes, accept) = (t.kind, t.dry_run, t.yes, t.accept_data_loss);
+        let Some((_, seen)) = t.record.clone() else {
+            let why = if t.failure.is_empty() { "no answer".to_owned() } else { t.failure.clone() };
+            let text = format!(
+                "the witness does not answer ({why}); nothing was changed; bring {} back, --peer-is-off does not replace \
+                 the record",
+                self.setup.servers.first().map_or("it", String::as_str)
+            );
+            self.end_takeover(now, 3, &text, fx);
+            return;
+        };
+        let marker = evidence::marker_of(&seen).cloned();
+        let peer_state = self.peer.state.clone().filter(|_| alive);
+        let mut highest = self.durable.seen.max(self.durable.won).max(marker.as_ref().map_or(Epoch::NONE, |m| m.epoch));
+        if let Some(peer) = &peer_state {
+            highest = highest.max(peer.won).max(peer.seen);
+        }
+        let epoch = highest.next().max(self.durable.fence);
+        let peer_serves = peer_state.as_ref().is_some_and(|p| {
+            p.pg.as_ref().is_some_and(|pg| !pg.in_recovery) && p.complete > Epoch::NONE && p.complete == p.won
+        });
+        let planned = peer_serves && self.pg.report.as_ref().is_some_and(|r| r.in_recovery && self.pg.up);
+        let loss = self.judge_loss(&seen, planned);
+        for line in self.facts(now, &seen, alive, planned, &loss, epoch) {
+            self.say(now, &line, fx);
+        }
+        let refusal = match (&loss, kind) {
+            (Loss::NotPromotable(why), _) => Some(why.clone()),
+            (_, Kind::Switchover) if !planned => Some(format!(
+                "a switchover needs both nodes alive and serving ({}); `promote` decides by itself which case it is",
+                if alive { "the peer is alive but does not serve" } else { "the peer does not answer" }
+            )),
+            (_, Kind::Unfence) => self.unfence_refusal(&seen, alive),
+            (Loss::Possible(why), _) if !accept => {
+                Some(format!("{why}; to go on all the same: promote --accept-data-loss"))
+            }
+            _ if kind == Kind::Promote && !yes && !dry_run => {
+                Some("not confirmed; add --yes (or answer the question on a terminal)".to_owned())
+            }
+            _ => None,
+        };
+        if let Some(why) = refusal {
+            self.end_takeover(now, 3, &format!("refused: {why}"), fx);
+            return;
+        }
+        if dry_run {
+            let text = format!("would take epoch {epoch}; every check passed, nothing was changed");
+            self.end_takeover(now, 0, &text, fx);
+            return;
+        }
+        if let Some(t) = &mut self.takeover {
+            t.epoch = epoch;
+            t.planned = planned;
+            t.void = marker.as_ref().is_some_and(|m| m.active == self.setup.me && m.epoch == self.durable.complete);
+            t.loss = matches!(loss, Loss::Possible(_));
+        }
+        if planned {
+            let attempt = self.takeover.as_ref().map_or(0, |t| t.id);
+            let ask = PeerQuestion::Prepare { attempt, epoch };
+            let question = self.ask_peer(now, PeerAskedFor::Takeover, ask, PREPARE_LIMIT, fx);
+            if let Some(t) = &mut self.takeover {
+                t.prepared = true;
+            }
+            self.step(now, Step::Preparing { question }, Some(PREPARE_LIMIT), fx);
+        } else {
+            self.begin_refusing(now, alive, fx);
+        }
+    }
+
+    /// What a takeover over this record would lose (R4).
+    fn judge_loss(&self, seen: &Seen, planned: bool) -> Loss {
+        let Some(report) = self.pg.report.as_ref().filter(|_| self.pg.up) else {
+            let error = self.pg.error.clone().unwrap_or_else(|| "not seen yet".to_owned());
+            return Loss::NotPromotable(format!("the local PostgreSQL is not up ({error}); start it first"));
+        };
+        if self.durable.rejoining {
+            return Loss::NotPromotable(
+                "an unfinished rejoin: the data here is not whole; run rejoin again".to_owned(),
+            );
+        }
+        let Some(marker) = evidence::marker_of(seen) else {
+            return self.judge_unmarked(report.in_recovery, planned);
+        };
+        if marker.sysid != report.system_id {
+            return Loss::NotPromotable(format!(
+                "this PostgreSQL has system identifier {}, the record says {}: other data",
+                report.system_id, marker.sysid
+            ));
+        }
+        if marker.active == self.setup.me && marker.epoch == self.durable.complete {
+            return Loss::None("this node was the active one: no acknowledged write is missing".to_owned());
+        }
+        if planned {
+            return Loss::None("the old primary hands over its last write: nothing is lost".to_owned());
+        }
+        if marker.active == self.setup.me {
+            // A takeover of ours that did not complete was judged when it was made.
+            return Loss::None("this node had taken over already: no further write is missing".to_owned());
+        }
+        if !self.setup.synchronous {
+            return Loss::Possible(format!(
+                "asynchronous replication: what {} acknowledged last may not be here",
+                marker.active
+            ));
+        }
+        if let Some((lsn, timeline, system_id)) = self.durable.confirmed
+            && (system_id != report.system_id
+                || timeline > report.timeline
+                || (timeline == report.timeline && report.lsn < lsn))
+        {
+            return Loss::Possible(format!(
+                "the data here ({}, timeline {}) is behind {lsn}, which was confirmed before",
+                report.lsn, report.timeline
+            ));
+        }
+        match &marker.sync {
+            Some(name) if *name == self.setup.me => {
+                Loss::None(format!("the record says sync={name}: no acknowledged write is missing"))
+            }
+            _ => Loss::Possible(format!(
+                "{} is alone since {}: what it acknowledged after that is not here",
+                marker.active, marker.since
+            )),
+        }
+    }
+
+    fn judge_unmarked(&self, in_recovery: bool, planned: bool) -> Loss {
+        if !in_recovery {
+            return Loss::None("this PostgreSQL is a primary".to_owned());
+        }
+        if planned {
+            return Loss::None("the old primary hands over its last write: nothing is lost".to_owned());
+        }
+        let last = self.peer.heard_wall.clone().unwrap_or_else(|| "never in this life".to_owned());
+        Loss::Possible(format!("without a record the loss is unknown since the last contact ({last})"))
+    }
+
+    fn unfence_refusal(&self, seen: &Seen, alive: bool) -> Option<String> {
+        let elsewhere = evidence::points_at(seen).filter(|name| **name != self.setup.me);
+        if let Some(name) = elsewhere {
+            return Some(format!("the witness points at {name}; `promote` moves the service here"));
+        }
+        let marker = evidence::marker_of(seen);
+        if marker.is_some_and(|m| m.active != self.setup.me) {
+            return Some("the marker names the other node; `promote` moves the service here".to_owned());
+        }
+        let held = self.peer.state.as_ref().filter(|_| alive).filter(|p| p.won > self.durable.won);
+        held.map(|p| format!("{} holds the higher epoch {}", p.node, p.won))
+    }
+
+    /// What is known, for a person who has to decide.
+    fn facts(&self, _now: Now, seen: &Seen, alive: bool, planned: bool, loss: &Loss, epoch: Epoch) -> Vec<String> {
+        let peer = &self.setup.peer;
+        let mut lines = Vec::new();
+        lines.push(if alive {
+            let role = self.peer.state.as_ref().map_or("unknown", |p| p.role.as_str());
+            format!("{peer} is alive, role {role}")
+        } else {
+            let last = self.peer.heard_wall.clone().unwrap_or_else(|| "never in this life of the daemon".to_owned());
+            format!("{peer} does not answer; last contact: {last}")
+        });
+        lines.push(match evidence::marker_of(seen) {
+            Some(m) => format!(
+                "the record: epoch {}, active {}, sync {}, since {}",
+                m.epoch,
+                m.active,
+                m.sync.as_ref().map_or("none", NodeName::as_str),
+                m.since
+            ),
+            None => "there is no marker yet".to_owned(),
+        });
+        if let Some(report) = &self.pg.report {
+            lines.push(format!(
+                "PostgreSQL here: {}, timeline {}, received {}, replayed {}",
+                if report.in_recovery { "standby" } else { "primary" },
+                report.timeline,
+                report.lsn,
+                report.replay_lsn.map_or_else(|| "-".to_owned(), |l| l.to_string())
+            ));
+        }
+        lines.push(match loss {
+            Loss::None(why) => format!("loss: none: {why}"),
+            Loss::Possible(why) => format!("loss: POSSIBLE: {why}"),
+            Loss::NotPromotable(why) => format!("cannot be promoted: {why}"),
+        });
+        lines.push(if planned {
+            format!("this is a switchover to epoch {epoch}")
+        } else if alive {
+            format!("this is a takeover to epoch {epoch} with the peer's consent")
+        } else {
+            format!("this is a failover to epoch {epoch}; W = {:.2} s is waited out", self.wait().as_secs_f64())
+        });
+        lines
+    }
+
+    fn begin_refusing(&mut self, now: Now, alive: bool, fx: &mut Vec<Effect>) {
+        let Some(t) = &self.takeover else { return };
+        let refuse = Epoch(t.epoch.0.saturating_sub(1));
+        self.step(now, Step::Refusing, None, fx);
+        if let Some(t) = &mut self.takeover {
+            t.refused_before = self.durable.refused;
+            // The consent of a peer that is alive replaces the wait.
+            t.consent_asked = false;
+            t.consented = t.void;
+            t.planned = (t.planned || alive) && !t.void;
+        }
+        self.record(fx, vec![Entry::Refused { epoch: refuse }], Then::Takeover);
+    }
+
+    pub(super) fn on_takeover_recorded(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let Some(t) = &mut self.takeover else { return };
+        match t.step.clone() {
+            Step::Refusing => {
+                t.refused_at = now.boot;
+                if t.planned {
+                    t.consent_asked = true;
+                    let ask = PeerQuestion::Consent { attempt: t.id, epoch: t.epoch };
+                    let question = self.ask_peer(now, PeerAskedFor::Takeover, ask, CONSENT_LIMIT, fx);
+                    self.say(now, "no more pledges from here; asking for consent", fx);
+                    self.step(now, Step::Consenting { question }, Some(CONSENT_LIMIT), fx);
+                } else {
+                    self.say(now, "no more pledges from here", fx);
+                    self.begin_recording(now, fx);
+                }
+            }
+            Step::Winning => {
+                let until = self.wait_until();
+                let consented = self.takeover.as_ref().is_some_and(|t| t.consented);
+                if consented {
+                    self.begin_naming(now, fx);
+                } else {
+                    let left = until.since(now.boot).as_secs_f64();
+                    let text = format!("the record is ours; waiting out the old node's lease, {left:.1} s");
+                    self.say(now, &text, fx);
+                    self.step(now, Step::WaitingOut { until, said: u64::MAX }, None, fx);
+                    if let Some(t) = &mut self.takeover {
+                        t.deadline = Some(now.boot + Duration::from_secs(1));
+                    }
+                }
+            }
+            Step::Completing => {
+                self.forget_obedience();
+                let text = format!("epoch {} is complete; opening the gate", self.durable.complete);
+                self.say(now, &text, fx);
+                self.step(now, Step::Opening, Some(OPEN_LIMIT), fx);
+            }
+            Step::Lowering { exit } => {
+                let why = t.failure.clone();
+                self.end_takeover(now, exit, &why, fx);
+            }
+            _ => {}
+        }
+    }
+
+    /// W after both: refused, and the record read back.
+    fn wait_until(&self) -> Instant {
+        let Some(t) = &self.takeover else { return Instant::ZERO };
+        let old = t.record.as_ref().and_then(|(_, seen)| evidence::marker_of(seen)).map(|m| m.lease);
+        let wait = self.setup.timing.wait(old).max(self.wait());
+        t.refused_at.max(self.witness.ignore_before) + wait
+    }
+
+    fn begin_recording(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let Some(t) = &self.takeover else { return };
+        let Some((pair, seen)) = t.record.clone() else { return };
+        if self.setup.mode == DnsMode::Observe {
+            let addresses: Vec<String> =
+                self.setup.addresses_of(&self.setup.me).iter().map(ToString::to_string).collect();
+            let text = format!(
+                "change the address record to {} now, and leave it so for at least {:.0} s; every authority is being watched",
+                addresses.join(", "),
+                self.wait().as_secs_f64().ceil()
+            );
+            self.say(now, &text, fx);
+            self.step(now, Step::Watching { all_since: None }, None, fx);
+            return;
+        }
+        // R4: `sync=<old active>` is true, since nothing was acknowledged at the new epoch; `none` over a record whose
+        // taker accepted loss and never completed, and in asynchronous mode.
+        let old = evidence::marker_of(&seen);
+        let over_loss = old.is_some_and(|m| m.loss && m.active != self.setup.me);
+        let own = old.is_some_and(|m| m.active == self.setup.me);
+        let sync = match old {
+            _ if !self.setup.synchronous || over_loss => None,
+            Some(m) if own => m.sync.clone(),
+            Some(m) => Some(m.active.clone()),
+            None => None,
+        };
+        let loss = t.loss || old.is_some_and(|m| m.loss && own);
+        let purpose = Purpose::Takeover { epoch: t.epoch, judged: pair, sync, loss };
+        if self.start_job(now, purpose, fx) {
+            self.step(now, Step::Recording, None, fx);
+        } else if let Some(t) = &mut self.takeover {
+            // Another update of ours is under way: try in a moment.
+            t.step = Step::Recording;
+            t.deadline = Some(now.boot + Duration::from_millis(200));
+        }
+    }
+
+    pub(super) fn on_takeover_job(&mut self, now: Now, end: JobEnd, fx: &mut Vec<Effect>) {
+        let Some(t) = &mut self.takeover else { return };
+        match end {
+            JobEnd::Settled(marker) => {
+                t.marker = Some(marker.clone());
+                self.proofs.void();
+                self.witness.forget(now.boot);
+                let text = format!("the record moved: epoch {}, active {}", marker.epoch, marker.active);
+                self.say(now, &text, fx);
+                self.note(now, fx, "record_moved", text);
+                self.step(now, Step::Winning, None, fx);
+                let won = Entry::Won { epoch: marker.epoch, seq: marker.seq, loss: marker.loss };
+                self.record(fx, vec![won, sync_entry(&marker)], Then::Takeover);
+            }
+            JobEnd::Changed(why) => {
+                let text = format!("the record was not changed: {why}; run promote again to judge it anew");
+                self.fail_takeover(now, 1, &text, fx);
+            }
+            JobEnd::NotWritten(why) => {
+                let text = format!("the record was not changed: {why}");
+                self.fail_takeover(now, 1, &text, fx);
+            }
+            JobEnd::Unknown(why) => {
+                let text =
+                    format!("whether the record was changed is not known ({why}); run promote again to settle it");
+                self.fail_takeover(now, 4, &text, fx);
+            }
+        }
+    }
+
+    fn begin_naming(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let name = match self.setup.mode {
+            DnsMode::Update => self.takeover.as_ref().and_then(|t| t.marker.as_ref()).and_then(|m| m.sync.clone()),
+            DnsMode::Observe => None,
+        };
+        if self.pg_task(PgOwner::Takeover, PgTask::SetSyncList(name), fx) {
+            self.step(now, Step::Naming, None, fx);
+        } else if let Some(t) = &mut self.takeover {
+            t.step = Step::WaitingOut { until: now.boot, said: 0 };
+            t.deadline = Some(now.boot + Duration::from_millis(200));
+        }
+    }
+
+    pub(super) fn on_takeover_pg(&mut self, now: Now, result: Result<PgOutput, String>, fx: &mut Vec<Effect>) {
+        let Some(t) = &self.takeover else { return };
+        match (t.step.clone(), result) {
+            (Step::Naming, Ok(_)) => {
+                if self.pg.report.as_ref().is_some_and(|r| !r.in_recovery) {
+                    self.after_promotion(now, fx);
+                } else {
+                    self.pg_task(PgOwner::Takeover, PgTask::Promote, fx);
+                    self.step(now, Step::Promoting, None, fx);
+                }
+            }
+            (Step::Promoting, Ok(_)) => {
+                self.say(now, "PostgreSQL is a writable primary", fx);
+                self.note(now, fx, "promoted", "PostgreSQL was promoted".to_owned());
+                self.after_promotion(now, fx);
+            }
+            (_, Err(why)) => {
+                let text = format!("PostgreSQL: {why}; run promote again to finish");
+                self.fail_takeover(now, 4, &text, fx);
+            }
+            _ => {}
+        }
+    }
+
+    /// The peer's PostgreSQL cannot stream from a primary that was promoted this instant: go alone before opening.
+    fn after_promotion(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let alone = self.takeover.as_ref().and_then(|t| t.marker.as_ref()).is_none_or(|m| m.sync.is_none());
+        let streams = self.standby_row().is_some_and(|r| r.state == "streaming");
+        if alone || streams || !self.setup.synchronous {
+            self.complete_takeover(now, fx);
+            return;
+        }
+        self.step(now, Step::GoingAlone, None, fx);
+        if !self.go_alone(now, AloneFor::Takeover, fx)
+            && let Some(t) = &mut self.takeover
+        {
+            t.deadline = Some(now.boot + Duration::from_millis(200));
+        }
+    }
+
+    pub(super) fn on_takeover_alone(&mut self, now: Now, result: Result<(), String>, fx: &mut Vec<Effect>) {
+        match result {
+            Ok(()) => {
+                self.say(now, "recorded sync=none: serving alone until the other node is back", fx);
+                self.complete_takeover(now, fx);
+            }
+            Err(why) => {
+                let text = format!("cannot record sync=none ({why}); run promote again to finish");
+                self.fail_takeover(now, 4, &text, fx);
+            }
+        }
+    }
+
+    fn complete_takeover(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let Some(epoch) = self.takeover.as_ref().map(|t| t.epoch) else { return };
+        self.step(now, Step::Completing, None, fx);
+        self.record(fx, vec![Entry::Complete { epoch }], Then::Takeover);
+    }
+
+    /// Time has passed, or something came in: is the step over?
+    pub(super) fn advance_takeover(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let Some(t) = &self.takeover else { return };
+        let late = t.deadline.is_some_and(|d| now.boot >= d);
+        match t.step.clone() {
+            Step::Asking { .. } if late => self.when_asked(now, fx),
+            Step::CatchingUp { checkpoint, timeline } => {
+                let report = self.pg.report.as_ref().filter(|_| self.pg.up);
+                let there = report
+                    .is_some_and(|r| r.timeline == timeline && r.replay_lsn.is_some_and(|replay| replay > checkpoint));
+                if there {
+                    self.say(now, "the standby has replayed everything", fx);
+                    self.begin_refusing(now, true, fx);
+                } else if late {
+                    self.fail_takeover(
+                        now,
+                        1,
+                        "the standby did not replay the old primary's last checkpoint in time",
+                        fx,
+                    );
+                }
+            }
+            Step::WaitingOut { until, said } => {
+                if now.boot >= until {
+                    self.begin_naming(now, fx);
+                } else if late {
+                    let left = until.since(now.boot).as_secs() + 1;
+                    if left != said {
+                        self.say(now, &format!("{left} s"), fx);
+                    }
+                    let next = (now.boot + Duration::from_secs(1)).min(until);
+                    if let Some(t) = &mut self.takeover {
+                        t.step = Step::WaitingOut { until, said: left };
+                        t.deadline = Some(next);
+                    }
+                }
+            }
+            Step::Recording if late && self.job.is_none() => self.begin_recording(now, fx),
+            Step::GoingAlone if late => self.after_promotion(now, fx),
+            Step::Watching { all_since } => self.watch_authorities(now, all_since, fx),
+            Step::Opening if self.gate.open => {
+                let text = format!(
+                    "{} is active at epoch {}; total {:.2} s",
+                    self.setup.me,
+                    self.durable.complete,
+                    now.boot.since(self.takeover.as_ref().map_or(now.boot, |t| t.started)).as_secs_f64()
+                );
+                self.end_takeover(now, 0, &text, fx);
+            }
+            Step::Opening if late => {
+                let reason = self.gate.reason.clone();
+                let text = format!("the epoch is complete but the gate is not open yet: {reason}");
+                self.end_takeover(now, 4, &text, fx);
+            }
+            Step::Preparing { .. } | Step::Stopping { .. } | Step::Consenting { .. } | Step::CheckingWitness { .. }
+                if late =>
+            {
+                self.fail_takeover(now, 1, "no answer in time; `promote` run again will decide anew", fx);
+            }
+            _ => {}
+        }
+    }
+
+    /// Observe mode: every configured authority shows us, and after `propagation` they still do.
+    fn watch_authorities(&mut self, now: Now, all_since: Option<Instant>, fx: &mut Vec<Effect>) {
+        let all = self
+            .witness
+            .servers
+            .iter()
+            .all(|s| s.error.is_none() && s.verdict == Some(crate::engine::evidence::Verdict::Here));
+        let since = match (all, all_since) {
+            (false, _) => None,
+            (true, since) => Some(since.unwrap_or(now.boot)),
+        };
+        let enough = since.is_some_and(|since| since + self.setup.propagation.max(self.setup.poll) <= now.boot);
+        let Some(t) = &mut self.takeover else { return };
+        t.step = Step::Watching { all_since: since };
+        if enough {
+            let epoch = t.epoch;
+            self.proofs.void();
+            self.witness.forget(now.boot);
+            self.say(now, "every authority shows this node", fx);
+            self.step(now, Step::Winning, None, fx);
+            let (seq, since) = (self.durable.seq + 1, now.rfc3339());
+            let entries = vec![Entry::Won { epoch, seq, loss: false }, Entry::Sync { epoch, seq, sync: None, since }];
+            self.record(fx, entries, Then::Takeover);
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! The VIP as the guard wants it: probed, bound with what is left of the lease, renewed with it, announced; obeyed
+//! when an operator takes it away; a conflict is never defended.
+
+use super::{Guard, RENEW_EVERY};
+use crate::base::time::{Duration, Instant};
+use crate::engine::lease::kernel_lifetime;
+use crate::engine::turn::{Effect, Event, Now};
+use std::net::IpAddr;
+
+/// How much before its kernel lifetime a removal must come to count as somebody's deed.
+const EXPIRY_SLACK: Duration = Duration::from_millis(400);
+/// How long after a conflict or a failed bind the address is probed again.
+const PROBE_AGAIN: Duration = Duration::from_secs(1);
+/// When, after binding, it is announced: at once, and again, because one lost frame costs a client 45 s.
+const ANNOUNCE_AFTER: [Duration; 4] =
+    [Duration::from_millis(0), Duration::from_millis(1000), Duration::from_millis(2500), Duration::from_millis(5000)];
+/// And then at least once a minute.
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Unbound,
+    Probing,
+    Binding,
+    Bound,
+}
+
+/// One VIP.
+#[derive(Debug)]
+pub(super) struct VipMemory {
+    pub(super) address: IpAddr,
+    phase: Phase,
+    /// MAC of somebody else who claims it.
+    pub(super) conflict: Option<String>,
+    /// Removed by an operator: not bound again by habit.
+    pub(super) obeyed: bool,
+    expires: Instant,
+    set_at: Instant,
+    probe_from: Instant,
+    announced: usize,
+    announce_at: Instant,
+    bound_at: Instant,
+    error: Option<String>,
+}
+
+impl VipMemory {
+    pub(super) fn new(address: IpAddr) -> VipMemory {
+        VipMemory {
+            address,
+            phase: Phase::Unbound,
+            conflict: None,
+            obeyed: false,
+            expires: Instant::ZERO,
+            set_at: Instant::ZERO,
+            probe_from: Instant::ZERO,
+            announced: 0,
+            announce_at: Instant::ZERO,
+            bound_at: Instant::ZERO,
+            error: None,
+        }
+    }
+
+    pub(super) fn is_bound(&self) -> bool {
+        self.phase == Phase::Bound
+    }
+
+    /// (Re)sets the kernel lifetime to what the lease leaves.
+    fn set(&mut self, now: Instant, until: Instant, fx: &mut Vec<Effect>) -> bool {
+        let Some(seconds) = kernel_lifetime(until.since(now)) else { return false };
+        self.set_at = now;
+        self.expires = now + Duration::from_secs(u64::from(seconds));
+        fx.push(Effect::BindVip { address: self.address, seconds });
+        true
+    }
+}
+
+impl Guard {
+    /// Moves every VIP towards bound; true when all are.
+    pub(super) fn vips_ready(&mut self, now: Now, until: Instant, fx: &mut Vec<Effect>) -> bool {
+        let now = now.boot;
+        let mut ready = true;
+        for vip in &mut self.vips {
+            match vip.phase {
+                Phase::Unbound => {
+                    ready = false;
+                    if self.link_up && !vip.obeyed && now >= vip.probe_from {
+                        vip.phase = Phase::Probing;
+                        fx.push(Effect::ProbeVip { address: vip.address });
+                    }
+                }
+                Phase::Probing | Phase::Binding => ready = false,
+                Phase::Bound => {
+                    if now >= vip.set_at + RENEW_EVERY {
+                        vip.set(now, until, fx);
+                    }
+                    if now >= vip.announce_at {
+                        fx.push(Effect::AnnounceVip { address: vip.address });
+                        vip.announced += 1;
+                        vip.announce_at = match ANNOUNCE_AFTER.get(vip.announced) {
+                            Some(after) => vip.bound_at + *after,
+                            None => now + ANNOUNCE_EVERY,
+                        };
+                    }
+                }
+            }
+        }
+        ready && self.link_up
+    }
+
+    /// Takes every VIP off.
+    pub(super) fn unbind_vips(&mut self, fx: &mut Vec<Effect>) {
+        for vip in &mut self.vips {
+            if vip.phase != Phase::Unbound {
+                vip.phase = Phase::Unbound;
+                fx.push(Effect::UnbindVip { address: vip.address });
+            }
+        }
+    }
+
+    /// Why the VIP keeps the gate shut.
+    pub(super) fn vip_reason(&self) -> String {
+        if !self.link_up {
+            return "the link of the VIP's interface is down".to_owned();
+        }
+        for vip in &self.vips {
+            if let Some(mac) = &vip.conflict {
+                return format!("the VIP {} is claimed by {mac}", vip.address);
+            }
+            if vip.obeyed {
+                return format!(
+                    "the VIP {} was removed by hand; `portcullis promote` on this node binds it again",
+                    vip.address
+                );
+            }
+            if let Some(why) = &vip.error {
+                return format!("the VIP {} cannot be bound: {why}", vip.address);
+            }
+        }
+        "the VIP is being bound".to_owned()
+    }
+
+    /// A person wants this node to serve (promote, unfence): what was obeyed before is over.
+    pub(super) fn forget_obedience(&mut self) {
+        for vip in &mut self.vips {
+            vip.obeyed = false;
+            vip.probe_from = Instant::ZERO;
+        }
+    }
+
+    pub(super) fn on_vip(&mut self, now: Now, event: Event, fx: &mut Vec<Effect>) {
+        let until = self.lease_deadline();
+        match event {
+            Event::VipProbed { address, claimed_by } => {
+                let Some(vip) = self.vips.iter_mut().find(|v| v.address == address && v.phase == Phase::Probing) else {
+                    return;
+                };
+                let news = vip.conflict != claimed_by;
+                vip.conflict = claimed_by.clone();
+                match claimed_by {
+                    None if vip.set(now.boot, until, fx) => vip.phase = Phase::Binding,
+                    None => vip.phase = Phase::Unbound,
+                    Some(mac) => {
+                        vip.phase = Phase::Unbound;
+                        vip.probe_from = now.boot + PROBE_AGAIN;
+                        if news {
+                            self.note(now, fx, "vip_conflict", format!("{mac} answers for the VIP {address}"));
+                        }
+                    }
+                }
+            }
+            Event::VipBound { address } => {
+                let Some(vip) = self.vips.iter_mut().find(|v| v.address == address && v.phase == Phase::Binding) else {
+                    return;
+                };
+                vip.phase = Phase::Bound;
+                vip.error = None;
+                vip.bound_at = now.boot;
+                vip.announced = 0;
+                vip.announce_at = now.boot;
+                self.note(now, fx, "vip_bound", format!("the VIP {address} is bound"));
+            }
+            Event::VipBindFailed { address, why } => {
+                if let Some(vip) = self.vips.iter_mut().find(|v| v.address == address && v.phase != Phase::Unbound) {
+                    vip.phase = Phase::Unbound;
+                    vip.probe_from = now.boot + PROBE_AGAIN;
+                    vip.error = Some(why.clone());
+                    self.note(now, fx, "vip_failed", format!("the VIP {address} cannot be bound: {why}"));
+                }
+            }
+            Event::VipRemoved { address } | Event::VipIs { address, bound: false } => {
+                self.on_vip_gone(now, address, fx)
+            }
+            Event::ForeignClaim { address, mac } => {
+                let bound = self.vips.iter_mut().find(|v| v.address == address && v.phase == Phase::Bound);
+                if let Some(vip) = bound {
+                    vip.conflict = Some(mac.clone());
+                    vip.phase = Phase::Unbound;
+                    vip.probe_from = now.boot + PROBE_AGAIN;
+                    fx.push(Effect::UnbindVip { address });
+                    self.note(now, fx, "vip_conflict", format!("{mac} claims the VIP {address}; it is not defended"));
+                }
+            }
+            Event::LinkDown => self.link_up = false,
+            Event::LinkUp => self.link_up = true,
+            _ => {}
+        }
+    }
+
+    fn on_vip_gone(&mut self, now: Now, address: IpAddr, fx: &mut Vec<Effect>) {
+        let Some(vip) = self.vips.iter_mut().find(|v| v.address == address && v.phase == Phase::Bound) else { return };
+        vip.phase = Phase::Unbound;
+        if now.boot + EXPIRY_SLACK < vip.expires {
+            vip.obeyed = true;
+            self.note(
+                now,
+                fx,
+                "vip_removed",
+                format!("somebody removed the VIP {address}; it stays off until promote"),
+            );
+        } else {
+            self.note(now, fx, "vip_expired", format!("the kernel took the VIP {address} away: its lifetime ran out"));
+        }
+    }
+}

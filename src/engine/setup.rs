@@ -1,0 +1,117 @@
+//! What the guard needs of the configuration, distilled once at start.
+
+use crate::base::config::{Config, DnsMode, FencePostgres, ReplicationMode};
+use crate::base::ids::NodeName;
+use crate::engine::lease::Timing;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// One configured node as the guard sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeSetup {
+    pub name: NodeName,
+    pub addresses: Vec<IpAddr>,
+    /// As shown in `nodes`.
+    pub hostname: String,
+    pub port: u16,
+    pub weight: f64,
+}
+
+/// The guard's part of the configuration, and what names this start of this daemon.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setup {
+    pub version: String,
+    pub me: NodeName,
+    /// The other voter.
+    pub peer: NodeName,
+    pub nodes: Vec<NodeSetup>,
+    pub timing: Timing,
+    pub poll: Duration,
+    pub mode: DnsMode,
+    pub propagation: Duration,
+    /// Display names; the first takes the updates in update mode.
+    pub servers: Vec<String>,
+    pub vips: Vec<ipnet::IpNet>,
+    pub synchronous: bool,
+    pub fence_postgres: FencePostgres,
+    /// What both nodes must agree on, hashed.
+    pub digest: String,
+    /// Random, one per start.
+    pub start: u64,
+    pub boot: String,
+}
+
+impl Setup {
+    /// From the proven configuration; `servers` as found, `start` random, `boot` the kernel's boot_id.
+    pub fn new(
+        config: &Config,
+        me: &NodeName,
+        servers: Vec<String>,
+        digest: String,
+        start: u64,
+        boot: String,
+    ) -> Setup {
+        let peer = config.nodes.iter().filter(|n| n.voter).map(|n| n.name.clone()).find(|n| n != me);
+        let total: f64 = config.nodes.iter().map(|n| n.weight).sum();
+        let dns = config.dns.as_ref();
+        Setup {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            me: me.clone(),
+            peer: peer.unwrap_or_else(|| me.clone()),
+            nodes: config
+                .nodes
+                .iter()
+                .map(|n| NodeSetup {
+                    name: n.name.clone(),
+                    addresses: n.addresses.clone(),
+                    hostname: n.postgres.host.clone(),
+                    port: n.postgres.port,
+                    weight: if total > 0.0 { n.weight / total } else { 0.0 },
+                })
+                .collect(),
+            timing: Timing {
+                lease: config.fence.lease,
+                max_drift: config.fence.max_drift,
+                margin: config.fence.margin,
+            },
+            poll: dns.map_or(Duration::from_secs(1), |d| d.poll),
+            mode: dns.map_or(DnsMode::Update, |d| d.mode),
+            propagation: dns.map_or(Duration::ZERO, |d| d.propagation),
+            servers,
+            vips: config.vip.as_ref().map(|v| v.addresses.clone()).unwrap_or_default(),
+            synchronous: config.replication.mode == ReplicationMode::Synchronous,
+            fence_postgres: config.fence.postgres,
+            digest,
+            start,
+            boot,
+        }
+    }
+
+    /// The node that publishes this address.
+    pub fn node_of(&self, address: IpAddr) -> Option<&NodeName> {
+        self.nodes.iter().find(|n| n.addresses.contains(&address)).map(|n| &n.name)
+    }
+
+    /// Addresses of one node.
+    pub fn addresses_of(&self, name: &NodeName) -> Vec<IpAddr> {
+        self.nodes.iter().find(|n| &n.name == name).map(|n| n.addresses.clone()).unwrap_or_default()
+    }
+
+    /// The VIPs as plain addresses.
+    pub fn vip_addresses(&self) -> Vec<IpAddr> {
+        self.vips.iter().map(|net| net.addr()).collect()
+    }
+
+    /// The lease the holder uses: never longer than the marker's (P11).
+    pub fn lease(&self, marker: Option<Duration>) -> Duration {
+        marker.map_or(self.timing.lease, |m| m.min(self.timing.lease))
+    }
+
+    /// How the active node is named to people: name and first address.
+    pub fn named(&self, name: &NodeName) -> String {
+        match self.addresses_of(name).first() {
+            Some(address) => format!("{name} ({address})"),
+            None => name.to_string(),
+        }
+    }
+}
