@@ -1,0 +1,233 @@
+//! The commented configuration: what `init` writes, what the package installs as an example, and what a test parses.
+//!
+//! **Invariant:** a rendered [`Template`] of valid answers parses; what is commented out shows the default.
+
+use std::fmt::Write as _;
+
+/// The answers that fill the example. All are written into TOML text quoted and escaped.
+#[derive(Debug, Clone)]
+pub struct Template {
+    pub service_name: String,
+    pub zone: String,
+    /// `address:port` of the DNS servers; empty: found from the zone.
+    pub servers: Vec<String>,
+    pub nodes: Vec<ExampleNode>,
+    pub data_dir: String,
+    pub bin_dir: String,
+    /// Where `cluster.key`, `tsig.key` and `replication.pass` stand.
+    pub secrets_dir: String,
+    /// `address/mask`; `None`: the section is commented out.
+    pub vip: Option<String>,
+    /// Add the section that `portcullis witness` reads.
+    pub witness: bool,
+}
+
+/// One `[[node]]`.
+#[derive(Debug, Clone)]
+pub struct ExampleNode {
+    pub name: String,
+    /// One IPv4 address, one IPv6 address, or one of each.
+    pub addresses: Vec<String>,
+}
+
+impl Default for Template {
+    fn default() -> Template {
+        let node = |name: &str, address: &str| ExampleNode { name: name.into(), addresses: vec![address.into()] };
+        Template {
+            service_name: "db.example.org".into(),
+            zone: "example.org".into(),
+            servers: vec!["192.0.2.53:53".into()],
+            nodes: vec![node("alp", "192.0.2.11"), node("midna", "192.0.2.12")],
+            data_dir: "/var/lib/postgresql/15/main".into(),
+            bin_dir: "/usr/lib/postgresql/15/bin".into(),
+            secrets_dir: "/etc/portcullis".into(),
+            vip: None,
+            witness: false,
+        }
+    }
+}
+
+fn quote(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+fn quote_list(list: &[String]) -> String {
+    format!("[{}]", list.iter().map(|text| quote(text)).collect::<Vec<_>>().join(", "))
+}
+
+impl Template {
+    /// The whole file.
+    pub fn render(&self) -> String {
+        let mut out = String::with_capacity(8192);
+        let file = |name: &str| quote(&format!("{}/{name}", self.secrets_dir.trim_end_matches('/')));
+        out.push_str(HEAD);
+        out.push_str(&SERVICE.replace("@NAME@", &quote(&self.service_name)));
+        for (index, node) in self.nodes.iter().enumerate() {
+            out.push_str(&self.node(index, node));
+        }
+        out.push_str(&CLUSTER.replace("@KEY@", &file("cluster.key")));
+        out.push_str(
+            &DNS.replace("@ZONE@", &quote(&self.zone))
+                .replace("@SERVERS@", &quote_list(&self.servers))
+                .replace("@TSIG@", &file("tsig.key")),
+        );
+        out.push_str(&self.witness());
+        out.push_str(&self.vip());
+        out.push_str(&REST.replace("@PASSWORD@", &file("replication.pass")));
+        out
+    }
+
+    fn node(&self, index: usize, node: &ExampleNode) -> String {
+        let address = match node.addresses.as_slice() {
+            [one] => quote(one),
+            list => quote_list(list),
+        };
+        let first = node.addresses.first().map(String::as_str).unwrap_or_default();
+        let bracketed = if first.contains(':') { format!("[{first}]") } else { first.to_owned() };
+        let text = if index == 0 { NODE_FIRST } else { NODE_NEXT };
+        text.replace("@NAME@", &quote(&node.name))
+            .replace("@ADDRESS@", &address)
+            .replace("@HOST@", first)
+            .replace("@PEER@", &format!("{bracketed}:6433"))
+            .replace("@DATA@", &quote(&self.data_dir))
+            .replace("@BIN@", &quote(&self.bin_dir))
+    }
+
+    fn witness(&self) -> String {
+        let mark = if self.witness { "" } else { "# " };
+        let listen = if self.servers.is_empty() { vec!["0.0.0.0:53".to_owned()] } else { self.servers.clone() };
+        let active = self.nodes.first().map(|node| node.name.as_str()).unwrap_or_default();
+        let mut out = String::from(WITNESS);
+        let _ = writeln!(out, "{mark}[witness]");
+        let _ = writeln!(out, "{mark}listen = {}", quote_list(&listen));
+        let _ = writeln!(
+            out,
+            "{mark}ns = {}          # the zone's NS and SOA primary",
+            quote(&format!("ns.{}", self.zone))
+        );
+        let _ = writeln!(
+            out,
+            "{mark}active = {}      # the first record, written once when the store is empty",
+            quote(active)
+        );
+        out
+    }
+
+    fn vip(&self) -> String {
+        let mark = if self.vip.is_some() { "" } else { "# " };
+        let address = self.vip.as_deref().unwrap_or("192.0.2.100/24");
+        let mut out = String::from(VIP);
+        let _ = writeln!(out, "{mark}[vip]");
+        let _ = writeln!(out, "{mark}address = {}    # several: a list", quote(address));
+        out.push_str("# interface = \"eth0\"               # default: the one with the address's subnet\n");
+        out
+    }
+}
+
+const HEAD: &str = r#"# Portcullis: who may serve PostgreSQL, and when to stop.
+#
+# The same file serves both nodes. Lines that are commented out show the default.
+# Prove it with: portcullis check-config FILE
+
+# state_dir   = "/var/lib/portcullis"    # what must survive a restart: the journal
+# runtime_dir = "/run/portcullis"        # the control socket
+"#;
+
+const SERVICE: &str = r#"
+[service]
+name = @NAME@                # the DNS name clients use
+# listen = ["0.0.0.0:6432", "[::]:6432"]   # where clients connect, on the VIP too when there is one
+# passive = "refuse"                       # what a passive node does with clients
+"#;
+
+const NODE_FIRST: &str = r#"
+# One section for each server.
+[[node]]
+name = @NAME@                # a-z 0-9 - _; also the standby's application_name
+address = @ADDRESS@          # published in DNS while this node is active; a list for IPv4 and IPv6
+# peer_listen = "@PEER@"     # the channel between the two daemons (TLS)
+# weight = 1.0               # its share, as monitoring shows it
+# voter = true               # exactly two voters; default: the first two nodes
+# vip_interface = "ens18"    # where this node's differs from [vip] interface
+[node.postgres]
+# host = "@HOST@"            # as the other node reaches it
+# port = 5432
+# socket_dir = "/var/run/postgresql"       # as this node's own daemon reaches it
+data_dir = @DATA@
+bin_dir = @BIN@
+# start = ["/usr/bin/..."]   # default: the unit that owns data_dir, else pg_ctl
+# stop = ["/usr/bin/..."]
+"#;
+
+const NODE_NEXT: &str = r#"
+[[node]]
+name = @NAME@
+address = @ADDRESS@
+# peer_listen = "@PEER@"
+[node.postgres]
+# host = "@HOST@"
+# port = 5432
+data_dir = @DATA@
+bin_dir = @BIN@
+"#;
+
+const CLUSTER: &str = r#"
+[cluster]
+key_file = @KEY@    # the one shared secret: base64 of 32 bytes, the same on both nodes
+
+# [postgres]
+# admin_user = "postgres"    # superuser, reached through each node's own socket_dir
+
+# [auth]
+# hba_file = "/etc/portcullis/hba.conf"    # who may log in at the gate, as pg_hba.conf; without the file: scram-sha-256 for all
+# tls_cert_file = ""         # TLS for clients; empty: none
+# tls_key_file = ""
+"#;
+
+const DNS: &str = r#"
+# The witness: the authoritative DNS server of the service name. It should stand with neither node.
+[dns]
+# mode = "update"            # "update" (RFC 2136, signed) | "observe" (a person edits the record)
+zone = @ZONE@
+servers = @SERVERS@          # empty: found from the zone's SOA and NS; in update mode the first takes the updates
+# poll = "1s"                # how often the record is asked for
+# ttl = "5s"                 # of the record: how long clients may hold the old address
+# tsig_name = "portcullis"
+# tsig_algorithm = "hmac-sha256"
+tsig_key_file = @TSIG@    # base64; make one with: tsig-keygen -a hmac-sha256 portcullis
+# propagation = "0s"         # observe mode: how long a provider may still give some askers the old answer
+"#;
+
+const WITNESS: &str = r#"
+# Only for `portcullis witness`, the embedded DNS server, on a third machine. Zone, name, ttl and key are those of [dns]
+# and [service].
+"#;
+
+const VIP: &str = r#"
+# A virtual address that goes with the lease, where both nodes share a network.
+"#;
+
+const REST: &str = r#"
+[fence]
+# lease = "5s"               # how long one proof lasts; at least twice dns.poll, at least 3s with a VIP
+# max_drift = 0.01           # how much faster one clock may run than the other; at most 0.1
+# margin = "500ms"           # slack of a take-over; at least 100ms
+# postgres = "demote"        # PostgreSQL of a fenced node: "demote" (read-only standby of nobody) | "stop" | "keep"
+
+[replication]
+# mode = "synchronous"       # "synchronous" | "asynchronous"
+# on_standby_loss = "continue"             # "continue" (after recording it) | "block"
+# standby_timeout = "3s"     # silence of the standby after which on_standby_loss applies
+# user = "replicator"        # made by the active node when it is missing
+password_file = @PASSWORD@    # the password alone
+# conninfo = ""              # further libpq words: "sslmode=verify-full sslrootcert=..."
+# slots = true               # one physical slot for each standby
+
+[pool]
+# size = 40                  # backend connections per (user, database)
+# max_clients = 10000
+# query_wait = "30s"         # how long a client waits for a backend, or while paused
+
+[status]
+# listen = "127.0.0.1:6434"  # read-only HTTP: status page, /status.json, /metrics, /active
+"#;
