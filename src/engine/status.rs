@@ -20,6 +20,7 @@ pub struct Snapshot {
     pub replication: ReplicationStatus,
     pub procedure: Option<ProcedureStatus>,
     pub nodes: Vec<NodeRow>,
+    /// Oldest first.
     pub events: Vec<EventRow>,
     /// Local PostgreSQL as last seen (an addition to the contract).
     pub postgres: PostgresStatus,
@@ -29,6 +30,10 @@ pub struct Snapshot {
     pub advice: Option<String>,
     /// Counters for `/metrics` (an addition to the contract).
     pub counters: Counters,
+    /// Whether the daemon's turn ran lately (an addition to the contract). The driver publishes `true`; `serve::http`
+    /// sets it to `false` when nobody has beaten since, and then ages and states here are those of the last turn.
+    #[serde(default = "yes")]
+    pub turn_running: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -215,4 +220,132 @@ pub struct Counters {
     pub peer_refused_connections: u64,
     pub sessions_total: u64,
     pub auth_failures: u64,
+}
+
+/// What an older daemon, which does not send the field, would have said.
+fn yes() -> bool {
+    true
+}
+
+/// Milliseconds for people: `0.3 s`, `42 s`, `7 min`, `3 h`, `5 days`.
+pub fn human_ms(ms: u64) -> String {
+    let seconds = ms / 1000;
+    match seconds {
+        0..=9 => format!("{}.{} s", seconds, ms % 1000 / 100),
+        10..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        7200..=172_799 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+/// Status numbers of pgpool-II's `pcp_node_info`, which its users' monitoring matches on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PgpoolStatus {
+    /// 1: up, nobody connected yet.
+    Waiting = 1,
+    /// 2: up, with connections.
+    Up = 2,
+    /// 3: down, or detached by hand (pgpool-II makes no difference between the two).
+    Down = 3,
+}
+
+impl Snapshot {
+    /// The row of the node that published this.
+    pub fn own_row(&self) -> Option<&NodeRow> {
+        self.nodes.iter().find(|row| row.name == self.node)
+    }
+
+    /// Name of the node that is known to be active, from what this node can prove or was told. `None` is not proof
+    /// that nobody is.
+    pub fn active_node(&self) -> Option<&NodeName> {
+        if self.role == Role::Active {
+            return Some(&self.node);
+        }
+        self.peer.as_ref().filter(|peer| peer.reachable && peer.role == Some(Role::Active)).map(|peer| &peer.name)
+    }
+
+    /// One sentence for the head of every page: who is active, and how this node knows.
+    pub fn headline(&self) -> String {
+        let node = &self.node;
+        let reason = self.gate.reason.as_deref().unwrap_or("no reason given");
+        let elsewhere = self.peer.as_ref().filter(|_| self.role != Role::Active && self.active_node().is_some());
+        match (self.role, self.gate.state) {
+            (Role::Active, GateState::Open) => format!("{node} is active: its gate is open"),
+            (Role::Active, GateState::Paused) => format!("{node} is active and paused: clients wait"),
+            (Role::Active, _) => format!("{node} is active, its gate is not open yet: {reason}"),
+            (Role::Fenced, _) | (_, GateState::Fenced) => match elsewhere {
+                Some(peer) => format!("{} is active; {node} is fenced: {reason}", peer.name),
+                None => format!("{node} is fenced: {reason}"),
+            },
+            (Role::Passive, GateState::Lapsed) => format!("{node} has lapsed, its gate is shut: {reason}"),
+            (Role::Passive, _) => match (elsewhere, self.witness.as_ref().and_then(|w| w.points_at.as_ref())) {
+                (Some(peer), _) => format!("{} is active; {node} is passive", peer.name),
+                (None, Some(name)) if *name != self.node => {
+                    format!("{node} is passive; the record points at {name}, which does not say that it is active")
+                }
+                (None, Some(name)) => {
+                    format!("nobody is known to be active; the record points at {name}, whose gate is shut: {reason}")
+                }
+                (None, None) => format!("nobody is known to be active; {node} is passive: {reason}"),
+            },
+        }
+    }
+
+    /// The status number of one row for monitoring made for pgpool-II: 2 when up and somebody is connected, which is
+    /// clients of this node's gate for the primary, and replication for both.
+    pub fn pgpool_status(&self, row: &NodeRow) -> PgpoolStatus {
+        if row.status != "up" || !row.attached {
+            return PgpoolStatus::Down;
+        }
+        let streams = |row: &NodeRow| row.status == "up" && row.replication_state.as_deref() == Some("streaming");
+        let connected = if row.role == "primary" {
+            let own_clients = self.gate.sessions > 0 && row.name == self.node;
+            own_clients || self.postgres.streaming || self.nodes.iter().any(streams)
+        } else {
+            streams(row) || (row.name == self.node && self.postgres.streaming)
+        };
+        if connected { PgpoolStatus::Up } else { PgpoolStatus::Waiting }
+    }
+
+    /// The lines of `/pool_nodes` and `cgi`: `0,192.0.2.11,5432,2,0.500000,primary`.
+    pub fn pool_nodes_lines(&self) -> String {
+        self.nodes
+            .iter()
+            .map(|row| {
+                let status = self.pgpool_status(row) as u8;
+                format!("{},{},{},{status},{:.6},{}\n", row.node_id, row.hostname, row.port, row.weight, row.role)
+            })
+            .collect()
+    }
+
+    /// The same picture after the gate shut by itself because the daemon published nothing more: what was open is
+    /// lapsed. A snapshot must not outlive the lease it tells of.
+    pub fn overtaken(&self, reason: &str) -> Snapshot {
+        let mut copy = self.clone();
+        if copy.gate.open {
+            copy.gate.open = false;
+            copy.gate.state = GateState::Lapsed;
+            copy.gate.reason = Some(reason.to_owned());
+            copy.role = Role::Passive;
+        }
+        copy.gate.lease_remaining_ms = 0;
+        copy
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_short_and_never_round_up() {
+        let table = [(0, "0.0 s"), (4210, "4.2 s"), (9999, "9.9 s"), (10_000, "10 s"), (119_999, "119 s")];
+        for (ms, text) in table {
+            assert_eq!(human_ms(ms), text);
+        }
+        assert_eq!(human_ms(120_000), "2 min");
+        assert_eq!(human_ms(7_200_000), "2 h");
+        assert_eq!(human_ms(u64::MAX), "213503982334 days");
+    }
 }

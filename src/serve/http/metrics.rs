@@ -1,0 +1,191 @@
+//! The snapshot as Prometheus metrics: a fresh registry for every scrape, because the snapshot is the one truth and
+//! nothing is counted here.
+
+use crate::engine::status::{GateState, Role, Snapshot, VerdictWord};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::registry::{Registry, Unit};
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+type Labels = Vec<(&'static str, String)>;
+type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
+
+/// Content type and text, in the OpenMetrics form where the scraper asked for it, else in the classic one.
+pub(super) fn render(snapshot: &Snapshot, open_metrics: bool) -> Result<(&'static str, String), fmt::Error> {
+    let registry = registry(snapshot);
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(if open_metrics { (OPEN_METRICS, text) } else { (CLASSIC, classic(&text)) })
+}
+
+/// OpenMetrics to the classic form: there a counter's HELP and TYPE carry the `_total` of its sample, and UNIT and
+/// EOF are unknown.
+fn classic(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 256);
+    let mut help = "";
+    for line in text.lines() {
+        if line.starts_with("# HELP ") {
+            help = line;
+        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+            let suffix = if kind == "counter" { "_total" } else { "" };
+            let words =
+                help.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')).map_or("", |(_, words)| words);
+            out += &format!("# HELP {name}{suffix} {words}\n# TYPE {name}{suffix} {kind}\n");
+        } else if !line.starts_with('#') {
+            out += line;
+            out.push('\n');
+        }
+    }
+    out
+}
+
+fn seconds(ms: u64) -> f64 {
+    std::time::Duration::from_millis(ms).as_secs_f64()
+}
+
+fn number(value: u64) -> f64 {
+    // Above 2^53 a metric loses its last digits; no reader of a metric minds.
+    value as f64
+}
+
+fn flag(value: bool) -> f64 {
+    if value { 1.0 } else { 0.0 }
+}
+
+fn label(name: &'static str, value: &str) -> Labels {
+    vec![(name, value.to_owned())]
+}
+
+fn registry(snapshot: &Snapshot) -> Registry {
+    let mut registry = Registry::with_prefix("portcullis");
+    let info: Labels = vec![("node", snapshot.node.to_string()), ("version", snapshot.version.clone())];
+    family(&mut registry, "build_info", "This node and the version of its daemon", None, [(info, 1.0)]);
+    node_state(&mut registry, snapshot);
+    proofs(&mut registry, snapshot);
+    databases(&mut registry, snapshot);
+    counters(&mut registry, snapshot);
+    registry
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str, unit: Option<Unit>, value: f64) {
+    match unit {
+        Some(unit) => registry.register_with_unit(name, help, unit, ConstGauge::new(value)),
+        None => registry.register(name, help, ConstGauge::new(value)),
+    }
+}
+
+/// A metric with labels; left out entirely when there is no value.
+fn family(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    unit: Option<Unit>,
+    values: impl IntoIterator<Item = (Labels, f64)>,
+) {
+    let mut values = values.into_iter().peekable();
+    if values.peek().is_none() {
+        return;
+    }
+    let family = Gauges::default();
+    for (labels, value) in values {
+        family.get_or_create(&labels).set(value);
+    }
+    match unit {
+        Some(unit) => registry.register_with_unit(name, help, unit, family),
+        None => registry.register(name, help, family),
+    }
+}
+
+fn node_state(registry: &mut Registry, snapshot: &Snapshot) {
+    let gate = &snapshot.gate;
+    gauge(registry, "turn_running", "1 while the daemon's turn is running", None, flag(snapshot.turn_running));
+    gauge(registry, "gate_open", "1 while the gate of this node is open", None, flag(gate.open));
+    let states = [GateState::Open, GateState::Shut, GateState::Lapsed, GateState::Fenced, GateState::Paused];
+    let rows = states.map(|state| (label("state", state.as_str()), flag(gate.state == state)));
+    family(registry, "gate_state", "1 for the state the gate is in", None, rows);
+    let roles = [Role::Active, Role::Passive, Role::Fenced];
+    let rows = roles.map(|role| (label("role", role.as_str()), flag(snapshot.role == role)));
+    family(registry, "role", "1 for the role this node can prove now", None, rows);
+    let left = seconds(gate.lease_remaining_ms);
+    gauge(registry, "lease_remaining", "What is left of the lease", Some(Unit::Seconds), left);
+    gauge(registry, "sessions", "Client sessions at this gate", None, number(gate.sessions));
+    gauge(registry, "epoch", "Epoch this node holds or follows", None, number(snapshot.epoch));
+    gauge(registry, "fence_number", "Epochs up to this one are fenced here", None, number(snapshot.journal.fence));
+    let procedure = snapshot.procedure.iter().map(|p| (label("kind", &p.kind), 1.0));
+    family(registry, "procedure_running", "1 while a procedure is under way", None, procedure);
+}
+
+fn proofs(registry: &mut Registry, snapshot: &Snapshot) {
+    if let Some(witness) = &snapshot.witness {
+        let points_here = witness.points_at.as_ref() == Some(&snapshot.node);
+        gauge(registry, "witness_points_here", "1 while the record names this node", None, flag(points_here));
+        let age = witness.age_ms.map(|age| (Labels::new(), seconds(age)));
+        family(registry, "witness_age", "Age of the last answer that counts", Some(Unit::Seconds), age);
+        let words = [VerdictWord::Here, VerdictWord::Elsewhere, VerdictWord::Nothing, VerdictWord::Silent];
+        let rows = witness.servers.iter().flat_map(|server| {
+            words.map(|word| {
+                let labels = vec![("server", server.server.clone()), ("verdict", word.as_str().to_owned())];
+                (labels, flag(server.verdict == word))
+            })
+        });
+        family(registry, "witness_verdict", "1 for what each server of the record says", None, rows);
+        let rows = witness
+            .servers
+            .iter()
+            .filter_map(|server| server.age_ms.map(|age| (label("server", &server.server), seconds(age))));
+        family(registry, "witness_server_age", "Age of each server's last answer", Some(Unit::Seconds), rows);
+    }
+    if let Some(peer) = &snapshot.peer {
+        let name = || label("peer", peer.name.as_str());
+        family(registry, "peer_reachable", "1 while the peer answers", None, [(name(), flag(peer.reachable))]);
+        let age = peer.age_ms.map(|age| (name(), seconds(age)));
+        family(registry, "peer_age", "Age of the peer's last word", Some(Unit::Seconds), age);
+    }
+    let rows = snapshot.vips.iter().map(|vip| (label("address", &vip.address), flag(vip.bound)));
+    family(registry, "vip_bound", "1 while the address is bound on this node", None, rows);
+    let rows = snapshot.vips.iter().map(|vip| (label("address", &vip.address), flag(vip.conflict.is_some())));
+    family(registry, "vip_conflict", "1 while somebody else claims the address", None, rows);
+}
+
+fn databases(registry: &mut Registry, snapshot: &Snapshot) {
+    let replication = &snapshot.replication;
+    gauge(registry, "postgres_up", "1 while the local PostgreSQL answers", None, flag(snapshot.postgres.up));
+    let streaming = flag(snapshot.postgres.streaming);
+    gauge(registry, "standby_streaming", "1 while this node streams from the active one", None, streaming);
+    let in_sync = flag(replication.in_sync);
+    gauge(registry, "replication_in_sync", "1 while a promote of the standby loses nothing", None, in_sync);
+    let alone = flag(replication.alone_since.is_some());
+    gauge(registry, "replication_alone", "1 while the primary commits without its standby", None, alone);
+    let rows = snapshot.nodes.iter().map(|row| (label("node", row.name.as_str()), flag(row.status == "up")));
+    family(registry, "node_up", "1 while the node's PostgreSQL is up", None, rows);
+    let rows = snapshot.nodes.iter().map(|row| (label("node", row.name.as_str()), flag(row.attached)));
+    family(registry, "node_attached", "1 while the node is in service", None, rows);
+    let rows = snapshot
+        .nodes
+        .iter()
+        .filter_map(|row| row.replication_delay_bytes.map(|delay| (label("node", row.name.as_str()), number(delay))));
+    family(registry, "replication_delay", "How far the standby is behind", Some(Unit::Bytes), rows);
+}
+
+fn counters(registry: &mut Registry, snapshot: &Snapshot) {
+    let c = &snapshot.counters;
+    let table = [
+        ("gate_openings", "Times the gate opened", c.gate_openings),
+        ("gate_cuts", "Times the gate was cut", c.gate_cuts),
+        ("witness_proofs", "Proofs from the witness", c.witness_proofs),
+        ("witness_silences", "Questions the witness left unanswered", c.witness_silent),
+        ("peer_pledges", "Pledges from the peer", c.peer_pledges),
+        ("peer_refused_connections", "Peer connections refused", c.peer_refused_connections),
+        ("sessions_accepted", "Client sessions since the daemon started", c.sessions_total),
+        ("auth_failures", "Clients whose authentication failed", c.auth_failures),
+    ];
+    for (name, help, value) in table {
+        registry.register(name, help, ConstCounter::new(value));
+    }
+}
