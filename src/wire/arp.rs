@@ -258,9 +258,7 @@ pub fn foreign_claim(frame: &[u8], address: IpAddr, own: Mac, probing: bool) -> 
                 && seen.target_ip == address;
             (seen.sender_ip == address || probes).then_some(seen.sender_mac)
         }
-        IpAddr::V6(address) => {
-            parse_advertisement(frame).and_then(|seen| (seen.target == address).then_some(seen.mac))
-        }
+        IpAddr::V6(address) => parse_advertisement(frame).and_then(|seen| (seen.target == address).then_some(seen.mac)),
     }?;
     (mac != own).then_some(mac)
 }
@@ -377,7 +375,8 @@ mod tests {
     #[test]
     fn a_routed_or_damaged_advertisement_is_no_claim() {
         let good = unsolicited_advertisement(THEIRS, VIP6);
-        for (at, what) in [(21, "hop limit"), (60, "checksum covers the body"), (57, "checksum"), (79, "option length")] {
+        for (at, what) in [(21, "hop limit"), (60, "checksum covers the body"), (57, "checksum"), (79, "option length")]
+        {
             let mut bad = good.clone();
             bad[at] ^= 0x41;
             assert_eq!(parse_advertisement(&bad), None, "{what}");
