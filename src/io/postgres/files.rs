@@ -1,0 +1,67 @@
+//! Durable writes: after they return, a power cut finds the old content or the new one, never half of either.
+
+use super::PgError;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+/// `path: error`, as a fault of ours.
+pub(super) fn failed(action: &str, path: &Path, error: &io::Error) -> PgError {
+    PgError::Failed(format!("{} cannot be {action}: {error}", path.display()))
+}
+
+/// Replaces `path` by `content` through a temporary file beside it: written, synced, renamed, directory synced.
+pub(super) fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), PgError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".portcullis-tmp");
+    let temporary = Path::new(&name);
+    let write = || -> io::Result<()> {
+        // A left-over of a crash: its mode may be another one.
+        match fs::remove_file(temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(temporary)?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(temporary, path)
+    };
+    write().map_err(|error| failed("written", path, &error))?;
+    sync_parent(path)
+}
+
+/// Removes a file if it is there; the directory is synced.
+pub(super) fn remove(path: &Path) -> Result<(), PgError> {
+    match fs::remove_file(path) {
+        Ok(()) => sync_parent(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed("removed", path, &error)),
+    }
+}
+
+/// Copies one file with its mode and syncs it.
+pub(super) fn copy(from: &Path, to: &Path) -> Result<(), PgError> {
+    fs::copy(from, to).and_then(|_| File::open(to)?.sync_all()).map_err(|error| failed("written", to, &error))
+}
+
+/// Syncs the directory that holds `path`.
+pub(super) fn sync_parent(path: &Path) -> Result<(), PgError> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(|error| failed("synced", parent, &error))
+}
+
+/// Text of a log from byte `from` on, at most its last `limit` bytes; empty when it cannot be read.
+pub(super) fn tail_from(path: &Path, from: u64, limit: usize) -> String {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let end = file.metadata()?.len();
+        let bound = u64::try_from(limit).unwrap_or(u64::MAX);
+        file.seek(SeekFrom::Start(from.max(end.saturating_sub(bound))))?;
+        let mut bytes = Vec::new();
+        file.take(bound).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    read().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}

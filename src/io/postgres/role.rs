@@ -1,0 +1,148 @@
+//! What the active node makes for its standbys: the replication role, the physical slots, and the facts a clone needs
+//! to know beforehand.
+
+use super::session::{Session, lost_by};
+use super::{Cluster, PgError};
+use crate::base::ids::SystemId;
+use postgres_protocol::escape::{escape_identifier, escape_literal};
+use postgres_protocol::password::scram_sha_256;
+use std::fmt;
+use std::time::Duration;
+use tokio_postgres::types::private::BytesMut;
+use tokio_postgres::types::{IsNull, ToSql, Type};
+
+/// What `pg_rewind` executes on its source as the replication role (PostgreSQL 15, pg_rewind, Notes).
+const REWIND_FUNCTIONS: [&str; 4] = [
+    "pg_catalog.pg_ls_dir(text, boolean, boolean)",
+    "pg_catalog.pg_stat_file(text, boolean)",
+    "pg_catalog.pg_read_binary_file(text)",
+    "pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean)",
+];
+
+/// Keeps what this session does out of the server's log and out of pg_stat_statements.
+const QUIET: &str = "SET log_statement = 'none'; SET log_min_duration_statement = -1; SET log_duration = off; \
+    SET log_min_duration_sample = -1; SET log_min_error_statement = 'panic'; SET pg_stat_statements.track = 'none'; \
+    SET default_transaction_read_only = off";
+
+/// The verifier travels as a parameter into a setting of the session and from there into dynamic SQL: it is in no SQL
+/// text, hence neither in a log nor in pg_stat_activity.
+const CREATE_ROLE: &str = "DO $$ BEGIN EXECUTE format('CREATE ROLE %I LOGIN REPLICATION PASSWORD %s', \
+    current_setting('portcullis.role'), \
+    coalesce(quote_literal(nullif(current_setting('portcullis.verifier'), '')), 'NULL')); END $$";
+
+/// What the source of a clone says of itself, through its own daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFacts {
+    pub system_id: SystemId,
+    /// Size of all tablespaces, WAL apart.
+    pub bytes: u64,
+    /// Tablespaces outside the data directory.
+    pub tablespaces: u32,
+}
+
+impl Cluster {
+    /// Makes the replication role when it is missing, and gives it what `pg_rewind` needs. An existing role keeps its
+    /// password and attributes. The password itself never leaves this process: PostgreSQL gets the SCRAM verifier.
+    ///
+    /// # Errors
+    /// PostgreSQL is not a writable primary, or does not answer within `limit`.
+    pub async fn ensure_replication_role(&self, limit: Duration) -> Result<(), PgError> {
+        let session = self.session(limit).await?;
+        session.rows(QUIET, limit).await?;
+        let user = self.replication.user.as_str();
+        let exists = format!("SELECT count(*) FROM pg_roles WHERE rolname = {}", escape_literal(user));
+        if session.value(&exists, limit).await? == "0" {
+            let verifier = self.replication.password.as_ref().map(|password| scram_sha_256(password.expose()));
+            set_quietly(&session, "portcullis.role", user, limit).await?;
+            set_quietly(&session, "portcullis.verifier", verifier.as_deref().unwrap_or_default(), limit).await?;
+            session.rows(CREATE_ROLE, limit).await?;
+            tracing::info!(role = user, "made the replication role");
+        }
+        for function in REWIND_FUNCTIONS {
+            let granted = format!("SELECT has_function_privilege({}, '{function}', 'EXECUTE')", escape_literal(user));
+            if session.value(&granted, limit).await? == "f" {
+                let grant = format!("GRANT EXECUTE ON FUNCTION {function} TO {}", escape_identifier(user));
+                session.rows(&grant, limit).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a physical slot that keeps WAL from now on. Already there is fine.
+    ///
+    /// # Errors
+    /// No free slot (`max_replication_slots`), or no answer within `limit`.
+    pub async fn ensure_slot(&self, name: &str, limit: Duration) -> Result<(), PgError> {
+        let name = escape_literal(name);
+        let sql = format!(
+            "SELECT count(pg_create_physical_replication_slot({name}, true)) \
+             WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {name})"
+        );
+        self.session(limit).await?.value(&sql, limit).await.map(|_| ())
+    }
+
+    /// Drops a slot. Not there is fine.
+    ///
+    /// # Errors
+    /// A standby streams over it, or no answer within `limit`.
+    pub async fn drop_slot(&self, name: &str, limit: Duration) -> Result<(), PgError> {
+        let sql = format!(
+            "SELECT count(pg_drop_replication_slot(slot_name)) FROM pg_replication_slots WHERE slot_name = {}",
+            escape_literal(name)
+        );
+        self.session(limit).await?.value(&sql, limit).await.map(|_| ())
+    }
+
+    /// Drops the slots of ours that nobody uses: on a standby they are left over from when it was the primary.
+    pub(super) async fn drop_idle_slots(&self, limit: Duration) -> Result<(), PgError> {
+        let sql = "SELECT count(pg_drop_replication_slot(slot_name)) FROM pg_replication_slots \
+            WHERE slot_type = 'physical' AND NOT active AND slot_name LIKE 'portcullis\\_%'";
+        self.session(limit).await?.value(sql, limit).await.map(|_| ())
+    }
+
+    /// What a clone of this cluster must know beforehand.
+    ///
+    /// # Errors
+    /// PostgreSQL does not answer within `limit`.
+    pub async fn source_facts(&self, limit: Duration) -> Result<SourceFacts, PgError> {
+        let sql = "SELECT (SELECT system_identifier FROM pg_control_system()), sum(pg_tablespace_size(oid))::bigint, \
+            count(*) FILTER (WHERE spcname NOT IN ('pg_default', 'pg_global')) FROM pg_tablespace";
+        let rows = self.session(limit).await?.rows(sql, limit).await?;
+        let column = |at| rows.first().and_then(|row| row.try_get(at).ok().flatten());
+        let facts = || -> Option<SourceFacts> {
+            Some(SourceFacts {
+                system_id: SystemId(column(0)?.parse::<i64>().ok()?.cast_unsigned()),
+                bytes: column(1)?.parse().ok()?,
+                tablespaces: column(2)?.parse().ok()?,
+            })
+        };
+        facts().ok_or_else(|| PgError::Failed("PostgreSQL did not tell its size; look into its log".to_owned()))
+    }
+}
+
+async fn set_quietly(session: &Session, name: &str, value: &str, limit: Duration) -> Result<(), PgError> {
+    let sql = "SELECT set_config($1, $2, false) IS NULL";
+    tokio::time::timeout(limit, session.client().query_one(sql, &[&name, &Quiet(value)]))
+        .await
+        .map_err(|_| PgError::TimedOut(format!("PostgreSQL did not answer within {limit:?}")))?
+        .map(|_| ())
+        .map_err(|error| PgError::from(lost_by(&error)))
+}
+
+/// A text parameter that does not show itself: the client library logs parameters at debug level.
+struct Quiet<'a>(&'a str);
+
+impl fmt::Debug for Quiet<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("...")
+    }
+}
+impl ToSql for Quiet<'_> {
+    fn to_sql(&self, ty: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        self.0.to_sql(ty, out)
+    }
+    fn accepts(ty: &Type) -> bool {
+        <&str as ToSql>::accepts(ty)
+    }
+    tokio_postgres::types::to_sql_checked!();
+}

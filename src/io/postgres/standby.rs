@@ -1,0 +1,134 @@
+//! Promote, demote, make a standby, follow: the changes of PostgreSQL's own role.
+//!
+//! **Invariant:** whatever is interrupted on the way to a standby leaves one: `standby.signal` is written first.
+
+use super::control::{StopMode, Stopped};
+use super::{Cluster, Peer, PgError, files};
+use crate::io::clock;
+use std::path::Path;
+use std::time::Duration;
+
+/// How often the end of a recovery is looked for; it is part of what clients wait for in a switchover.
+const WATCH_EVERY: Duration = Duration::from_millis(10);
+/// Short questions to a PostgreSQL that is believed to answer; after that it counts as hung.
+const ASK_LIMIT: Duration = Duration::from_secs(5);
+
+impl Cluster {
+    /// Makes the local standby a writable primary; all received WAL is replayed first. Resumes a paused replay.
+    /// Already a primary is fine.
+    ///
+    /// # Errors
+    /// PostgreSQL does not run, or is not writable within `limit` (it goes on: call again).
+    pub async fn promote(&self, limit: Duration) -> Result<(), PgError> {
+        let deadline = clock::now() + limit;
+        let session = self.session(limit).await?;
+        if session.value("SELECT pg_is_in_recovery()", limit).await? == "f" {
+            return Ok(());
+        }
+        session
+            .value("SELECT CASE WHEN pg_is_wal_replay_paused() THEN pg_wal_replay_resume() END IS NULL", limit)
+            .await?;
+        // Not waiting in the server: it looks only every 100 ms.
+        session.value("SELECT pg_promote(false)", limit).await?;
+        while session.value("SELECT pg_is_in_recovery()", limit).await? == "t" {
+            if clock::now() >= deadline {
+                return Err(PgError::TimedOut(format!(
+                    "PostgreSQL is not promoted after {limit:?}; it goes on replaying, run promote again"
+                )));
+            }
+            tokio::time::sleep(WATCH_EVERY).await;
+        }
+        Ok(())
+    }
+
+    /// Ends the primary's service: stops it (fast for `stop_limit`, then harder) and starts it as a hot standby that
+    /// follows `peer`, or nobody. A cluster that is already in recovery is only told whom to follow.
+    ///
+    /// # Errors
+    /// From the first moment on a restart of PostgreSQL gives a standby, also when this fails half-way; call again.
+    pub async fn demote(
+        &self,
+        peer: Option<&Peer>,
+        stop_limit: Duration,
+        start_limit: Duration,
+    ) -> Result<Stopped, PgError> {
+        if self.is_running() && self.is_in_recovery(ASK_LIMIT.min(stop_limit)).await == Some(true) {
+            self.follow(peer, start_limit).await?;
+            return Ok(Stopped { how: super::StopHow::AlreadyDown, took: Duration::ZERO });
+        }
+        write_signal(&self.settings.data_dir)?;
+        let stopped = self.stop(StopMode::Fast, stop_limit).await?;
+        self.make_standby(peer)?;
+        self.start(start_limit).await?;
+        if peer.is_some() {
+            self.drop_idle_slots(ASK_LIMIT).await?;
+        }
+        Ok(stopped)
+    }
+
+    /// Turns the stopped cluster into a standby that will follow `peer`, or nobody, when it is started. The list of
+    /// synchronous standbys stays as it is.
+    ///
+    /// # Errors
+    /// `Refused` while PostgreSQL runs.
+    pub fn make_standby(&self, peer: Option<&Peer>) -> Result<(), PgError> {
+        if self.is_running() {
+            return Err(PgError::Refused("PostgreSQL runs; stop it before it is made a standby".to_owned()));
+        }
+        write_signal(&self.settings.data_dir)?;
+        if peer.is_some() {
+            self.write_passfile()?;
+        }
+        let following = self.following(peer)?;
+        self.edit_auto_conf(&self.settings.data_dir, |conf| {
+            for (name, value) in &following {
+                conf.set(name, value);
+            }
+        })
+    }
+
+    /// Tells a standby, running or stopped, to stream from `peer` or from nobody (PostgreSQL 13: a reload is enough).
+    /// Slots that a former primary kept for its standbys are dropped when it follows: they would hold WAL for ever.
+    ///
+    /// # Errors
+    /// The settings are not in force within `limit`.
+    pub async fn follow(&self, peer: Option<&Peer>, limit: Duration) -> Result<(), PgError> {
+        if peer.is_some() {
+            self.write_passfile()?;
+        }
+        let following = self.following(peer)?;
+        let settings = following.each_ref().map(|(name, value)| (*name, value.as_str()));
+        self.apply(&settings, limit).await?;
+        if peer.is_some() && self.is_running() {
+            self.drop_idle_slots(limit).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends every client's session. A session that waits for its standby ends too, and what it wrote becomes visible
+    /// (protocol-review S10): only behind a cut gate.
+    ///
+    /// # Errors
+    /// PostgreSQL does not answer within `limit`.
+    pub async fn terminate_clients(&self, limit: Duration) -> Result<(), PgError> {
+        let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE backend_type = 'client backend' \
+            AND pid <> pg_backend_pid() \
+            AND NOT (application_name = 'portcullis' AND client_addr IS NULL AND usename = current_user)";
+        self.session(limit).await?.value(sql, limit).await.map(|_| ())
+    }
+
+    /// `None`: it does not say.
+    async fn is_in_recovery(&self, limit: Duration) -> Option<bool> {
+        let session = self.session(limit).await.ok()?;
+        Some(session.value("SELECT pg_is_in_recovery()", limit).await.ok()? == "t")
+    }
+}
+
+/// Writes `standby.signal` and removes `recovery.signal`, which would end recovery by itself.
+pub(super) fn write_signal(data_dir: &Path) -> Result<(), PgError> {
+    let signal = data_dir.join("standby.signal");
+    if !signal.exists() {
+        files::replace(&signal, b"", 0o600)?;
+    }
+    files::remove(&data_dir.join("recovery.signal"))
+}
