@@ -67,6 +67,7 @@ impl Guard {
             },
             advice: self.advice(now),
             counters: self.counters.clone(),
+            turn_running: true,
         }
     }
 
