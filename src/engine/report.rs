@@ -56,3 +56,13 @@ pub struct ControlData {
     pub checkpoint: Lsn,
     pub timeline: TimelineId,
 }
+
+/// What the source of a clone says of itself, through its own daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceFacts {
+    pub system_id: SystemId,
+    /// Size of all tablespaces, WAL apart.
+    pub bytes: u64,
+    /// Tablespaces outside the data directory.
+    pub tablespaces: u32,
+}

@@ -7,7 +7,7 @@
 use crate::base::ids::{Epoch, Lsn, NodeName, OpId, SystemId, TimelineId};
 use crate::base::time::Instant;
 use crate::engine::durable::Entry;
-use crate::engine::report::{ControlData, PgReport};
+use crate::engine::report::{ControlData, PgReport, SourceFacts};
 use crate::engine::status::Role;
 use crate::wire::dns::{Reading, RecordPair, UpdateOutcome};
 use serde::{Deserialize, Serialize};
@@ -154,7 +154,7 @@ pub enum PgTask {
     /// Replay all that was received, end recovery, wait until writable.
     Promote,
     /// Clone the peer into a fresh directory, set the old one aside, configure, start.
-    Clone,
+    Clone(SourceFacts),
     /// On the active node: the replication role and the peer's slot.
     PrepareStandby,
     /// On a standby that already streams: our own primary_conninfo (application_name, passfile, slot).
@@ -167,6 +167,7 @@ pub enum PgOutput {
     Done,
     Lsn(Lsn),
     Control(ControlData),
+    Source(SourceFacts),
 }
 
 /// All that goes out.
@@ -355,6 +356,7 @@ pub enum PeerAnswer {
     },
     Prepared {
         id: u64,
+        source: SourceFacts,
     },
     Running {
         id: u64,

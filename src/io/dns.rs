@@ -7,7 +7,9 @@
 //!
 //! Cancel-safety: `ask` may be dropped at any point. Dropping `update` after it connected leaves the outcome unknown.
 
-use crate::wire::dns::{Answer, Asked, Facts, Question, Reading, RecordPair, ServiceNames, TsigKey, Update, UpdateOutcome};
+use crate::wire::dns::{
+    Answer, Asked, Facts, Question, Reading, RecordPair, ServiceNames, TsigKey, Update, UpdateOutcome,
+};
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{TokioResolver, config::ResolverOpts};
 use ring::rand::{SecureRandom, SystemRandom};

@@ -256,10 +256,11 @@ impl Guard {
             (Phase::Preparing { ticket, id }, result) => {
                 self.durability.phase = Phase::Idle;
                 let answer = match result {
-                    Ok(_) => {
+                    Ok(PgOutput::Source(source)) => {
                         self.pg.prepared_start = self.pg.report.as_ref().map(|r| r.start);
-                        PeerAnswer::Prepared { id }
+                        PeerAnswer::Prepared { id, source }
                     }
+                    Ok(_) => PeerAnswer::Refused { why: "the active node does not know its own size".to_owned() },
                     Err(why) => PeerAnswer::Refused { why },
                 };
                 fx.push(Effect::AnswerPeer { ticket, answer: Box::new(answer) });

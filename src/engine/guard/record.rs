@@ -273,7 +273,7 @@ impl Guard {
                 Ok((pair.addresses.clone(), next))
             }
             Purpose::Takeover { epoch, judged, sync, loss } => {
-                if pair != judged && mine(*epoch).is_none() {
+                if !pair.same_data(judged) && mine(*epoch).is_none() {
                     return Err(match current {
                         Some(m) => format!("the record changed: it names {} at epoch {} now", m.active, m.epoch),
                         None => "the record changed while it was judged".to_owned(),

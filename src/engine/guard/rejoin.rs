@@ -8,6 +8,7 @@ use super::{Guard, PgOwner, Then};
 use crate::base::ids::{Lsn, NodeName};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
+use crate::engine::report::SourceFacts;
 use crate::engine::turn::{Command, Effect, Now, PeerAnswer, PeerQuestion, PgOutput, PgTask, ProcedureBrief, Ticket};
 
 /// How long the daemon of the node to bring back is waited for (the contract).
@@ -58,6 +59,7 @@ pub(super) struct Rejoin {
     pub(super) deadline: Option<Instant>,
     give_up: Instant,
     last_line: String,
+    source: Option<SourceFacts>,
 }
 
 impl Rejoin {
@@ -92,6 +94,7 @@ impl Guard {
             deadline: Some(now.boot),
             give_up: now.boot + NODE_LIMIT,
             last_line: String::new(),
+            source: None,
         });
         id
     }
@@ -148,7 +151,8 @@ impl Guard {
                 *again = now.boot + Duration::from_secs(1);
                 r.deadline = Some(*again);
             }
-            (Step::Preparing { question: q }, Ok(PeerAnswer::Prepared { .. })) if *q == question => {
+            (Step::Preparing { question: q }, Ok(PeerAnswer::Prepared { source, .. })) if *q == question => {
+                r.source = Some(source);
                 self.rejoin_step(now, Step::Stopping, None, fx);
                 if !self.pg_task(PgOwner::Rejoin, PgTask::Stop, fx) {
                     self.fail_rejoin(now, 4, "PostgreSQL is busy with another task; run rejoin again", fx);
@@ -217,8 +221,9 @@ impl Guard {
         let Some(r) = &self.rejoin else { return };
         match (r.step.clone(), result) {
             (Step::Stopping, Ok(_)) => {
+                let Some(source) = r.source.clone() else { return };
                 self.rejoin_step(now, Step::Cloning, None, fx);
-                self.pg_task(PgOwner::Rejoin, PgTask::Clone, fx);
+                self.pg_task(PgOwner::Rejoin, PgTask::Clone(source), fx);
             }
             (Step::Cloning, Ok(_)) => {
                 self.pg.demoted = true;

@@ -288,7 +288,7 @@ impl Guard {
                 self.when_asked(now, fx);
             }
             (Step::CheckingWitness { question: q }, Ok(record)) if *q == question => {
-                if t.record.as_ref().map(|(pair, _)| pair) != Some(&record.0) {
+                if !t.record.as_ref().is_some_and(|(pair, _)| pair.same_data(&record.0)) {
                     self.fail_takeover(now, 1, "the record changed meanwhile; nothing was changed", fx);
                     return;
                 }

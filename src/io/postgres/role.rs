@@ -30,15 +30,7 @@ const CREATE_ROLE: &str = "DO $$ BEGIN EXECUTE format('CREATE ROLE %I LOGIN REPL
     current_setting('portcullis.role'), \
     coalesce(quote_literal(nullif(current_setting('portcullis.verifier'), '')), 'NULL')); END $$";
 
-/// What the source of a clone says of itself, through its own daemon.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SourceFacts {
-    pub system_id: SystemId,
-    /// Size of all tablespaces, WAL apart.
-    pub bytes: u64,
-    /// Tablespaces outside the data directory.
-    pub tablespaces: u32,
-}
+pub use crate::engine::report::SourceFacts;
 
 impl Cluster {
     /// Makes the replication role when it is missing, and gives it what `pg_rewind` needs. An existing role keeps its
