@@ -82,9 +82,11 @@ pub mod serve {
 #[cfg(feature = "shell")]
 pub mod app {
     pub mod cli;
+    pub mod client;
     pub mod daemon;
     pub mod driver;
     pub mod init;
     pub mod probe;
+    pub mod render;
     pub mod witness;
 }

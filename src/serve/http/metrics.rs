@@ -125,8 +125,9 @@ fn proofs(registry: &mut Registry, snapshot: &Snapshot) {
     if let Some(witness) = &snapshot.witness {
         let points_here = witness.points_at.as_ref() == Some(&snapshot.node);
         gauge(registry, "witness_points_here", "1 while the record names this node", None, flag(points_here));
-        let age = witness.age_ms.map(|age| (Labels::new(), seconds(age)));
-        family(registry, "witness_age", "Age of the last answer that counts", Some(Unit::Seconds), age);
+        if let Some(age) = witness.age_ms {
+            gauge(registry, "witness_age", "Age of the last answer that counts", Some(Unit::Seconds), seconds(age));
+        }
         let words = [VerdictWord::Here, VerdictWord::Elsewhere, VerdictWord::Nothing, VerdictWord::Silent];
         let rows = witness.servers.iter().flat_map(|server| {
             words.map(|word| {

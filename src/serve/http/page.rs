@@ -70,7 +70,10 @@ pub(super) fn render(snapshot: &Snapshot) -> askama::Result<String> {
         style: STYLE,
         headline: snapshot.headline(),
         mood,
-        lease: human_ms(snapshot.gate.lease_remaining_ms),
+        lease: match snapshot.gate.lease_remaining_ms {
+            0 => "none".to_owned(),
+            left => format!("{} left", human_ms(left)),
+        },
         rows: rows.collect(),
         events: snapshot.events.iter().rev().take(EVENTS).collect(),
         snapshot,

@@ -1,0 +1,259 @@
+//! The client side of the verbs: HTTP over the daemon's control socket, and for the verbs that only read the fall-back
+//! to `status.listen`.
+//!
+//! It decides nothing but which question to ask the person at the terminal; every check is the daemon's, which also
+//! goes on when this program is gone. [`transport`] speaks HTTP, [`promote`] holds the one dialogue.
+//!
+//! **Invariant:** a command that reached the daemon and whose end was not seen never ends with exit code 1 ("nothing
+//! changed"): its outcome is unknown, so it is 4.
+
+mod promote;
+mod transport;
+
+pub use promote::{Ask, PromoteArgs, ask_on_terminal, promote};
+
+use crate::app::render::{self, Style, check::Level};
+use crate::base::config::Config;
+use crate::base::fault::{ExitCode, Fault};
+use crate::base::ids::NodeName;
+use crate::engine::status::{EventRow, Snapshot};
+use jiff::Timestamp;
+use serde_json::Value;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use transport::Line;
+
+/// Time between two pictures of `status --watch`.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// Where this node's daemon is to be found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Answers of another node's daemon (one `status.listen` on a shared machine) are refused. `None`: not checked.
+    pub node: Option<NodeName>,
+    pub control: PathBuf,
+    pub status_listen: Option<SocketAddr>,
+}
+
+impl Target {
+    /// From the configuration and the node this machine is.
+    pub fn new(config: &Config, node: Option<NodeName>) -> Target {
+        Target { node, control: config.runtime_dir.join("control.sock"), status_listen: config.status_listen }
+    }
+}
+
+/// Where a verb writes, and how.
+pub struct Out<'a> {
+    pub writer: &'a mut (dyn Write + Send),
+    pub style: Style,
+}
+
+impl Out<'_> {
+    /// Writes at once. A reader that has gone away (`| head`) ends the program quietly, as it does for every tool.
+    pub fn put(&mut self, text: &str) -> Result<(), Fault> {
+        let written = self.writer.write_all(text.as_bytes()).and_then(|()| self.writer.flush());
+        written.map_err(|error| Fault::new(ExitCode::Failed, format!("cannot write the answer ({error})")))
+    }
+
+    fn json<T: serde::Serialize>(&mut self, value: &T) -> Result<(), Fault> {
+        let text = serde_json::to_string(value)
+            .map_err(|error| Fault::new(ExitCode::Failed, format!("the answer is no JSON ({error}); report this")))?;
+        self.put(&(text + "\n"))
+    }
+}
+
+/// The daemon's snapshot: from the socket, else from `status.listen`.
+pub async fn snapshot(target: &Target) -> Result<Snapshot, Fault> {
+    let body = transport::read(target, "/status.json").await?;
+    let snapshot: Snapshot = serde_json::from_slice(&body).map_err(|_| {
+        Fault::new(ExitCode::Failed, "the daemon's answer is not understood; are client and daemon of one version?")
+    })?;
+    match &target.node {
+        Some(node) if *node != snapshot.node => Err(Fault::new(
+            ExitCode::Failed,
+            format!(
+                "the daemon of {} answered instead of {node}'s; give --node {} or start {node}'s daemon",
+                snapshot.node, snapshot.node
+            ),
+        )),
+        _ => Ok(snapshot),
+    }
+}
+
+/// `status`. With `watch`, until Ctrl-C: the screen is redrawn on a terminal; in a pipe one picture follows another.
+pub async fn status(target: &Target, json: bool, watch: bool, out: &mut Out<'_>) -> Result<ExitCode, Fault> {
+    if !watch {
+        let snapshot = snapshot(target).await?;
+        show(&snapshot, json, out)?;
+        return Ok(ExitCode::Done);
+    }
+    let mut stopped = std::pin::pin!(tokio::signal::ctrl_c());
+    loop {
+        let answer = tokio::select! {
+            answer = snapshot(target) => answer,
+            _ = stopped.as_mut() => return Ok(ExitCode::Done),
+        };
+        if out.style.terminal && !json {
+            out.put("\x1b[H\x1b[2J")?;
+        }
+        match answer {
+            Ok(snapshot) => show(&snapshot, json, out)?,
+            Err(fault) if json => out.json(&serde_json::json!({"error": fault.text}))?,
+            Err(fault) => out.put(&format!("portcullis: {fault}\n"))?,
+        }
+        if !out.style.terminal && !json {
+            out.put("\n")?;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(WATCH_EVERY) => {}
+            _ = stopped.as_mut() => return Ok(ExitCode::Done),
+        }
+    }
+}
+
+fn show(snapshot: &Snapshot, json: bool, out: &mut Out<'_>) -> Result<(), Fault> {
+    if json { out.json(snapshot) } else { out.put(&render::status(snapshot, out.style)) }
+}
+
+/// `nodes`; as JSON an array of rows.
+pub async fn nodes(target: &Target, json: bool, out: &mut Out<'_>) -> Result<ExitCode, Fault> {
+    let snapshot = snapshot(target).await?;
+    if json {
+        out.json(&snapshot.nodes)?
+    } else {
+        out.put(&render::nodes(&snapshot.nodes, out.style))?
+    }
+    Ok(ExitCode::Done)
+}
+
+/// `events`; as JSON an array, oldest first. `since` as [`parse_since`] reads it.
+pub async fn events(target: &Target, since: Option<&str>, json: bool, out: &mut Out<'_>) -> Result<ExitCode, Fault> {
+    let since = since.map(|text| parse_since(text, Timestamp::now())).transpose()?;
+    let snapshot = snapshot(target).await?;
+    let late_enough = |event: &&EventRow| match (since, event.at.parse::<Timestamp>()) {
+        (Some(since), Ok(at)) => at >= since,
+        // An event without a readable time is shown rather than hidden.
+        (None, _) | (_, Err(_)) => true,
+    };
+    let events: Vec<&EventRow> = snapshot.events.iter().filter(late_enough).collect();
+    if json {
+        out.json(&events)?;
+    } else {
+        for event in events {
+            out.put(&format!("{}\n", render::event_line(event)))?;
+        }
+    }
+    Ok(ExitCode::Done)
+}
+
+/// `15m`, `2h 30m` (that long ago), `2026-11-20`, `2026-11-20T15:11:00Z` or without the zone, which is then UTC.
+pub fn parse_since(text: &str, now: Timestamp) -> Result<Timestamp, Fault> {
+    let bad = || {
+        let shown = render::clean(text);
+        Fault::new(
+            ExitCode::Config,
+            format!("--since {shown} is no time; write 15m, 2h, 2026-11-20 or 2026-11-20T15:11:00Z"),
+        )
+    };
+    if let Ok(at) = text.parse::<Timestamp>() {
+        return Ok(at);
+    }
+    if let Ok(civil) = text.parse::<jiff::civil::DateTime>() {
+        return civil.to_zoned(jiff::tz::TimeZone::UTC).map(|at| at.timestamp()).map_err(|_| bad());
+    }
+    let ago = humantime::parse_duration(text).map_err(|_| bad())?;
+    now.checked_sub(jiff::SignedDuration::try_from(ago).map_err(|_| bad())?).map_err(|_| bad())
+}
+
+/// `check`: prints the plugin's line and gives its exit code, 0 to 3. It does not fail: no answer is critical.
+pub async fn check(target: &Target, out: &mut Out<'_>) -> u8 {
+    let (level, line) = match snapshot(target).await {
+        Ok(snapshot) => render::check::check(&snapshot),
+        Err(fault) => render::check::unanswered(&fault.text),
+    };
+    match out.put(&line) {
+        Ok(()) => level.exit(),
+        Err(_) => Level::Unknown.exit(),
+    }
+}
+
+/// `cgi`.
+pub async fn cgi(target: &Target, out: &mut Out<'_>) -> Result<ExitCode, Fault> {
+    let snapshot = snapshot(target).await?;
+    out.put(&render::cgi(&snapshot))?;
+    Ok(ExitCode::Done)
+}
+
+/// What the daemon said last.
+#[derive(Debug, Clone, PartialEq)]
+pub struct End {
+    pub exit: ExitCode,
+    pub text: String,
+    pub data: Option<Value>,
+}
+
+/// Sends a command and hands its lines to `print` as they come: the very NDJSON lines with `json`, else sentences with
+/// the time since the start. The last sentence is printed too, except that of a failure without `json`, which belongs
+/// on standard error. A fault is an answer that never came or never ended.
+pub async fn command(
+    target: &Target,
+    verb: &str,
+    args: &Value,
+    json: bool,
+    print: &mut (dyn FnMut(&str) + Send),
+) -> Result<End, Fault> {
+    let mut stopped = std::pin::pin!(tokio::signal::ctrl_c());
+    let mut stream = transport::send(target, verb, args).await?;
+    loop {
+        let line = tokio::select! {
+            line = stream.next() => line?,
+            _ = stopped.as_mut() => return Err(interrupted(verb, args)),
+        };
+        match line {
+            Line::Progress { raw, .. } if json => print(&raw),
+            Line::Progress { text, at_ms, .. } => print(&format!("{}  {}", elapsed(at_ms), render::clean(&text))),
+            Line::End { end, raw } => {
+                if json {
+                    print(&raw);
+                } else if end.exit == ExitCode::Done && !end.text.is_empty() {
+                    print(&render::clean(&end.text));
+                }
+                return Ok(end);
+            }
+        }
+    }
+}
+
+/// What Ctrl-C means: this program ends, the daemon's work does not.
+fn interrupted(verb: &str, args: &Value) -> Fault {
+    if args.get("dry_run").and_then(Value::as_bool) == Some(true) {
+        return Fault::new(ExitCode::Failed, format!("the dry run of {verb} was broken off; nothing was changed"));
+    }
+    Fault::new(
+        ExitCode::HalfWay,
+        format!("{verb} goes on in the daemon; `portcullis status` shows how far it is, {verb} again follows it"),
+    )
+}
+
+/// A verb without a dialogue, printed to `out`: `fence`, `unfence`, `switchover`, `rejoin`, `pause`, ...
+pub async fn run(target: &Target, verb: &str, args: &Value, json: bool, out: &mut Out<'_>) -> Result<ExitCode, Fault> {
+    let end = printed(target, verb, args, json, out).await?;
+    settle(end, json)
+}
+
+/// Runs a command with its lines on `out`. A reader of ours that has gone away does not end the command.
+async fn printed(target: &Target, verb: &str, args: &Value, json: bool, out: &mut Out<'_>) -> Result<End, Fault> {
+    command(target, verb, args, json, &mut |line| drop(out.put(&format!("{line}\n")))).await
+}
+
+/// The exit code of an end; a failure not yet printed becomes the one line on standard error.
+fn settle(end: End, json: bool) -> Result<ExitCode, Fault> {
+    if json || end.exit == ExitCode::Done { Ok(end.exit) } else { Err(Fault::new(end.exit, render::clean(&end.text))) }
+}
+
+/// `  +0.312 s`: the time since the command was received.
+fn elapsed(at_ms: u64) -> String {
+    format!("{:>10}", format!("+{}.{:03} s", at_ms / 1000, at_ms % 1000))
+}

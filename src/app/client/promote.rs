@@ -1,0 +1,98 @@
+//! The dialogue of `promote`: facts first, then the question, then the deed.
+//!
+//! The facts come from a dry run in the daemon, which runs every check for real. What it says in `data`:
+//!
+//! | `data` of the dry run's end | with exit | the dialogue |
+//! |---|---|---|
+//! | `{"already_active": true}` | 0 | nothing to ask: this node is active |
+//! | `{"may_lose": false}` or nothing | 0 | asks for `yes` |
+//! | `{"may_lose": true}` | 3 | only the acceptance of loss is missing: asks for the word `lose-data` |
+//! | anything else | not 0 | the refusal stands |
+//!
+//! **Invariant:** without a terminal nothing is asked, and without `--yes` nothing is done. The daemon judges loss anew
+//! in the real run: an answer given here never covers more than what `--accept-data-loss` says.
+
+use super::{End, Out, Target, printed, settle};
+use crate::base::fault::{ExitCode, Fault};
+use serde_json::{Value, json};
+use std::io::IsTerminal;
+
+/// What must be typed when acknowledged transactions may be lost.
+const LOSS_WORD: &str = "lose-data";
+
+/// The flags of `promote`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PromoteArgs {
+    pub yes: bool,
+    pub dry_run: bool,
+    pub accept_data_loss: bool,
+    /// Name of the node that the operator asserts to be off.
+    pub peer_is_off: Option<String>,
+    pub json: bool,
+}
+
+/// Puts a question and returns what was typed; `None` when nobody answered.
+pub type Ask<'a> = &'a mut (dyn FnMut(&str) -> Option<String> + Send);
+
+/// Asks on the terminal, where both ends are one; `None` as a function when nobody is there to answer.
+pub fn ask_on_terminal() -> Option<fn(&str) -> Option<String>> {
+    fn ask(question: &str) -> Option<String> {
+        dialoguer::Input::<String>::new().with_prompt(question).allow_empty(true).interact_text().ok()
+    }
+    (std::io::stdin().is_terminal() && std::io::stdout().is_terminal()).then_some(ask)
+}
+
+fn body(args: &PromoteArgs) -> Value {
+    json!({
+        "yes": args.yes,
+        "dry_run": args.dry_run,
+        "accept_data_loss": args.accept_data_loss,
+        "peer_is_off": args.peer_is_off,
+    })
+}
+
+/// `promote`. `ask` is `None` without a terminal ([`ask_on_terminal`]).
+pub async fn promote(
+    target: &Target,
+    args: &PromoteArgs,
+    ask: Option<Ask<'_>>,
+    out: &mut Out<'_>,
+) -> Result<ExitCode, Fault> {
+    if args.yes || args.dry_run {
+        let end = printed(target, "promote", &body(args), args.json, out).await?;
+        return settle(end, args.json);
+    }
+    let Some(ask) = ask else {
+        return Err(Fault::new(
+            ExitCode::Refused,
+            "promote asks before it acts, and there is no terminal to ask on; give --yes (see first with --dry-run)",
+        ));
+    };
+    let dry = PromoteArgs { dry_run: true, ..args.clone() };
+    let facts = printed(target, "promote", &body(&dry), args.json, out).await?;
+    let fact = |name: &str| facts.data.as_ref().and_then(|data| data.get(name)).and_then(Value::as_bool) == Some(true);
+    if facts.exit == ExitCode::Done && fact("already_active") {
+        return Ok(ExitCode::Done);
+    }
+    let may_lose = fact("may_lose");
+    let only_loss = facts.exit == ExitCode::Refused && may_lose;
+    if facts.exit != ExitCode::Done && !only_loss {
+        return settle(facts, args.json);
+    }
+    if !agreed(&facts, may_lose, ask) {
+        return Err(Fault::new(ExitCode::Refused, "promote was not confirmed; nothing was changed"));
+    }
+    let real = PromoteArgs { yes: true, accept_data_loss: args.accept_data_loss || may_lose, ..args.clone() };
+    let end = printed(target, "promote", &body(&real), args.json, out).await?;
+    settle(end, args.json)
+}
+
+fn agreed(facts: &End, may_lose: bool, ask: Ask<'_>) -> bool {
+    let (question, word) = if may_lose {
+        let why = crate::app::render::clean(&facts.text);
+        (format!("{why}\nPromote all the same? Type {LOSS_WORD} to accept that"), LOSS_WORD)
+    } else {
+        ("Promote this node now? Type yes".to_owned(), "yes")
+    };
+    ask(&question).is_some_and(|typed| typed.trim() == word)
+}

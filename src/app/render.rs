@@ -1,0 +1,290 @@
+//! A snapshot as text: pure functions, used by the command line. [`check`] holds the rules of the monitoring plugin.
+//!
+//! NOT here: where the snapshot came from, or any decision about it beyond its wording. **Invariant:** without a
+//! terminal the text has no escape sequence, whatever came over the wire: control characters are shown as `?`.
+
+pub mod check;
+
+use crate::engine::status::{EventRow, NodeRow, Snapshot, VerdictWord, human_ms};
+use comfy_table::{CellAlignment, Table, presets};
+use std::io::IsTerminal;
+
+/// Events at the foot of `status`; `portcullis events` shows all.
+const EVENTS: usize = 6;
+/// Width of the words on the left.
+const LABEL: usize = 13;
+
+/// How to write: colour on a terminal (unless `NO_COLOR` is set), frames on a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Style {
+    pub color: bool,
+    pub terminal: bool,
+}
+
+impl Style {
+    /// For a pipe, a file, or a test.
+    pub const PLAIN: Style = Style { color: false, terminal: false };
+
+    /// For standard output as it is now.
+    pub fn of_stdout() -> Style {
+        let terminal = std::io::stdout().is_terminal();
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Style { color: terminal && !no_color, terminal }
+    }
+
+    fn paint(self, paint: Paint, text: &str) -> String {
+        if !self.color {
+            return text.to_owned();
+        }
+        let code = match paint {
+            Paint::Good => "32",
+            Paint::Bad => "31",
+            Paint::Warn => "33",
+            Paint::Strong => "1",
+            Paint::Dim => "2",
+        };
+        format!("\x1b[{code}m{text}\x1b[0m")
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Paint {
+    Good,
+    Bad,
+    Warn,
+    Strong,
+    Dim,
+}
+
+/// Text from elsewhere, made fit for a terminal: one line, no control characters.
+pub fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+fn line(out: &mut String, label: &str, text: &str) {
+    out.push_str(format!("{label:LABEL$}{text}").trim_end());
+    out.push('\n');
+}
+
+fn lease(remaining_ms: u64) -> String {
+    if remaining_ms == 0 { "none".to_owned() } else { format!("{} left", human_ms(remaining_ms)) }
+}
+
+fn ago(age_ms: Option<u64>) -> String {
+    age_ms.map_or_else(|| "never heard".to_owned(), |age| format!("heard {} ago", human_ms(age)))
+}
+
+/// `status`: the story of this node in about 25 lines.
+pub fn status(snapshot: &Snapshot, style: Style) -> String {
+    let mut out = String::new();
+    let paint = if snapshot.gate.open {
+        Paint::Good
+    } else if snapshot.active_node().is_some() {
+        Paint::Strong
+    } else {
+        Paint::Bad
+    };
+    out.push_str(&style.paint(paint, &clean(&snapshot.headline())));
+    out.push_str("\n\n");
+    if !snapshot.turn_running {
+        let text = "does not run: what stands here is from its last turn; look at the daemon's log";
+        line(&mut out, "daemon", &style.paint(Paint::Bad, text));
+    }
+    this_node(&mut out, snapshot, style);
+    witness(&mut out, snapshot, style);
+    neighbours(&mut out, snapshot, style);
+    databases(&mut out, snapshot, style);
+    out.push('\n');
+    out.push_str(&short_nodes(&snapshot.nodes));
+    if !snapshot.events.is_empty() {
+        out.push_str(&style.paint(Paint::Dim, "\nlast events\n"));
+        let skip = snapshot.events.len().saturating_sub(EVENTS);
+        for event in snapshot.events.iter().skip(skip) {
+            out.push_str(&format!("  {}\n", event_line(event)));
+        }
+    }
+    if let Some(advice) = &snapshot.advice {
+        out.push('\n');
+        line(&mut out, "what to do", &style.paint(Paint::Strong, &clean(advice)));
+    }
+    out
+}
+
+fn this_node(out: &mut String, snapshot: &Snapshot, style: Style) {
+    let about = format!(
+        "{}, {}, epoch {}, portcullis {}",
+        snapshot.node,
+        snapshot.role.as_str(),
+        snapshot.epoch,
+        snapshot.version
+    );
+    line(out, "this node", &clean(&about));
+    let gate = &snapshot.gate;
+    let paint = if gate.open { Paint::Good } else { Paint::Warn };
+    let mut text = style.paint(paint, gate.state.as_str());
+    if let Some(reason) = &gate.reason {
+        text += &format!(": {}", clean(reason));
+    }
+    let sessions = if gate.sessions == 1 { "session" } else { "sessions" };
+    line(out, "gate", &format!("{text}; {} {sessions}", gate.sessions));
+    line(out, "lease", &lease(gate.lease_remaining_ms));
+    if let Some(procedure) = &snapshot.procedure {
+        let text = format!("{} {}: {}, since {}", procedure.kind, procedure.id, procedure.step, procedure.since);
+        line(out, "procedure", &style.paint(Paint::Strong, &clean(&text)));
+    }
+}
+
+fn witness(out: &mut String, snapshot: &Snapshot, style: Style) {
+    let Some(witness) = &snapshot.witness else { return };
+    let at = witness.points_at.as_ref().map_or("no node".to_owned(), |name| name.to_string());
+    let epoch = witness.epoch.map_or(String::new(), |epoch| format!(", epoch {epoch}"));
+    let text = format!("points at {at}{epoch}, {} ({} mode)", ago(witness.age_ms), witness.mode);
+    line(out, "witness", &clean(&text));
+    for server in &witness.servers {
+        let (paint, says) = match server.verdict {
+            VerdictWord::Here | VerdictWord::Elsewhere => (Paint::Good, "says"),
+            VerdictWord::Nothing => (Paint::Bad, "says"),
+            VerdictWord::Silent => (Paint::Warn, "is"),
+        };
+        let error = server.error.as_ref().map_or(String::new(), |error| format!(": {}", clean(error)));
+        let word = style.paint(paint, server.verdict.as_str());
+        line(out, "", &format!("{} {says} {word}, {}{error}", clean(&server.server), ago(server.age_ms)));
+    }
+}
+
+fn neighbours(out: &mut String, snapshot: &Snapshot, style: Style) {
+    for vip in &snapshot.vips {
+        let bound = if vip.bound { "bound here" } else { "not bound here" };
+        let conflict = vip
+            .conflict
+            .as_ref()
+            .map_or(String::new(), |mac| style.paint(Paint::Bad, &format!("; claimed by {} too", clean(mac))));
+        line(out, "VIP", &format!("{} {bound}{conflict}", clean(&vip.address)));
+    }
+    let Some(peer) = &snapshot.peer else { return };
+    let text = if peer.reachable {
+        let role = peer.role.map_or("role unknown", |role| role.as_str());
+        let epoch = peer.epoch.map_or(String::new(), |epoch| format!(", epoch {epoch}"));
+        format!("{} {role}{epoch}, {}", peer.name, ago(peer.age_ms))
+    } else {
+        style.paint(Paint::Warn, &format!("{} does not answer, {}", peer.name, ago(peer.age_ms)))
+    };
+    line(out, "peer", &text);
+}
+
+fn databases(out: &mut String, snapshot: &Snapshot, style: Style) {
+    let pg = &snapshot.postgres;
+    let role = pg.role.as_deref().unwrap_or("role unknown");
+    let mut text = if pg.up { format!("up, {}", clean(role)) } else { style.paint(Paint::Bad, "down") };
+    if pg.role.as_deref() == Some("standby") {
+        text += if pg.streaming { ", streaming from the active node" } else { ", not streaming" };
+    }
+    if let Some(error) = &pg.error {
+        text += &format!(": {}", clean(error));
+    }
+    line(out, "PostgreSQL", &text);
+    let replication = &snapshot.replication;
+    let position = match (replication.timeline, &replication.lsn) {
+        (Some(timeline), Some(lsn)) => format!(" (timeline {timeline}, {lsn})"),
+        (Some(timeline), None) => format!(" (timeline {timeline})"),
+        (None, Some(lsn)) => format!(" ({lsn})"),
+        (None, None) => String::new(),
+    };
+    let state = match (&replication.alone_since, replication.in_sync, replication.mode.as_str()) {
+        (Some(since), _, _) => style.paint(Paint::Warn, &format!("alone since {}", clean(since))),
+        (None, true, _) => style.paint(Paint::Good, "in sync: a promote of the standby loses nothing"),
+        (None, false, "synchronous") => "not in sync".to_owned(),
+        (None, false, _) => "a promote may lose the last transactions".to_owned(),
+    };
+    line(out, "replication", &format!("{}, {state}{}", clean(&replication.mode), clean(&position)));
+}
+
+/// One event: `2026-11-20T15:11:00Z  gate_opened  alp opened epoch 7`.
+pub fn event_line(event: &EventRow) -> String {
+    clean(&format!("{}  {}  {}", event.at, event.kind, event.text))
+}
+
+/// `nodes`: one row a node, framed on a terminal, plain and aligned in a pipe.
+pub fn nodes(rows: &[NodeRow], style: Style) -> String {
+    let mut table = Table::new();
+    table.load_style(if style.terminal { presets::UTF8_BORDERS_ONLY } else { presets::NOTHING });
+    table.set_header([
+        "node_id",
+        "name",
+        "hostname",
+        "port",
+        "status",
+        "role",
+        "weight",
+        "attached",
+        "delay_bytes",
+        "state",
+        "sync",
+        "selects",
+        "since",
+    ]);
+    for row in rows {
+        let word = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), clean);
+        table.add_row([
+            row.node_id.to_string(),
+            row.name.to_string(),
+            clean(&row.hostname),
+            row.port.to_string(),
+            clean(&row.status),
+            clean(&row.role),
+            format!("{:.2}", row.weight),
+            if row.attached { "yes" } else { "no" }.to_owned(),
+            row.replication_delay_bytes.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string()),
+            word(&row.replication_state),
+            word(&row.sync_state),
+            row.select_count.to_string(),
+            word(&row.last_status_change),
+        ]);
+    }
+    for index in [0, 3, 6, 8, 11] {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    if !style.terminal {
+        unpad(&mut table);
+    }
+    lines(&table)
+}
+
+/// The columns that matter at a glance; they fit 80 characters.
+fn short_nodes(rows: &[NodeRow]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["node", "address", "status", "role", "behind", "replication"]);
+    for row in rows {
+        let status = if row.attached { clean(&row.status) } else { format!("{}, detached", clean(&row.status)) };
+        let words = [row.replication_state.as_deref(), row.sync_state.as_deref()];
+        let replication = words.into_iter().flatten().map(clean).collect::<Vec<_>>().join(", ");
+        table.add_row([
+            row.name.to_string(),
+            format!("{}:{}", clean(&row.hostname), row.port),
+            status,
+            clean(&row.role),
+            row.replication_delay_bytes.map_or_else(|| "-".to_owned(), |bytes| format!("{bytes} B")),
+            if replication.is_empty() { "-".to_owned() } else { replication },
+        ]);
+    }
+    unpad(&mut table);
+    lines(&table)
+}
+
+fn unpad(table: &mut Table) {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+}
+
+fn lines(table: &Table) -> String {
+    table.to_string().lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+/// `cgi`: a CGI answer with the lines of `/pool_nodes`.
+pub fn cgi(snapshot: &Snapshot) -> String {
+    format!("Content-Type: text/plain\n\n{}", snapshot.pool_nodes_lines())
+}

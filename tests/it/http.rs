@@ -1,0 +1,13 @@
+//! The status pages, the control stream, the client and the texts, over loopback and a real Unix socket, with
+//! hand-made snapshots of every state.
+
+#[path = "http/client.rs"]
+mod client;
+#[path = "http/control.rs"]
+mod control;
+#[path = "http/pages.rs"]
+mod pages;
+#[path = "http/render.rs"]
+mod render;
+#[path = "http/states.rs"]
+mod states;
