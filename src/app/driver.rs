@@ -1,1 +1,200 @@
-//! Not written yet.
+//! The turn: one event, one reading of the clocks, the guard, then its effects in order. It decides nothing.
+//!
+//! ```text
+//!  event -> now -> guard.handle(now, event, &mut effects) -> Cut / Extend inline, the rest to the hands
+//!        -> publish the snapshot -> wait until min(next event, next deadline, 200 ms)
+//! ```
+
+use crate::app::hands::Hands;
+use crate::base::ids::NodeName;
+use crate::base::time::{Duration, Instant};
+use crate::engine::guard::Guard;
+use crate::engine::status::{EventRow, Snapshot};
+use crate::engine::turn::{Command, Effect, Event, Now, PeerAnswer, PeerQuestion, Ticket};
+use crate::io::clock;
+use crate::serve::gate::Gate;
+use crate::serve::http::{ControlReply, ControlRequest};
+use serde_json::Value;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Events that may wait for the turn. Full: senses wait, and the gate's own deadline goes on running out.
+pub const EVENTS_WAITING: usize = 1024;
+/// The snapshot is published at least this often, so that ages and the lease shown are true.
+const PUBLISH_EVERY: Duration = Duration::from_millis(200);
+/// How long a shutdown may take to unbind and to tell sessions.
+const SHUTDOWN_LIMIT: Duration = Duration::from_millis(600);
+
+/// Requests that need an answer on their own way back.
+pub enum Request {
+    Control(ControlRequest, mpsc::Sender<ControlReply>),
+    Peer(NodeName, Box<PeerQuestion>, oneshot::Sender<PeerAnswer>),
+}
+
+/// The crank.
+pub struct Driver {
+    pub guard: Guard,
+    pub hands: Hands,
+    pub gate: Arc<Gate>,
+    pub events: mpsc::Receiver<Event>,
+    pub requests: mpsc::Receiver<Request>,
+    pub snapshots: watch::Sender<Arc<Snapshot>>,
+    /// Nanoseconds since boot of the last turn.
+    pub beat: Arc<AtomicU64>,
+    pub event_log: PathBuf,
+    /// Effects of the guard's own start.
+    pub first: Vec<Effect>,
+    pub next_ticket: Ticket,
+    pub watchdog: bool,
+}
+
+/// Both clocks, once per turn.
+pub fn read_clocks() -> Now {
+    Now { boot: clock::now(), wall: clock::wall() }
+}
+
+impl Driver {
+    /// Turns until `stop` completes, then cuts, unbinds and returns.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) {
+        let first = std::mem::take(&mut self.first);
+        self.execute(first);
+        let mut effects = Vec::new();
+        let mut published = Instant::ZERO;
+        let mut stopping: Option<Instant> = None;
+        let mut status_at = Instant::ZERO;
+        tokio::pin!(stop);
+        loop {
+            let wait = self.guard.next_deadline().since(clock::now()).min(PUBLISH_EVERY);
+            let event = tokio::select! {
+                biased;
+                Some(event) = self.events.recv() => event,
+                Some(request) = self.requests.recv() => self.accept(request),
+                () = &mut stop, if stopping.is_none() => {
+                    stopping = Some(clock::now());
+                    Event::ShutdownAsked
+                }
+                () = tokio::time::sleep(wait) => Event::DeadlinePassed,
+            };
+            let now = read_clocks();
+            self.beat.store(now.boot.as_nanos(), Ordering::Relaxed);
+            self.guard.handle(now, event, &mut effects);
+            self.execute(std::mem::take(&mut effects));
+            if now.boot.since(published) >= Duration::from_millis(20) || stopping.is_some() {
+                published = now.boot;
+                self.publish(now);
+            }
+            if now.boot.since(status_at) >= Duration::from_secs(1) {
+                status_at = now.boot;
+                self.tell_systemd();
+            }
+            if stopping.is_some_and(|since| now.boot.since(since) >= SHUTDOWN_LIMIT) {
+                return;
+            }
+        }
+    }
+
+    fn publish(&mut self, now: Now) {
+        let mut effects = Vec::new();
+        let counts = Event::Sessions {
+            sessions: self.gate.sessions(),
+            total: self.gate.sessions_total(),
+            auth_failures: self.gate.auth_failures(),
+        };
+        self.guard.handle(now, counts, &mut effects);
+        self.execute(effects);
+        self.snapshots.send_replace(Arc::new(self.guard.snapshot(now)));
+    }
+
+    fn tell_systemd(&self) {
+        let status = self.snapshots.borrow().headline();
+        let mut words = vec![sd_notify::NotifyState::Status(&status)];
+        if self.watchdog {
+            words.push(sd_notify::NotifyState::Watchdog);
+        }
+        let _not_under_systemd = sd_notify::notify(&words);
+    }
+
+    /// Inline effects first and in order, the rest to the hands.
+    fn execute(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Cut { reason } => self.gate.cut(&reason),
+                Effect::Extend { until } => self.gate.extend(until),
+                Effect::HoldClients => self.gate.pause(),
+                Effect::LetClientsGo => self.gate.resume(),
+                Effect::Note { kind, text } => {
+                    tracing::info!(kind, "{text}");
+                    self.log_event(kind, text);
+                }
+                other => self.hands.execute(other),
+            }
+        }
+    }
+
+    /// The event log is for people: losing a line of it costs nothing but the line.
+    fn log_event(&self, kind: &str, text: String) {
+        let at = format!("{:.0}", clock::wall());
+        let row = EventRow { at, kind: kind.to_owned(), text };
+        let Ok(line) = serde_json::to_string(&row) else { return };
+        let path = self.event_log.clone();
+        tokio::task::spawn_blocking(move || {
+            let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
+            if let Ok(mut file) = file {
+                let _disk_full = writeln!(file, "{line}");
+            }
+        });
+    }
+
+    fn accept(&mut self, request: Request) -> Event {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        match request {
+            Request::Control(request, reply) => match command(&request) {
+                Ok(command) => {
+                    self.hands.expect_command(ticket, reply);
+                    tracing::info!("command {}", request.verb);
+                    Event::Command { ticket, command }
+                }
+                Err(text) => {
+                    let _client_gone = reply.try_send(ControlReply::End { exit: 1, text, data: None });
+                    Event::DeadlinePassed
+                }
+            },
+            Request::Peer(_, question, reply) => {
+                self.hands.expect_question(ticket, reply);
+                Event::PeerAsked { ticket, question }
+            }
+        }
+    }
+}
+
+/// The command of a control request.
+fn command(request: &ControlRequest) -> Result<Command, String> {
+    let flag = |key: &str| request.args.get(key).and_then(Value::as_bool).unwrap_or(false);
+    let text = |key: &str| request.args.get(key).and_then(Value::as_str).map(str::to_owned);
+    let name = |key: &str| -> Result<Option<NodeName>, String> {
+        text(key).map(|name| name.parse().map_err(|error: crate::base::ids::BadId| error.0)).transpose()
+    };
+    let dry_run = flag("dry_run");
+    match request.verb.as_str() {
+        "promote" => Ok(Command::Promote {
+            dry_run,
+            yes: flag("yes"),
+            accept_data_loss: flag("accept_data_loss"),
+            peer_is_off: name("peer_is_off")?,
+        }),
+        "switchover" => Ok(Command::Switchover { to: name("to")?, dry_run }),
+        "rejoin" => {
+            let node = name("node")?.ok_or("rejoin needs the name of a node")?;
+            Ok(Command::Rejoin { node, dry_run })
+        }
+        "fence" => Ok(Command::Fence { reason: text("reason").unwrap_or_else(|| "fenced by the operator".to_owned()) }),
+        "unfence" => Ok(Command::Unfence),
+        "pause" => Ok(Command::Pause),
+        "resume" => Ok(Command::Resume),
+        other => Err(format!("{other} is not built yet in this daemon")),
+    }
+}

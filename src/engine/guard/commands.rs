@@ -16,7 +16,6 @@ pub(super) struct Watching {
     command: Command,
     /// Known once the peer has begun.
     id: Option<u64>,
-    started: Instant,
     ask_until: Instant,
     ask_at: Option<Instant>,
     heard: Instant,
@@ -126,7 +125,6 @@ impl Guard {
             ticket,
             command: command.clone(),
             id: None,
-            started: now.boot,
             ask_until: now.boot + limit,
             ask_at: None,
             heard: now.boot,
@@ -191,7 +189,7 @@ impl Guard {
             let Some(brief) = brief.as_ref().filter(|b| b.id == id) else { return true };
             if brief.step != w.last {
                 w.last = brief.step.clone();
-                let text = format!("{:6.2} s  {}", now.boot.since(w.started).as_secs_f64(), brief.step);
+                let text = brief.step.clone();
                 fx.push(Effect::Say { ticket: w.ticket, text });
             }
             match &brief.ended {

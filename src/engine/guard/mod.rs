@@ -113,7 +113,6 @@ pub struct Guard {
     fence_retry: Option<(Instant, Vec<Entry>, u32)>,
     /// The reading of this turn.
     at: Now,
-    started: Instant,
     poll_at: Instant,
     renew_at: Instant,
     witness: proofs::WitnessMemory,
@@ -148,7 +147,6 @@ impl Guard {
             fence_now: None,
             fence_retry: None,
             at: now,
-            started: now.boot,
             poll_at: now.boot,
             renew_at: now.boot,
             witness: proofs::WitnessMemory::new(servers),
@@ -194,6 +192,16 @@ impl Guard {
         }
         guard.turn(now, fx);
         guard
+    }
+
+    /// What the event log on disk says of former lives, oldest first; only shown.
+    pub fn remember(&mut self, past: Vec<EventRow>) {
+        let mut events: VecDeque<EventRow> = past.into();
+        events.append(&mut self.events);
+        while events.len() > EVENTS_MAX {
+            events.pop_front();
+        }
+        self.events = events;
     }
 
     /// One turn: one event, one reading of the clocks.

@@ -53,7 +53,6 @@ pub(super) struct Rejoin {
     pub(super) id: u64,
     tickets: Vec<Ticket>,
     dry_run: bool,
-    started: Instant,
     since: String,
     step: Step,
     pub(super) deadline: Option<Instant>,
@@ -88,7 +87,6 @@ impl Guard {
             id,
             tickets: ticket.into_iter().collect(),
             dry_run,
-            started: now.boot,
             since: now.rfc3339(),
             step: Step::Asking { question: None, again: now.boot },
             deadline: Some(now.boot),
@@ -102,9 +100,8 @@ impl Guard {
     pub(super) fn say_rejoin(&mut self, now: Now, text: &str, fx: &mut Vec<Effect>) {
         let Some(r) = &mut self.rejoin else { return };
         r.last_line = text.to_owned();
-        let line = format!("{:6.2} s  {text}", now.boot.since(r.started).as_secs_f64());
         for ticket in &r.tickets {
-            fx.push(Effect::Say { ticket: *ticket, text: line.clone() });
+            fx.push(Effect::Say { ticket: *ticket, text: text.to_owned() });
         }
     }
 

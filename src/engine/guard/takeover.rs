@@ -210,9 +210,8 @@ impl Guard {
     /// A line with its time for everybody who waits.
     fn say(&mut self, now: Now, text: &str, fx: &mut Vec<Effect>) {
         let Some(t) = &self.takeover else { return };
-        let line = format!("{:6.2} s  {text}", now.boot.since(t.started).as_secs_f64());
         for ticket in &t.tickets {
-            fx.push(Effect::Say { ticket: *ticket, text: line.clone() });
+            fx.push(Effect::Say { ticket: *ticket, text: text.to_owned() });
         }
     }
 

@@ -1,0 +1,353 @@
+//! Executes effects. Each hand works by itself and answers with an event; none of them can hold up the turn.
+//!
+//! **Invariant:** `Cut` and `Extend` are executed inline by the driver and are not here. A hand that is slow delays only
+//! its own answer: the journal has a thread, each VIP a task with its effects in order, everything else a task per effect.
+
+use crate::app::daemon::Parts;
+use crate::base::ids::OpId;
+use crate::base::time::Duration;
+use crate::engine::durable::Entry;
+use crate::engine::report::SourceFacts;
+use crate::engine::turn::{Effect, Event, PeerAnswer, PeerQuestion, PgOutput, PgTask, Ticket};
+use crate::io::dns::Authority;
+use crate::io::journal::Journal;
+use crate::io::postgres::{Cluster, Peer, PgError, StopMode, slot_name};
+use crate::io::vip::VipHand;
+use crate::serve::gate::Gate;
+use crate::serve::http::ControlReply;
+use crate::serve::peer::PeerClient;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+
+/// Effects that wait for one VIP. More cannot wait: the guard asks for a renewal every 400 ms. Full: that one is dropped.
+const VIP_WAITING: usize = 64;
+/// A settings change, a checkpoint, a promotion.
+const PG_LIMIT: Duration = Duration::from_secs(60);
+/// Until a started PostgreSQL takes connections (recovery may be long).
+const PG_START_LIMIT: Duration = Duration::from_secs(300);
+/// A fast stop of a fenced primary; then immediate (R5: bounded).
+const PG_FENCE_STOP: Duration = Duration::from_secs(5);
+/// A fast stop of a switchover: its last WAL has to reach the standby.
+const PG_STOP_LIMIT: Duration = Duration::from_secs(60);
+/// How often progress of a clone is told.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// How often the drain looks whether it is done.
+const DRAIN_LOOK: Duration = Duration::from_millis(5);
+/// What is left for sessions to end after their queries were cancelled.
+const DRAIN_AFTER_CANCEL: Duration = Duration::from_secs(2);
+
+enum VipTask {
+    Bind(u32),
+    Unbind,
+    Probe,
+    Announce,
+}
+
+/// All hands.
+pub struct Hands {
+    events: mpsc::Sender<Event>,
+    gate: Arc<Gate>,
+    authorities: Vec<Arc<Authority>>,
+    ttl: u32,
+    peer: Option<Arc<PeerClient>>,
+    journal: std::sync::mpsc::Sender<(u64, Vec<Entry>)>,
+    cluster: Arc<Cluster>,
+    peer_cluster: Option<Peer>,
+    vips: HashMap<IpAddr, mpsc::Sender<VipTask>>,
+    commands: HashMap<Ticket, mpsc::Sender<ControlReply>>,
+    questions: HashMap<Ticket, oneshot::Sender<PeerAnswer>>,
+}
+
+impl Hands {
+    /// Starts the journal's thread and a task per VIP.
+    pub fn new(parts: &Parts, journal: Journal, events: mpsc::Sender<Event>) -> Hands {
+        let (entries, waiting) = std::sync::mpsc::channel();
+        spawn_journal(journal, waiting, events.clone());
+        let mut vips = HashMap::new();
+        for net in &parts.vips {
+            let (tasks, queue) = mpsc::channel(VIP_WAITING);
+            tokio::spawn(vip_task(*net, parts.vip_interface.clone(), queue, events.clone()));
+            vips.insert(net.addr(), tasks);
+        }
+        Hands {
+            events,
+            gate: Arc::clone(&parts.gate),
+            authorities: parts.authorities.clone(),
+            ttl: parts.ttl,
+            peer: parts.peer.clone(),
+            journal: entries,
+            cluster: Arc::clone(&parts.cluster),
+            peer_cluster: parts.peer_cluster.clone(),
+            vips,
+            commands: HashMap::new(),
+            questions: HashMap::new(),
+        }
+    }
+
+    /// Remembers whom to tell about a command.
+    pub fn expect_command(&mut self, ticket: Ticket, reply: mpsc::Sender<ControlReply>) {
+        self.commands.insert(ticket, reply);
+    }
+
+    /// Remembers whom to answer about a question of the peer.
+    pub fn expect_question(&mut self, ticket: Ticket, reply: oneshot::Sender<PeerAnswer>) {
+        self.questions.retain(|_, waiting| !waiting.is_closed());
+        self.questions.insert(ticket, reply);
+    }
+
+    /// Executes one effect that may take time. Inline effects are the driver's.
+    pub fn execute(&mut self, effect: Effect) {
+        match effect {
+            Effect::Record { seq, entries } => {
+                let _driver_gone = self.journal.send((seq, entries));
+            }
+            Effect::AskWitness { question, server, limit } => self.ask_witness(question, server, limit),
+            Effect::Update { op, prerequisite, addresses, marker, limit } => {
+                let Some(authority) = self.authorities.first().cloned() else { return };
+                let ttl = self.ttl;
+                self.spawn(async move {
+                    let outcome = authority.update(&prerequisite, &addresses, ttl, &marker, limit).await;
+                    Event::UpdateAnswered { op, outcome }
+                });
+            }
+            Effect::AskPeer { question, ask, limit } => self.ask_peer(question, *ask, limit),
+            Effect::AnswerPeer { ticket, answer } => {
+                if let Some(reply) = self.questions.remove(&ticket) {
+                    let _asker_gone = reply.send(*answer);
+                }
+            }
+            Effect::Pg { op, task } => self.pg(op, task),
+            Effect::BindVip { address, seconds } => self.vip(address, VipTask::Bind(seconds)),
+            Effect::UnbindVip { address } => self.vip(address, VipTask::Unbind),
+            Effect::ProbeVip { address } => self.vip(address, VipTask::Probe),
+            Effect::AnnounceVip { address } => self.vip(address, VipTask::Announce),
+            Effect::Drain { op, limit } => self.drain(op, limit),
+            Effect::Say { ticket, text } => {
+                if let Some(reply) = self.commands.get(&ticket) {
+                    let _client_gone = reply.try_send(ControlReply::Line { text, data: None });
+                }
+            }
+            Effect::End { ticket, exit, text } => {
+                if let Some(reply) = self.commands.remove(&ticket) {
+                    tokio::spawn(async move {
+                        let _client_gone = reply.send(ControlReply::End { exit, text, data: None }).await;
+                    });
+                }
+            }
+            Effect::Extend { .. }
+            | Effect::Cut { .. }
+            | Effect::HoldClients
+            | Effect::LetClientsGo
+            | Effect::Note { .. } => {}
+        }
+    }
+
+    fn spawn(&self, work: impl Future<Output = Event> + Send + 'static) {
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let event = work.await;
+            let _driver_gone = events.send(event).await;
+        });
+    }
+
+    fn ask_witness(&self, question: u64, server: usize, limit: Duration) {
+        let Some(authority) = self.authorities.get(server).cloned() else { return };
+        self.spawn(async move { Event::WitnessAnswered { question, answer: authority.ask(limit).await } });
+    }
+
+    fn ask_peer(&self, question: u64, ask: PeerQuestion, limit: Duration) {
+        let Some(peer) = self.peer.clone() else { return };
+        self.spawn(async move {
+            let answer: Result<PeerAnswer, _> = peer.ask(&ask, limit).await;
+            Event::PeerAnswered { question, answer: answer.map(Box::new).map_err(|error| error.to_string()) }
+        });
+    }
+
+    fn vip(&self, address: IpAddr, task: VipTask) {
+        if let Some(tasks) = self.vips.get(&address)
+            && tasks.try_send(task).is_err()
+        {
+            tracing::warn!("the hand of VIP {address} is stuck; its kernel lifetime takes it away");
+        }
+    }
+
+    fn drain(&self, op: OpId, limit: Duration) {
+        let gate = Arc::clone(&self.gate);
+        self.spawn(async move {
+            if !idle_within(&gate, limit).await {
+                gate.cancel_busy();
+                idle_within(&gate, DRAIN_AFTER_CANCEL).await;
+            }
+            Event::Drained { op, busy: gate.busy() }
+        });
+    }
+
+    fn pg(&self, op: OpId, task: PgTask) {
+        let (cluster, peer) = (Arc::clone(&self.cluster), self.peer_cluster.clone());
+        let events = self.events.clone();
+        self.spawn(async move {
+            let name = task.clone();
+            let result = run_pg(&cluster, peer.as_ref(), op, task, &events).await;
+            if let Err(error) = &result {
+                tracing::warn!("PostgreSQL task {name:?} failed: {error}");
+            }
+            Event::PgDone { op, result: result.map_err(|error| error.to_string()) }
+        });
+    }
+}
+
+async fn idle_within(gate: &Gate, limit: Duration) -> bool {
+    let looks = limit.as_millis() / DRAIN_LOOK.as_millis().max(1);
+    for _ in 0..looks {
+        if gate.busy() == 0 {
+            return true;
+        }
+        tokio::time::sleep(DRAIN_LOOK).await;
+    }
+    gate.busy() == 0
+}
+
+async fn run_pg(
+    cluster: &Cluster,
+    peer: Option<&Peer>,
+    op: OpId,
+    task: PgTask,
+    events: &mpsc::Sender<Event>,
+) -> Result<PgOutput, PgError> {
+    let no_peer = || PgError::Refused("there is no other node configured".to_owned());
+    match task {
+        PgTask::SetSyncList(name) => cluster.set_sync_list(name.as_ref(), PG_LIMIT).await.map(|()| PgOutput::Done),
+        PgTask::RearmBarrier => cluster.rearm_barrier(PG_LIMIT).await.map(PgOutput::Lsn),
+        PgTask::Stop => {
+            cluster.stop(StopMode::Fast, PG_STOP_LIMIT).await?;
+            match cluster.control_data().await {
+                Ok(data) => Ok(PgOutput::Control(data)),
+                // Nothing there to be stopped (a first rejoin).
+                Err(_) => Ok(PgOutput::Done),
+            }
+        }
+        PgTask::Checkpoint => cluster.checkpoint(PG_LIMIT).await.map(|()| PgOutput::Done),
+        PgTask::Start => cluster.start(PG_START_LIMIT).await.map(|()| PgOutput::Done),
+        PgTask::Demote { follow_peer } => {
+            let follow = if follow_peer { Some(peer.ok_or_else(no_peer)?) } else { None };
+            cluster.demote(follow, PG_FENCE_STOP, PG_START_LIMIT).await.map(|_| PgOutput::Done)
+        }
+        PgTask::Promote => cluster.promote(PG_LIMIT).await.map(|()| PgOutput::Done),
+        PgTask::Clone(source) => clone(cluster, peer.ok_or_else(no_peer)?, op, &source, events).await,
+        PgTask::PrepareStandby => {
+            cluster.ensure_replication_role(PG_LIMIT).await?;
+            if let Some(peer) = peer.filter(|_| cluster.replication.slots) {
+                cluster.ensure_slot(&slot_name(&peer.name), PG_LIMIT).await?;
+            }
+            cluster.source_facts(PG_LIMIT).await.map(PgOutput::Source)
+        }
+        PgTask::Adopt => cluster.follow(Some(peer.ok_or_else(no_peer)?), PG_LIMIT).await.map(|()| PgOutput::Done),
+    }
+}
+
+async fn clone(
+    cluster: &Cluster,
+    peer: &Peer,
+    op: OpId,
+    source: &SourceFacts,
+    events: &mpsc::Sender<Event>,
+) -> Result<PgOutput, PgError> {
+    let mut told = crate::base::time::Instant::ZERO;
+    let aside = cluster
+        .clone_from(peer, source, |done, total| {
+            let now = crate::io::clock::now();
+            if now.since(told) < PROGRESS_EVERY {
+                return;
+            }
+            told = now;
+            let mb = |bytes: u64| bytes / (1024 * 1024);
+            let text = match total.filter(|total| *total > 0) {
+                Some(total) => format!("cloned {} of {} MiB ({} %)", mb(done), mb(total), done.min(total) * 100 / total),
+                None => format!("cloned {} MiB", mb(done)),
+            };
+            let _queue_full = events.try_send(Event::PgProgress { op, text });
+        })
+        .await?;
+    if let Some(aside) = aside {
+        let text = format!("the old data directory is kept as {}", aside.display());
+        let _queue_full = events.try_send(Event::PgProgress { op, text });
+    }
+    cluster.start(PG_START_LIMIT).await?;
+    Ok(PgOutput::Done)
+}
+
+fn spawn_journal(mut journal: Journal, waiting: std::sync::mpsc::Receiver<(u64, Vec<Entry>)>, events: mpsc::Sender<Event>) {
+    let work = move || {
+        while let Ok((seq, entries)) = waiting.recv() {
+            let event = match journal.append(&entries) {
+                Ok(()) => Event::Recorded { seq },
+                Err(why) => Event::RecordFailed { seq, why },
+            };
+            if events.blocking_send(event).is_err() {
+                return;
+            }
+        }
+    };
+    // A thread of its own: a slow disk holds up nothing but what waits for it.
+    if let Err(error) = std::thread::Builder::new().name("journal".to_owned()).spawn(work) {
+        tracing::error!("the journal's thread cannot be started: {error}");
+    }
+}
+
+async fn vip_task(
+    net: ipnet::IpNet,
+    interface: Option<String>,
+    mut queue: mpsc::Receiver<VipTask>,
+    events: mpsc::Sender<Event>,
+) {
+    let address = net.addr();
+    let mut hand: Option<VipHand> = None;
+    while let Some(task) = queue.recv().await {
+        if hand.is_none() {
+            hand = match VipHand::new(&net, interface.as_deref()).await {
+                Ok(made) => Some(made),
+                Err(why) => {
+                    if !matches!(task, VipTask::Unbind) {
+                        let _driver_gone = events.send(Event::VipBindFailed { address, why }).await;
+                    }
+                    continue;
+                }
+            };
+        }
+        let Some(made) = &hand else { continue };
+        let event = match task {
+            VipTask::Bind(seconds) => match made.bind(seconds).await {
+                Ok(()) => Some(Event::VipBound { address }),
+                Err(why) => Some(Event::VipBindFailed { address, why }),
+            },
+            VipTask::Unbind => {
+                if let Err(why) = made.unbind().await {
+                    tracing::warn!("{why}; its kernel lifetime takes it away");
+                }
+                None
+            }
+            VipTask::Probe => match made.probe(Duration::from_secs(1)).await {
+                Ok(claim) => Some(Event::VipProbed { address, claimed_by: claim.map(mac_text) }),
+                Err(why) => Some(Event::VipBindFailed { address, why }),
+            },
+            VipTask::Announce => {
+                if let Err(why) = made.announce_burst().await {
+                    tracing::warn!("{why}");
+                }
+                None
+            }
+        };
+        if let Some(event) = event
+            && events.send(event).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// A MAC address as people write it.
+pub fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}

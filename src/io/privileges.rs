@@ -1,0 +1,107 @@
+//! Who the daemon is: started as root it becomes the owner of the data directory and keeps two capabilities, so that
+//! PostgreSQL's tools and `peer` logins are that user's (the contract).
+//!
+//! **Invariant:** must run before any other thread exists: credentials and capabilities are a thread's own in Linux,
+//! and threads made later inherit them.
+
+use rustix::fs::{Gid, Uid};
+use rustix::thread as creds;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// The capabilities that stay: addresses and nftables, ARP.
+fn kept() -> creds::CapabilitySet {
+    creds::CapabilitySet::NET_ADMIN | creds::CapabilitySet::NET_RAW
+}
+
+/// Makes `dirs` (0750) and, when root, becomes the owner of `data_dir` (of its nearest existing parent, where it does
+/// not exist yet). Children never inherit a capability.
+///
+/// # Errors
+/// One sentence; nothing runs with half-changed rights because the caller ends.
+pub fn become_owner(data_dir: &Path, dirs: &[PathBuf]) -> Result<(), String> {
+    let root = rustix::process::geteuid().is_root();
+    let owner = if root { Some(owner_of(data_dir)?) } else { None };
+    for dir in dirs {
+        std::fs::create_dir_all(dir).map_err(|e| format!("{} cannot be made: {e}", dir.display()))?;
+        if let Some((uid, gid)) = owner {
+            give(dir, uid, gid)?;
+        }
+    }
+    if let Some((uid, gid)) = owner {
+        change(uid, gid).map_err(|e| format!("cannot become the owner of {}: {e}", data_dir.display()))?;
+    }
+    // What systemd's AmbientCapabilities= gave us is ours alone.
+    let _unsupported = creds::clear_ambient_capability_set();
+    Ok(())
+}
+
+/// The directory and what the daemon keeps right in it; nothing deeper.
+fn give(dir: &Path, uid: Uid, gid: Gid) -> Result<(), String> {
+    let told = |path: &Path, e: std::io::Error| format!("{} cannot be given to its user: {e}", path.display());
+    let chown = |path: &Path| std::os::unix::fs::chown(path, Some(uid.as_raw()), Some(gid.as_raw()));
+    chown(dir).map_err(|e| told(dir, e))?;
+    let entries = std::fs::read_dir(dir).map_err(|e| told(dir, e))?;
+    for entry in entries.flatten() {
+        let plain = entry.file_type().is_ok_and(|t| t.is_file());
+        if plain && entry.metadata().is_ok_and(|m| m.uid() == 0) {
+            chown(&entry.path()).map_err(|e| told(&entry.path(), e))?;
+        }
+    }
+    Ok(())
+}
+
+fn owner_of(data_dir: &Path) -> Result<(Uid, Gid), String> {
+    let mut at = Some(data_dir);
+    while let Some(dir) = at {
+        if let Ok(meta) = std::fs::metadata(dir) {
+            if meta.uid() == 0 {
+                return Err(format!(
+                    "{} belongs to root, and PostgreSQL does not run as root; give it to the user that runs PostgreSQL",
+                    dir.display()
+                ));
+            }
+            return Ok((Uid::from_raw(meta.uid()), Gid::from_raw(meta.gid())));
+        }
+        at = dir.parent();
+    }
+    Err(format!("{} does not exist, nor does any of its parents", data_dir.display()))
+}
+
+fn change(uid: Uid, gid: Gid) -> rustix::io::Result<()> {
+    creds::set_keep_capabilities(true)?;
+    creds::set_thread_groups(&groups(uid, gid))?;
+    creds::set_thread_res_gid(gid, gid, gid)?;
+    creds::set_thread_res_uid(uid, uid, uid)?;
+    let sets = creds::CapabilitySets {
+        effective: kept(),
+        permitted: kept(),
+        inheritable: creds::CapabilitySet::empty(),
+    };
+    creds::set_capabilities(None, sets)?;
+    creds::set_keep_capabilities(false)
+}
+
+/// The user's groups from /etc/passwd and /etc/group, as initgroups(3) would give them (`ssl-cert` for a TLS key).
+fn groups(uid: Uid, gid: Gid) -> Vec<Gid> {
+    let mut all = vec![gid];
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let uid = uid.as_raw().to_string();
+    let name = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == uid).then(|| name.to_owned())
+    });
+    let Some(name) = name else { return all };
+    let group = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    for line in group.lines() {
+        let fields: Vec<&str> = line.split(':').collect();
+        if let [_, _, id, members] = fields.as_slice()
+            && members.split(',').any(|member| member == name)
+            && let Ok(id) = id.parse()
+        {
+            all.push(Gid::from_raw(id));
+        }
+    }
+    all
+}
