@@ -84,7 +84,9 @@ impl Keeper {
             }
             // Which zone a restart would read is unknown, so nothing may be answered from either until then.
             Err(Unwritten::Unclear(error)) => {
-                let _ = self.lost.set(format!("the disk failed while the zone was written ({error}); check it and start again"));
+                let _ = self
+                    .lost
+                    .set(format!("the disk failed while the zone was written ({error}); check it and start again"));
                 self.ended.cancel();
                 ResponseCode::ServFail
             }
@@ -102,7 +104,12 @@ pub(super) struct Responder {
 enum Signing {
     No,
     /// With the key, over the request's MAC.
-    Key { mac: Vec<u8>, time_s: u64, error: Option<TsigError>, other: Vec<u8> },
+    Key {
+        mac: Vec<u8>,
+        time_s: u64,
+        error: Option<TsigError>,
+        other: Vec<u8>,
+    },
     /// A TSIG record without MAC that carries the error: BADKEY, BADSIG (RFC 8945 section 5.3.2).
     Empty(TsigError),
 }
@@ -206,7 +213,8 @@ impl Responder {
     /// Encodes once without the signature, signs that, and sends. Too long for UDP: truncated (and still signed).
     async fn send<R: ResponseHandler>(&self, request: &Request, mut reply: Reply, mut handle: R) -> ResponseInfo {
         let udp = request.protocol() == Protocol::Udp;
-        let limit = if udp { usize::from(request.max_payload().clamp(MIN_UDP, MAX_UDP)) } else { usize::from(u16::MAX) };
+        let limit =
+            if udp { usize::from(request.max_payload().clamp(MIN_UDP, MAX_UDP)) } else { usize::from(u16::MAX) };
         let edns = request.edns.as_ref().map(|_| {
             let mut edns = Edns::new();
             edns.set_max_payload(MAX_UDP);

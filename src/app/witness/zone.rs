@@ -333,11 +333,15 @@ mod tests {
         ];
         let next = zone.updated(&update).unwrap().expect("a change");
         assert_eq!((zone.serial(), next.serial()), (1, 2));
-        assert_eq!(next.find(&name("DB.example.org."), RecordType::A), Found::Records(vec![record(DB, 9, DNSClass::IN, a(7))]));
+        assert_eq!(
+            next.find(&name("DB.example.org."), RecordType::A),
+            Found::Records(vec![record(DB, 9, DNSClass::IN, a(7))])
+        );
         assert!(matches!(next.find(&name("new.example.org."), RecordType::TXT), Found::Records(_)));
         assert_eq!(next.updated(&update), Ok(None));
         let mut last = zone;
-        let Some(RData::SOA(soa)) = last.names.get_mut(&name("example.org.")).unwrap().get_mut(&6).unwrap().data.first_mut()
+        let Some(RData::SOA(soa)) =
+            last.names.get_mut(&name("example.org.")).unwrap().get_mut(&6).unwrap().data.first_mut()
         else {
             panic!()
         };
@@ -372,7 +376,8 @@ mod tests {
             assert_eq!(zone.updated(&[wipe]), Ok(None));
         }
         let wiped = zone.updated(&[bare("example.org.", DNSClass::ANY, RecordType::ANY)]).unwrap().unwrap();
-        let kinds: Vec<_> = wiped.records().iter().filter(|r| r.name == name("example.org.")).map(Record::record_type).collect();
+        let kinds: Vec<_> =
+            wiped.records().iter().filter(|r| r.name == name("example.org.")).map(Record::record_type).collect();
         assert_eq!(kinds, [RecordType::NS, RecordType::SOA], "the address is gone, they stay");
         for add in [soa.data, ns] {
             let add = record("example.org.", 5, DNSClass::IN, add);

@@ -106,9 +106,7 @@ impl Question {
         // A server that could not read the question may leave it out (RFC 1035 section 4.1.1, FORMERR).
         let repeated = match message.queries.as_slice() {
             [] => is_error,
-            [one] => {
-                one.name() == &self.name && one.query_type() == self.kind && one.query_class() == DNSClass::IN
-            }
+            [one] => one.name() == &self.name && one.query_type() == self.kind && one.query_class() == DNSClass::IN,
             _ => false,
         };
         if !repeated {

@@ -32,9 +32,9 @@ impl TsigKey {
                 ));
             }
         };
-        let bytes = data_encoding::BASE64
-            .decode(secret.trim().as_bytes())
-            .map_err(|_| format!("the secret of TSIG key {name} is not base64; put only its base64 text in the file"))?;
+        let bytes = data_encoding::BASE64.decode(secret.trim().as_bytes()).map_err(|_| {
+            format!("the secret of TSIG key {name} is not base64; put only its base64 text in the file")
+        })?;
         if bytes.is_empty() {
             return Err(format!("the secret of TSIG key {name} is empty; put its base64 text in the file"));
         }

@@ -100,7 +100,9 @@ impl Update {
                 UpdateOutcome::Refused(self.refusal(code, inner, server_time, now_s))
             }
             // SERVFAIL may come after the journal was written (BIND), and so may whatever else there is.
-            other => UpdateOutcome::Unknown(format!("the server answered {} to the update; run it again", code_name(other))),
+            other => {
+                UpdateOutcome::Unknown(format!("the server answered {} to the update; run it again", code_name(other)))
+            }
         }
     }
 
@@ -122,7 +124,9 @@ impl Update {
                 None => "the server's clock and ours differ too much (BADTIME); set both clocks".into(),
             },
             (_, ResponseCode::NotAuth) => {
-                format!("the server is not the primary of zone {zone} (NOTAUTH); put the server that takes updates first in dns.servers")
+                format!(
+                    "the server is not the primary of zone {zone} (NOTAUTH); put the server that takes updates first in dns.servers"
+                )
             }
             (_, ResponseCode::Refused) => {
                 format!("the server refused the update (REFUSED); allow TSIG key {key} to update zone {zone} there")
@@ -251,8 +255,7 @@ mod tests {
     #[test]
     fn success_and_conflict_are_believed_only_when_verified() {
         let update = update(&RecordPair::default());
-        let conflicts =
-            [ResponseCode::YXDomain, ResponseCode::NXDomain, ResponseCode::YXRRSet, ResponseCode::NXRRSet];
+        let conflicts = [ResponseCode::YXDomain, ResponseCode::NXDomain, ResponseCode::YXRRSet, ResponseCode::NXRRSet];
         assert_eq!(update.judge(&answer(&update, ResponseCode::NoError, true, None), NOW), UpdateOutcome::Done);
         for code in conflicts {
             assert_eq!(update.judge(&answer(&update, code, true, None), NOW), UpdateOutcome::Conflict);
@@ -299,7 +302,10 @@ mod tests {
         assert!(matches!(&servfail, UpdateOutcome::Unknown(s) if s.contains("SERVFAIL")));
         let mut other = update.clone();
         other.id = 10;
-        assert!(matches!(update.judge(&answer(&other, ResponseCode::NoError, true, None), NOW), UpdateOutcome::Unknown(_)));
+        assert!(matches!(
+            update.judge(&answer(&other, ResponseCode::NoError, true, None), NOW),
+            UpdateOutcome::Unknown(_)
+        ));
         assert!(matches!(update.judge(b"", NOW), UpdateOutcome::Unknown(_)));
         assert!(matches!(update.judge(update.bytes(), NOW), UpdateOutcome::Unknown(_)));
     }
