@@ -61,6 +61,7 @@ pub mod io {
     pub mod journal;
     pub mod links;
     pub mod postgres;
+    pub mod privileges;
     pub mod vip;
 }
 
@@ -85,6 +86,7 @@ pub mod app {
     pub mod client;
     pub mod daemon;
     pub mod driver;
+    pub mod hands;
     pub mod init;
     pub mod probe;
     pub mod render;

@@ -1,1 +1,439 @@
-//! Not written yet.
+//! Start and stop of the node: reads everything that needs rights, becomes the user that owns PostgreSQL, then wires
+//! senses, guard, hands and listeners together. It decides nothing.
+
+use crate::app::driver::{Driver, EVENTS_WAITING, Request, read_clocks};
+use crate::app::hands::{Hands, mac_text};
+use crate::base::config::{Config, DnsMode, Node};
+use crate::base::fault::{ExitCode, Fault};
+use crate::base::ids::NodeName;
+use crate::base::time::{Duration, Instant};
+use crate::engine::guard::Guard;
+use crate::engine::report::PgReport;
+use crate::engine::setup::Setup;
+use crate::engine::status::{EventRow, Snapshot};
+use crate::engine::turn::{Event, PeerAnswer, PeerQuestion};
+use crate::io::dns::{Authority, find_authorities};
+use crate::io::journal::Journal;
+use crate::io::links::{LinkEvent, LinkWatch};
+use crate::io::postgres::{Cluster, Peer, PgLost};
+use crate::io::vip::VipHand;
+use crate::io::{clock, files, postgres, privileges};
+use crate::serve::gate::Gate;
+use crate::serve::http::{Ask, Views, bind_control, control_router, router, serve_tcp};
+use crate::serve::listener::{self, Confirm, ProxyOptions};
+use crate::serve::peer::{PeerClient, PeerCounters, PeerIdentity, listen as peer_listen};
+use crate::serve::tls;
+use crate::wire::dns::{ServiceNames, TsigKey};
+use crate::wire::hba::HbaFile;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// How often the local PostgreSQL is looked at, and how long a look may take.
+const PG_LOOK_EVERY: Duration = Duration::from_millis(250);
+const PG_LOOK_LIMIT: Duration = Duration::from_secs(2);
+/// A turn older than this is not running any more (`/health`).
+const BEAT_LIMIT: Duration = Duration::from_secs(2);
+/// How long an answer after a client's cancel is held for the standby's confirmation (R4).
+const CONFIRM_LIMIT: Duration = Duration::from_secs(10);
+/// Events shown from former lives.
+const EVENTS_REMEMBERED: usize = 50;
+
+/// What the hands are made of.
+pub struct Parts {
+    pub gate: Arc<Gate>,
+    pub authorities: Vec<Arc<Authority>>,
+    pub ttl: u32,
+    pub peer: Option<Arc<PeerClient>>,
+    pub cluster: Arc<Cluster>,
+    pub peer_cluster: Option<Peer>,
+    pub vips: Vec<ipnet::IpNet>,
+    pub vip_interface: Option<String>,
+}
+
+/// What had to be read with the rights the daemon was started with.
+struct Secrets {
+    identity: Arc<PeerIdentity>,
+    tsig: Option<Arc<TsigKey>>,
+    cluster: Arc<Cluster>,
+    hba: HbaFile,
+    tls: Option<tokio_rustls::TlsAcceptor>,
+}
+
+fn bad(text: impl Into<String>) -> Fault {
+    Fault::new(ExitCode::Config, text)
+}
+
+/// Runs the node until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Exit code 2: the configuration, a secret or the state directory does not allow a start.
+pub fn run(config: Config, me: &NodeName, config_file: &Path) -> Result<(), Fault> {
+    let node = config.node(me).cloned().ok_or_else(|| bad(format!("no [[node]] is named {me}")))?;
+    for warning in &config.warnings {
+        tracing::warn!("{}: {warning}", config_file.display());
+    }
+    let secrets = read_secrets(&config, &node)?;
+    listener::raise_descriptor_limit(config.pool.max_clients)?;
+    privileges::become_owner(&node.postgres.data_dir, &[config.state_dir.clone(), config.runtime_dir.clone()])
+        .map_err(bad)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).thread_name("control");
+    let runtime = { runtime }.build().map_err(|error| bad(format!("no runtime: {error}")))?;
+    runtime.block_on(serve(config, node, secrets))
+}
+
+fn read_secrets(config: &Config, node: &Node) -> Result<Secrets, Fault> {
+    let key = files::cluster_key(&config.cluster.key_file).map_err(bad)?;
+    let others: Vec<NodeName> = config.nodes.iter().map(|n| n.name.clone()).filter(|n| *n != node.name).collect();
+    let identity = Arc::new(PeerIdentity::new(&key, &node.name, &others).map_err(bad)?);
+    let tsig = match config.dns.as_ref().and_then(|dns| dns.tsig.as_ref().map(|tsig| (dns.mode, tsig))) {
+        Some((mode, tsig)) if mode == DnsMode::Update || tsig.key_file.exists() => {
+            let secret = files::tsig_secret(&tsig.key_file).map_err(bad)?;
+            let text = data_encoding::BASE64.encode(secret.expose());
+            Some(Arc::new(TsigKey::new(&tsig.name, &tsig.algorithm, &text).map_err(bad)?))
+        }
+        _ => None,
+    };
+    let mut cluster = Cluster::from_config(config, node).map_err(|error| bad(error.to_string()))?;
+    cluster.replication.password = files::replication_password(&config.replication.password_file).map_err(bad)?;
+    let hba = read_hba(&config.auth.hba_file)?;
+    let tls = match (&config.auth.tls_cert_file, &config.auth.tls_key_file) {
+        (Some(cert), Some(key)) => Some(tls::load(cert, key)?),
+        _ => None,
+    };
+    Ok(Secrets { identity, tsig, cluster: Arc::new(cluster), hba, tls })
+}
+
+fn read_hba(path: &Path) -> Result<HbaFile, Fault> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => HbaFile::parse(&text, &path.display().to_string()).map_err(|error| bad(error.to_string())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(HbaFile::default()),
+        Err(error) => Err(bad(format!("{} cannot be read: {error}; auth.hba_file names it", path.display()))),
+    }
+}
+
+async fn find_servers(config: &Config) -> Result<Vec<SocketAddr>, Fault> {
+    let Some(dns) = &config.dns else { return Ok(Vec::new()) };
+    if !dns.servers.is_empty() {
+        return Ok(dns.servers.clone());
+    }
+    find_authorities(&dns.zone).await.map_err(|why| bad(format!("dns.servers is not set and {why}; set it")))
+}
+
+async fn serve(config: Config, node: Node, secrets: Secrets) -> Result<(), Fault> {
+    let servers = find_servers(&config).await?;
+    let (journal, durable, torn) = Journal::open(&config.state_dir).map_err(bad)?;
+    if torn {
+        tracing::warn!("the journal's last record was cut off by a crash in the middle of writing it; it was never relied on");
+    }
+    let gate = Gate::new(clock::now);
+    let boot = clock::boot_id().map_err(|error| bad(format!("/proc is needed for the boot_id: {error}")))?;
+    let start = random()?;
+    let names: Vec<String> = servers.iter().map(ToString::to_string).collect();
+    let digest = config.shared_digest_with(&servers);
+    let setup = Setup::new(&config, &node.name, names, digest, start, boot);
+
+    let control = bind_control(&config.runtime_dir.join("control.sock")).await?;
+    let (event_tx, event_rx) = mpsc::channel::<Event>(EVENTS_WAITING);
+    let (request_tx, request_rx) = mpsc::channel::<Request>(64);
+    let (report_tx, report_rx) = watch::channel::<Option<(Instant, PgReport)>>(None);
+    let parts = make_parts(&config, &node, &secrets, &servers, &setup, Arc::clone(&gate))?;
+
+    let mut first = Vec::new();
+    let present = node.postgres.data_dir.join("PG_VERSION").exists();
+    let now = read_clocks();
+    let peer_name = setup.peer.clone();
+    let mut guard = Guard::start(setup, durable, present, now, &mut first);
+    let event_log = config.state_dir.join("events.log");
+    guard.remember(past_events(&event_log));
+    let snapshot = Arc::new(guard.snapshot(now));
+    let (snapshot_tx, snapshot_rx) = watch::channel(snapshot);
+    let beat = Arc::new(AtomicU64::new(now.boot.as_nanos()));
+
+    spawn_senses(&config, &node, &secrets, &parts, &event_tx, &request_tx, report_tx, &peer_name);
+    spawn_pages(&config, control, &gate, &beat, &snapshot_rx, &request_tx);
+    let proxy = spawn_proxy(&config, &node, secrets, &gate, snapshot_rx.clone(), report_rx)?;
+
+    let hands = Hands::new(&parts, journal, event_tx.clone());
+    let watchdog = sd_notify::watchdog_enabled().is_some();
+    let _not_under_systemd = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!("portcullis {} runs as node {}", env!("CARGO_PKG_VERSION"), node.name);
+    let driver = Driver {
+        guard,
+        hands,
+        gate,
+        events: event_rx,
+        requests: request_rx,
+        snapshots: snapshot_tx,
+        beat,
+        event_log,
+        first,
+        next_ticket: 1,
+        watchdog,
+    };
+    driver.run(stop_signal()).await;
+    proxy.shutdown_background();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn random() -> Result<u64, Fault> {
+    use ring::rand::{SecureRandom, SystemRandom};
+    let mut bytes = [0; 8];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| bad("the kernel gives no random numbers"))?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn make_parts(
+    config: &Config,
+    node: &Node,
+    secrets: &Secrets,
+    servers: &[SocketAddr],
+    setup: &Setup,
+    gate: Arc<Gate>,
+) -> Result<Parts, Fault> {
+    let mut authorities = Vec::new();
+    let mut ttl = 5;
+    if let Some(dns) = &config.dns {
+        let names = Arc::new(ServiceNames::new(&dns.zone, &config.service.name).map_err(bad)?);
+        ttl = u32::try_from(dns.ttl.as_secs()).unwrap_or(u32::MAX);
+        for server in servers {
+            authorities.push(Arc::new(Authority::new(*server, Arc::clone(&names), secrets.tsig.clone())));
+        }
+    }
+    let other = config.node(&setup.peer).filter(|n| n.name != node.name);
+    let peer = other.map(|n| {
+        Arc::new(PeerClient::new(Arc::clone(&secrets.identity), n.name.clone(), n.peer_listen))
+    });
+    Ok(Parts {
+        gate,
+        authorities,
+        ttl,
+        peer,
+        cluster: Arc::clone(&secrets.cluster),
+        peer_cluster: other.map(Peer::from_node),
+        vips: config.vip.as_ref().map(|vip| vip.addresses.clone()).unwrap_or_default(),
+        vip_interface: node.vip_interface.clone().or_else(|| config.vip.as_ref().and_then(|v| v.interface.clone())),
+    })
+}
+
+#[allow(clippy::too_many_arguments)]
+fn spawn_senses(
+    config: &Config,
+    node: &Node,
+    secrets: &Secrets,
+    parts: &Parts,
+    events: &mpsc::Sender<Event>,
+    requests: &mpsc::Sender<Request>,
+    reports: watch::Sender<Option<(Instant, PgReport)>>,
+    peer: &NodeName,
+) {
+    let sender = events.clone();
+    tokio::spawn(postgres::watch(Arc::clone(&secrets.cluster), PG_LOOK_EVERY, PG_LOOK_LIMIT, move |asked, answer| {
+        let event = match answer {
+            Ok(report) => {
+                reports.send_replace(Some((asked, report.clone())));
+                Event::PgObserved(Box::new(report))
+            }
+            Err(PgLost::Silent(why)) => Event::PgSilent(why),
+            Err(PgLost::Down(why) | PgLost::Refused(why)) => Event::PgLost(why),
+        };
+        // Full: the next look comes in a quarter of a second.
+        let _full = sender.try_send(event);
+    }));
+    let counters = Arc::new(PeerCounters::default());
+    let requests = requests.clone();
+    let peer = peer.clone();
+    let handler = move |from: NodeName, question: PeerQuestion| {
+        let requests = requests.clone();
+        let known = from == peer;
+        async move {
+            let refused = |why: &str| PeerAnswer::Refused { why: why.to_owned() };
+            if !known {
+                return refused("only the other voter is listened to");
+            }
+            let (reply, answer) = oneshot::channel();
+            if requests.send(Request::Peer(from, Box::new(question), reply)).await.is_err() {
+                return refused("the daemon is shutting down");
+            }
+            answer.await.unwrap_or_else(|_| refused("the daemon dropped the question"))
+        }
+    };
+    tokio::spawn(peer_listen(node.peer_listen, Arc::clone(&secrets.identity), counters, handler));
+    if let Some(vip) = &config.vip {
+        tokio::spawn(watch_links(vip.addresses.clone(), parts.vip_interface.clone(), events.clone()));
+    }
+}
+
+/// Finds the VIPs' interfaces (again and again until they are there) and translates what happens to them.
+async fn watch_links(nets: Vec<ipnet::IpNet>, interface: Option<String>, events: mpsc::Sender<Event>) {
+    let mut vips = Vec::new();
+    for net in &nets {
+        loop {
+            match VipHand::new(net, interface.as_deref()).await {
+                Ok(hand) => {
+                    vips.push(hand.vip().clone());
+                    break;
+                }
+                Err(why) => {
+                    let _gone = events.send(Event::VipBindFailed { address: net.addr(), why }).await;
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+    let (sender, mut receiver) = mpsc::channel(crate::io::links::EVENTS_WAITING);
+    let _watch = LinkWatch::start(&vips, sender);
+    while let Some(event) = receiver.recv().await {
+        let event = match event {
+            LinkEvent::AddressRemoved { address } => Event::VipRemoved { address },
+            LinkEvent::AddressAdded { address, .. } => Event::VipIs { address, bound: true },
+            LinkEvent::LinkUp { .. } => Event::LinkUp,
+            LinkEvent::LinkDown { .. } => Event::LinkDown,
+            LinkEvent::ForeignClaim { address, mac } => Event::ForeignClaim { address, mac: mac_text(mac) },
+            LinkEvent::Overrun => continue,
+        };
+        if events.send(event).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn spawn_pages(
+    config: &Config,
+    control: crate::serve::http::ControlSocket,
+    gate: &Arc<Gate>,
+    beat: &Arc<AtomicU64>,
+    snapshots: &watch::Receiver<Arc<Snapshot>>,
+    requests: &mpsc::Sender<Request>,
+) {
+    let (asked, beat) = (Arc::clone(gate), Arc::clone(beat));
+    let gate_passes: Ask = Arc::new(move || asked.passes());
+    let beat: Ask = Arc::new(move || {
+        clock::now().since(Instant::from_nanos(beat.load(Ordering::Relaxed))) < BEAT_LIMIT
+    });
+    let views = Views { snapshot: snapshots.clone(), beat, gate_passes };
+    let (command_tx, mut commands) = mpsc::channel(16);
+    let control_pages = control_router(views.clone(), command_tx);
+    tokio::spawn(async move {
+        let _never: () = control.serve(control_pages).await;
+    });
+    let requests = requests.clone();
+    tokio::spawn(async move {
+        while let Some((request, reply)) = commands.recv().await {
+            if requests.send(Request::Control(request, reply)).await.is_err() {
+                return;
+            }
+        }
+    });
+    if let Some(listen) = config.status_listen {
+        let pages = router(views);
+        tokio::spawn(async move {
+            loop {
+                let fault = serve_tcp(listen, pages.clone()).await;
+                tracing::warn!("{fault}; trying again in 5 s");
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            }
+        });
+    }
+}
+
+/// The data plane on a runtime of its own: a busy proxy never delays a renewal.
+fn spawn_proxy(
+    config: &Config,
+    node: &Node,
+    secrets: Secrets,
+    gate: &Arc<Gate>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    reports: watch::Receiver<Option<(Instant, PgReport)>>,
+) -> Result<tokio::runtime::Runtime, Fault> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(2)
+        .thread_name("proxy")
+        .build()
+        .map_err(|error| bad(format!("no runtime for the proxy: {error}")))?;
+    let options = Arc::new(ProxyOptions {
+        listen: config.service.listen.clone(),
+        vips: config.vip.as_ref().map(|v| v.addresses.iter().map(|net| net.addr()).collect()).unwrap_or_default(),
+        socket_dir: node.postgres.socket_dir.clone(),
+        port: node.postgres.port,
+        admin_user: config.postgres.admin_user.clone(),
+        hba: secrets.hba,
+        tls: secrets.tls,
+        max_clients: config.pool.max_clients,
+        query_wait: config.pool.query_wait,
+        node: node.name.clone(),
+    });
+    let peer = config.voters().into_iter().map(|n| n.name.clone()).find(|n| *n != node.name);
+    let confirm = confirmation(peer, snapshots.clone(), reports);
+    let gate = Arc::clone(gate);
+    runtime.spawn(listener::run(gate, options, snapshots, confirm));
+    Ok(runtime)
+}
+
+/// R4: has the peer flushed past what PostgreSQL had written when this was asked, or does the record allow being alone?
+fn confirmation(
+    peer: Option<NodeName>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    reports: watch::Receiver<Option<(Instant, PgReport)>>,
+) -> Confirm {
+    Arc::new(move || {
+        let (peer, snapshots, mut reports) = (peer.clone(), snapshots.clone(), reports.clone());
+        Box::pin(async move {
+            let asked = clock::now();
+            let confirmed = async {
+                let mut goal = None;
+                loop {
+                    {
+                        let replication = &snapshots.borrow().replication;
+                        if replication.mode != "synchronous" || replication.alone_since.is_some() {
+                            return true;
+                        }
+                    }
+                    let seen = reports.borrow_and_update().clone();
+                    if let Some((at, report)) = seen.filter(|(at, _)| *at >= asked) {
+                        let _ = at;
+                        let goal = *goal.get_or_insert(report.lsn);
+                        let name = peer.as_ref().map_or("", NodeName::as_str);
+                        let row = report.standbys.iter().find(|row| row.application_name == name);
+                        if row.and_then(|row| row.flush_lsn).is_some_and(|flushed| flushed >= goal) {
+                            return true;
+                        }
+                    }
+                    if reports.changed().await.is_err() {
+                        return false;
+                    }
+                }
+            };
+            tokio::time::timeout(CONFIRM_LIMIT, confirmed).await.unwrap_or(false)
+        })
+    })
+}
+
+fn past_events(path: &Path) -> Vec<EventRow> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let rows: Vec<EventRow> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let skip = rows.len().saturating_sub(EVENTS_REMEMBERED);
+    rows.into_iter().skip(skip).collect()
+}
+
+/// SIGTERM or SIGINT. SIGHUP says what a reload does today.
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let streams = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
+    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = streams else {
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return,
+            _ = interrupt.recv() => return,
+            _ = hangup.recv() => {
+                tracing::warn!("SIGHUP: nothing is reloaded yet; restart the daemon to apply a changed configuration");
+            }
+        }
+    }
+}

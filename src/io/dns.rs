@@ -201,10 +201,11 @@ pub async fn find_authorities(zone: &str) -> Result<Vec<SocketAddr>, String> {
     options.cache_size = 0;
     let resolver = builder.with_options(options).build();
     let resolver = resolver.map_err(|error| format!("no resolver ({error}); name the servers in dns.servers"))?;
-    find_with(&resolver, zone).await
+    find_authorities_by(&resolver, zone).await
 }
 
-async fn find_with(resolver: &TokioResolver, zone: &str) -> Result<Vec<SocketAddr>, String> {
+/// The same by a given resolver.
+pub async fn find_authorities_by(resolver: &TokioResolver, zone: &str) -> Result<Vec<SocketAddr>, String> {
     let failed = |why: String| format!("the servers of zone {zone} were not found: {why}; name them in dns.servers");
     let origin = Name::from_ascii(format!("{}.", zone.trim_end_matches('.'))).map_err(|e| failed(e.to_string()))?;
     let look = async {
