@@ -1,7 +1,7 @@
 //! The harness proves itself without the daemon: what the other tests lean on must itself be true.
 
 use crate::ensure;
-use crate::harness::client::{Target, TABLE_SQL, Writer, WriterOptions};
+use crate::harness::client::{TABLE_SQL, Target, Writer, WriterOptions};
 use crate::harness::config::Options;
 use crate::harness::net::{self, VIP};
 use crate::harness::postgres::PORT;
@@ -190,7 +190,9 @@ fn the_pair_streams_and_a_writer_counts(lab: &Lab) -> Outcome {
     a.postgres.sql("postgres", "SELECT pg_reload_conf()")?;
     let door = format!("{}:{PORT}", a.address()).parse()?;
     wait_until(secs(5), "the rule to be in force", || {
-        let rules = a.postgres.sql("postgres", "SELECT count(*) FROM pg_hba_file_rules WHERE type = 'host' AND 'app' = ANY (database)")?;
+        let rules = a
+            .postgres
+            .sql("postgres", "SELECT count(*) FROM pg_hba_file_rules WHERE type = 'host' AND 'app' = ANY (database)")?;
         Ok(rules == "1" && net::connects(lab.client.ns(), a.address(), PORT)?)
     })?;
     let writer = Writer::start_flowing(lab.client.ns(), WriterOptions { depth: 4, ..WriterOptions::once(1, door) })?;

@@ -6,7 +6,11 @@
 
 mod harness;
 
+mod faults;
 mod harness_itself;
+mod planned;
+mod record;
+mod vip;
 
 use harness::Lab;
 use harness::config::Options;

@@ -64,14 +64,10 @@ impl Switch {
         let Plug { ns, port, address, mac } = plug;
         let switch = &self.ns;
         sh_words(&format!("ip netns add {ns}"))?;
-        sh_words(&format!(
-            "ip -n {switch} link add {port} type veth peer name eth0 address {mac} netns {ns}"
-        ))?;
-        for line in [
-            "link set lo up".to_owned(),
-            format!("addr add {address}/24 dev eth0"),
-            "link set eth0 up".to_owned(),
-        ] {
+        sh_words(&format!("ip -n {switch} link add {port} type veth peer name eth0 address {mac} netns {ns}"))?;
+        for line in
+            ["link set lo up".to_owned(), format!("addr add {address}/24 dev eth0"), "link set eth0 up".to_owned()]
+        {
             sh_words(&format!("ip -n {ns} {line}"))?;
         }
         sh_words(&format!("ip -n {switch} link set {port} master br0 up"))?;
@@ -164,9 +160,7 @@ pub fn who_answers_arp(ns: &str, address: &str) -> Outcome<BTreeSet<String>> {
 /// Does a TCP connection from the namespace open? `Ok(false)` is a refusal or silence for 300 ms.
 pub fn connects(ns: &str, address: &str, port: u16) -> Outcome<bool> {
     let target: std::net::SocketAddr = format!("{address}:{port}").parse()?;
-    super::sys::in_netns(ns, || {
-        Ok(std::net::TcpStream::connect_timeout(&target, super::sys::millis(300)).is_ok())
-    })
+    super::sys::in_netns(ns, || Ok(std::net::TcpStream::connect_timeout(&target, super::sys::millis(300)).is_ok()))
 }
 
 /// Puts an address on a namespace's card by hand, as a person (or another program) would.

@@ -49,10 +49,7 @@ impl Said {
         if self.code == code {
             return Ok(self);
         }
-        Err(Fail(format!(
-            "`portcullis {}` ended with {}, not {code}:\n{}{}",
-            self.line, self.code, self.out, self.err
-        )))
+        Err(Fail(format!("`portcullis {}` ended with {}, not {code}:\n{}{}", self.line, self.code, self.out, self.err)))
     }
 }
 

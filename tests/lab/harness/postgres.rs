@@ -72,7 +72,8 @@ impl Template {
         let cluster = dir.join("cluster");
         let mut words = as_user(SYSTEM_USER);
         words.push(bin_dir.join("initdb").display().to_string());
-        for word in ["--data-checksums", "--no-sync", "--encoding=UTF8", "--locale=C", "--auth=peer", "-U", "postgres"] {
+        for word in ["--data-checksums", "--no-sync", "--encoding=UTF8", "--locale=C", "--auth=peer", "-U", "postgres"]
+        {
             words.push(word.to_owned());
         }
         words.extend(["-D".to_owned(), cluster.display().to_string()]);
@@ -177,7 +178,10 @@ impl Cluster {
         );
         let tool = template.bin_dir.join("pg_basebackup").display().to_string();
         let data = self.data_dir.display().to_string();
-        host.exec(SYSTEM_USER, &[&tool, "-d", &conninfo, "-D", &data, "-R", "-X", "stream", "-c", "fast", "--no-sync"])?;
+        host.exec(
+            SYSTEM_USER,
+            &[&tool, "-d", &conninfo, "-D", &data, "-R", "-X", "stream", "-c", "fast", "--no-sync"],
+        )?;
         self.configure(host.address())?;
         self.start(host)?;
         wait_until(secs(20), "the new standby to stream", || {
@@ -223,7 +227,8 @@ impl Cluster {
 
     /// True while it is a standby, or refuses to write for another reason.
     pub fn is_read_only(&self) -> Outcome<bool> {
-        Ok(self.sql("postgres", "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'")? == "t")
+        Ok(self.sql("postgres", "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'")?
+            == "t")
     }
 
     /// Numbers in the table of [`super::client::Writer`]s that the writer `id` wrote.

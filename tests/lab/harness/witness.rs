@@ -86,9 +86,11 @@ impl Witness {
         let words: Vec<&str> = self.command.iter().map(String::as_str).collect();
         let pid = self.host.spawn(&self.log, &[], &words)?;
         *self.pid.lock().unwrap_or_else(PoisonError::into_inner) = Some(pid);
-        wait_until(secs(10), "the DNS server to answer", || Ok(self.ask(self.host.ns(), MARKER, RecordType::SOA).is_ok()))
-            .map_err(|error| Fail(format!("{error}; its log: {}", super::sys::tail(&self.log, 8))))
-            .map(drop)
+        wait_until(secs(10), "the DNS server to answer", || {
+            Ok(self.ask(self.host.ns(), MARKER, RecordType::SOA).is_ok())
+        })
+        .map_err(|error| Fail(format!("{error}; its log: {}", super::sys::tail(&self.log, 8))))
+        .map(drop)
     }
 
     /// SIGKILL; the zone and its journal stay on disk.
