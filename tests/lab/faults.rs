@@ -1,0 +1,175 @@
+//! Unplanned: frozen, killed, cut off, dead. What the old node acknowledges afterwards, and what the new one holds.
+
+use crate::ensure;
+use crate::harness::client::{Target, Writer, WriterOptions, lost};
+use crate::harness::config::Options;
+use crate::harness::net::{VIP, address_gone, connects, who_answers_arp};
+use crate::harness::node::{GATE_PORT, text_at};
+use crate::harness::sys::{Fail, millis, ms, never, now, secs, wait_until};
+use crate::in_lab;
+use rustix::process::Signal;
+
+#[test]
+fn a_frozen_and_thawed_never_acknowledges_again() {
+    in_lab(Options::new("frozen"), |lab| {
+        lab.start_pair()?;
+        let (a, b, client) = (&lab.a, &lab.b, lab.client.ns());
+        // Sixteen statements under way at once: when the node stops, queries and answers lie in every buffer.
+        let options = WriterOptions { depth: 16, every: millis(1), ..WriterOptions::once(1, a.gate()?) };
+        let writer = Writer::start_flowing(client, options)?;
+        let frozen = a.host.freeze()?;
+        let said = b.cli(&["promote", "--yes"])?.expect(0)?;
+        b.wait_active(secs(5))?;
+        let second = Writer::start_flowing(client, WriterOptions::once(2, b.gate()?))?;
+        let thawed = a.host.thaw()?;
+        never(secs(5), "an acknowledgement from the thawed node", || Ok(!writer.log().acks_after(thawed).is_empty()))?;
+        let log = writer.finish();
+        let late = log.acks_after(frozen + millis(50));
+        ensure!(late.is_empty(), "{} acknowledgements after the freeze, first {late:?}", late.len());
+        a.wait_role("fenced", secs(15))?;
+        wait_until(secs(20), "PostgreSQL on a read-only", || a.postgres.is_read_only())?;
+        ensure!(!connects(client, a.address(), GATE_PORT)?, "the old gate accepts connections");
+        second.wait_acks(20, secs(5))?;
+        let log_b = second.finish();
+        ensure!(log_b.errors.is_empty(), "errors on the new node: {:?}", log_b.errors);
+        for (log, id) in [(&log, 1), (&log_b, 2)] {
+            let missing = lost(log, id, &b.postgres)?;
+            ensure!(missing.is_empty(), "acknowledged to writer {id} but missing on b: {missing:?}");
+        }
+        eprintln!("frozen: promote took {} ms; {} acks before", ms(said.started, said.ended), log.acks.len());
+        Ok(())
+    });
+}
+
+#[test]
+fn kill_9_of_the_daemon_loses_the_vip_by_itself() {
+    in_lab(Options::with_vip("vipkill"), |lab| {
+        lab.start_pair()?;
+        let (a, b, client) = (&lab.a, &lab.b, lab.client.ns());
+        ensure!(a.has_vip()? && !b.has_vip()?, "the VIP should be on a alone");
+        let vip_gate = format!("{VIP}:{GATE_PORT}").parse()?;
+        let options = WriterOptions { target: Target::Always(vip_gate), ..WriterOptions::once(1, vip_gate) };
+        let writer = Writer::start_flowing(client, options)?;
+        let answers = who_answers_arp(client, VIP)?;
+        ensure!(answers == [a.host.plug.mac.clone()].into(), "ARP before: {answers:?}");
+
+        let killed = a.kill_daemon(Signal::KILL)?;
+        let gone = address_gone(a.ns(), VIP, secs(8))?;
+        ensure!(ms(killed, gone) <= 3600, "the VIP left {} ms after the kill", ms(killed, gone));
+        let last = writer.log().last_ack().ok_or("no acknowledgement")?.at;
+        ensure!(ms(killed, last) <= 300, "an acknowledgement {} ms after kill -9", ms(killed, last));
+
+        let said = b.cli(&["promote", "--yes"])?.expect(0)?;
+        b.wait_active(secs(5))?;
+        let first = writer.wait_ack_via(vip_gate, said.started, secs(5))?;
+        let answers = who_answers_arp(client, VIP)?;
+        ensure!(answers == [b.host.plug.mac.clone()].into(), "ARP after: {answers:?}");
+        ensure!(!a.has_vip()? && b.has_vip()?, "the VIP should be on b alone");
+        let log = writer.finish();
+        let missing = lost(&log, 1, &b.postgres)?;
+        ensure!(missing.is_empty(), "acknowledged but missing on b: {missing:?}");
+        eprintln!(
+            "vipkill: VIP gone {} ms after the kill; promote took {} ms, first write {} ms after its start",
+            ms(killed, gone),
+            ms(said.started, said.ended),
+            ms(said.started, first)
+        );
+        // The daemon, started again, finds a won epoch against it and binds nothing.
+        a.start_daemon()?;
+        a.wait_role("fenced", secs(10))?;
+        ensure!(!a.has_vip()?, "the restarted old node bound the VIP");
+        Ok(())
+    });
+}
+
+#[test]
+fn node_cut_off_stops_acknowledging_locally_within_lease_plus_300ms() {
+    in_lab(Options::new("cutoff"), |lab| {
+        lab.start_pair()?;
+        let (a, b) = (&lab.a, &lab.b);
+        // A session on a itself whose commits do not wait for the standby: the gate alone can stop it.
+        let setup = "SET synchronous_commit = local".to_owned();
+        let writer = Writer::start_flowing(a.ns(), WriterOptions { setup, ..WriterOptions::once(1, a.gate()?) })?;
+        let cut = a.host.isolate()?;
+        wait_until(secs(8), "the gate of a shut", || Ok(!a.gate_is_open()?))?;
+        never(secs(2), "a gate without proof", || Ok(a.gate_is_open()? || b.gate_is_open()?))?;
+        let log = writer.finish();
+        let last = log.last_ack().ok_or("no acknowledgement")?.at;
+        ensure!(ms(cut, last) <= 3300, "the last acknowledgement came {} ms after the cut", ms(cut, last));
+        ensure!(ms(cut, last) >= 500, "acknowledgements ended {} ms after the cut: not by the lease", ms(cut, last));
+        ensure!(!connects(a.ns(), a.address(), GATE_PORT)?, "the gate accepts connections on the node itself");
+        // b, told to, takes over; a comes back to a record that is no longer its own and learns it.
+        let said = b.cli(&["promote", "--yes"])?.expect(0)?;
+        b.wait_active(secs(5))?;
+        a.host.rejoin_network()?;
+        a.wait_role("fenced", secs(15))?;
+        ensure!(b.gate_is_open()?, "the return of a shut b");
+        eprintln!(
+            "cutoff: last ack {} ms after the cut; promote took {} ms",
+            ms(cut, last),
+            ms(said.started, said.ended)
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_dead_node_is_replaced_stays_shut_and_rejoins() {
+    in_lab(Options::new("dead"), |lab| {
+        lab.start_pair()?;
+        let (a, b, client) = (&lab.a, &lab.b, lab.client.ns());
+        let writer = Writer::start_flowing(client, WriterOptions::service(1, lab.witness.address()))?;
+        let dark = a.power_off()?;
+        let said = b.cli(&["promote", "--yes"])?.expect(0)?;
+        b.wait_active(secs(5))?;
+        let first = writer.wait_ack_via(b.gate()?, said.started, secs(5))?;
+        // W + 1.5 s of Enter, plus the 2 s of asking a peer that has just fallen silent.
+        ensure!(
+            ms(said.started, first) <= 3260 + 1500 + 2000 + 700,
+            "the first write took {} ms",
+            ms(said.started, first)
+        );
+        writer.wait_acks(50, secs(10))?;
+
+        // Power is back: PostgreSQL's unit asks before it starts, and the daemon opens nothing.
+        let allowed = a.boot()?;
+        ensure!(!allowed, "may-start-primary let the old primary start writable");
+        never(secs(5), "the old node serving", || Ok(a.gate_is_open()? || a.role()? == "active"))?;
+        ensure!(!connects(client, a.address(), GATE_PORT)?, "the old gate accepts connections");
+        let writable = a.postgres.is_read_only().map(|read_only| !read_only).unwrap_or(false);
+        ensure!(!writable, "the old primary came up writable");
+        let twice = a.start_postgres_as_the_unit_does()?;
+        ensure!(!twice || a.postgres.is_read_only()?, "the old primary may start writable while the daemon runs");
+
+        let rejoined = b.cli(&["rejoin", "a"])?.expect(0)?;
+        b.wait_in_sync(secs(30))?;
+        a.wait_status(secs(15), "to be a passive standby", |status| {
+            text_at(status, "/role") == "passive" && text_at(status, "/nodes/0/role") == "standby"
+        })?;
+        wait_until(secs(10), "/replica on a", || Ok(a.http("/replica")?.0 == 200))?;
+        writer.wait_acks(20, secs(5))?;
+        let log = writer.finish();
+        for node in lab.nodes() {
+            wait_until(secs(5), "every acknowledged number on both nodes", || {
+                let missing = lost(&log, 1, &node.postgres)?;
+                if missing.is_empty() {
+                    Ok(true)
+                } else {
+                    Err(Fail(format!("missing on {}: {missing:?}", node.name())))
+                }
+            })?;
+        }
+        eprintln!(
+            "dead: first write {} ms after Enter, {} ms after the power went; rejoin took {} ms; {} acks, none lost",
+            ms(said.started, first),
+            ms(dark, first),
+            ms(rejoined.started, rejoined.ended),
+            log.acks.len()
+        );
+        let conninfo =
+            a.postgres.sql("postgres", "SELECT application_name FROM pg_stat_replication").unwrap_or_default();
+        ensure!(conninfo.is_empty(), "the rejoined node has a standby of its own: {conninfo}");
+        let _ = now();
+        Ok(())
+    });
+}

@@ -1,0 +1,115 @@
+//! Writes what an administrator would: one configuration file per node (they differ in `state_dir` and `runtime_dir`
+//! only, because both daemons share this machine's disk), the client rules and the secrets.
+
+use super::postgres::{REPLICATION_PASSWORD, Template};
+use super::sys::Outcome;
+use super::witness::{Kind, SERVICE, ZONE};
+use std::fs;
+use std::path::Path;
+
+/// What varies from lab to lab.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Part of the lab's folder name.
+    pub name: &'static str,
+    /// Names of the two nodes; the first starts as the primary.
+    pub nodes: [&'static str; 2],
+    pub witness: Kind,
+    pub vip: bool,
+    pub lease: &'static str,
+    pub poll: &'static str,
+    pub margin: &'static str,
+    pub mode: &'static str,
+    /// Further lines for the end of the file (whole tables).
+    pub extra: &'static str,
+}
+
+impl Options {
+    /// The pair of issue 2: BIND as witness, lease 3 s, poll 1 s, margin 200 ms, synchronous, no VIP.
+    pub fn new(name: &'static str) -> Options {
+        Options {
+            name,
+            nodes: ["a", "b"],
+            witness: Kind::Bind,
+            vip: false,
+            lease: "3s",
+            poll: "1s",
+            margin: "200ms",
+            mode: "synchronous",
+            extra: "",
+        }
+    }
+
+    pub fn with_vip(name: &'static str) -> Options {
+        Options { vip: true, ..Options::new(name) }
+    }
+}
+
+/// Random keys of a lab, in base64.
+#[derive(Clone)]
+pub struct Keys {
+    pub cluster: String,
+    pub tsig: String,
+}
+
+impl Keys {
+    pub fn new() -> Outcome<Keys> {
+        Ok(Keys { cluster: random_key()?, tsig: random_key()? })
+    }
+}
+
+fn random_key() -> Outcome<String> {
+    let mut bytes = [0u8; 32];
+    std::io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(data_encoding::BASE64.encode(&bytes))
+}
+
+/// Writes the secret files and the client rules into the lab's folder, owned by the daemon's user.
+pub fn write_secrets(lab_dir: &Path, keys: &Keys) -> Outcome {
+    let template = Template::once()?;
+    template.write_secret(&lab_dir.join("cluster.key"), &format!("{}\n", keys.cluster))?;
+    template.write_secret(&lab_dir.join("tsig.key"), &format!("{}\n", keys.tsig))?;
+    template.write_secret(&lab_dir.join("replication.pass"), &format!("{REPLICATION_PASSWORD}\n"))?;
+    fs::write(lab_dir.join("hba.conf"), "host all all all scram-sha-256\n")?;
+    Ok(())
+}
+
+/// The text of the configuration file as the node `own` (an index, or 2 for the witness host) reads it.
+pub fn text(options: &Options, lab_dir: &Path, own: usize) -> Outcome<String> {
+    let bin_dir = Template::once()?.bin_dir.display().to_string();
+    let dir = lab_dir.display();
+    let own_dir = options.nodes.get(own).copied().unwrap_or("witness");
+    let Options { lease, poll, margin, mode, .. } = options;
+    let mut text = format!(
+        "state_dir   = \"{dir}/{own_dir}/state\"\nruntime_dir = \"{dir}/{own_dir}/run\"\n\n\
+         [service]\nname   = \"{SERVICE}\"\nlisten = [\"0.0.0.0:6432\"]\n\n"
+    );
+    for (name, last) in options.nodes.iter().zip([11, 12]) {
+        text.push_str(&format!(
+            "[[node]]\nname = \"{name}\"\naddress = \"192.0.2.{last}\"\n[node.postgres]\nhost = \"192.0.2.{last}\"\n\
+             port = 5432\nsocket_dir = \"{dir}/{name}/sock\"\ndata_dir = \"{dir}/{name}/pg/data\"\n\
+             bin_dir = \"{bin_dir}\"\n\n"
+        ));
+    }
+    text.push_str(&format!(
+        "[cluster]\nkey_file = \"{dir}/cluster.key\"\n\n[auth]\nhba_file = \"{dir}/hba.conf\"\n\n\
+         [dns]\nzone = \"{ZONE}\"\nservers = [\"192.0.2.53:53\"]\npoll = \"{poll}\"\nttl = \"5s\"\n\
+         tsig_key_file = \"{dir}/tsig.key\"\n\n"
+    ));
+    if options.witness == Kind::Embedded {
+        let first = options.nodes[0];
+        text.push_str(&format!(
+            "[witness]\nlisten = [\"192.0.2.53:53\"]\nns = \"ns.{ZONE}\"\nactive = \"{first}\"\n\n"
+        ));
+    }
+    if options.vip {
+        text.push_str("[vip]\naddress = \"192.0.2.100/24\"\ninterface = \"eth0\"\n\n");
+    }
+    text.push_str(&format!(
+        "[fence]\nlease = \"{lease}\"\nmargin = \"{margin}\"\n\n\
+         [replication]\nmode = \"{mode}\"\npassword_file = \"{dir}/replication.pass\"\n\n\
+         [status]\nlisten = \"0.0.0.0:6434\"\n{}",
+        options.extra
+    ));
+    Ok(text)
+}

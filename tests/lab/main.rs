@@ -1,0 +1,50 @@
+//! The lab tests: the faults of the real world on two nodes of real PostgreSQL in network namespaces, as root. What is
+//! claimed is measured at clients, by acknowledgements with the time they came, never by closed sockets.
+//!
+//! One lab at a time: the measured times are worth nothing on an overloaded machine.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod harness;
+
+mod faults;
+mod harness_itself;
+mod planned;
+mod record;
+mod vip;
+
+use harness::Lab;
+use harness::config::Options;
+use harness::sys::{Fail, Outcome};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+static ONE_LAB: Mutex<()> = Mutex::new(());
+
+/// Builds the lab, runs the test in it, and on failure shows everybody's logs before the lab is torn down.
+/// `LAB_LOGS=DIR` copies the logs there in any case.
+fn in_lab(options: Options, test: impl FnOnce(&Lab) -> Outcome) {
+    let _one = ONE_LAB.lock().unwrap_or_else(PoisonError::into_inner);
+    let start = harness::sys::now();
+    let name = options.name;
+    let lab = Lab::new(options).unwrap_or_else(|error| panic!("the lab {name} cannot be built: {error}"));
+    let built = harness::sys::now();
+    let outcome = catch_unwind(AssertUnwindSafe(|| test(&lab))).unwrap_or_else(|_| Err(Fail("panicked".to_owned())));
+    let ended = harness::sys::now();
+    if let Err(error) = &outcome {
+        // All machines go on again, or the diagnosis waits for the stopped ones.
+        for host in [&lab.a.host, &lab.b.host, &lab.witness.host] {
+            let _ = host.thaw();
+        }
+        eprintln!("\n##### {name} failed: {error}\n{}##### {name} failed: {error}", lab.diagnosis());
+    }
+    if let Some(dir) = std::env::var_os("LAB_LOGS") {
+        let _ = lab.save_logs(Path::new(&dir));
+    }
+    drop(lab);
+    let (built, ran) = (harness::sys::ms(start, built), harness::sys::ms(built, ended));
+    eprintln!("{name}: lab built in {built} ms, test ran {ran} ms");
+    if let Err(error) = outcome {
+        panic!("{name}: {error}");
+    }
+}
