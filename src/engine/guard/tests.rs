@@ -139,7 +139,7 @@ impl World {
             fence_postgres: FencePostgres::Demote,
             digest: "same".into(),
             start: self.nodes[node].life + 10 * node as u64,
-            boot: format!("boot-{node}"),
+            boot: format!("5f1c0000-0000-4000-8000-00000000000{node}"),
         }
     }
 
