@@ -231,6 +231,11 @@ impl Exchange {
         self.status == b'I' && self.is_quiet()
     }
 
+    /// Requests passed whose ReadyForQuery has not passed yet.
+    pub fn outstanding(&self) -> u64 {
+        self.outstanding
+    }
+
     /// Transaction status of the last ReadyForQuery.
     pub fn status(&self) -> u8 {
         self.status
