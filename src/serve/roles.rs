@@ -13,8 +13,10 @@ use tokio_postgres::{Client, NoTls, Statement};
 /// How long a look-up may take, a new admin connection included; then the login is refused (57P03).
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// `VALID UNTIL` and LOGIN are judged by PostgreSQL's own clock and catalogue.
-const QUERY: &str = "select rolpassword from pg_authid \
+const QUERY: &str = "select rolpassword from pg_catalog.pg_authid \
      where rolname = $1::text::name and rolcanlogin and (rolvaliduntil is null or rolvaliduntil > now())";
+/// Whatever ALTER ROLE or ALTER DATABASE say: the names in the query are PostgreSQL's own.
+const OPTIONS: &str = "-c search_path=pg_catalog";
 /// Databases tried for the admin connection, in order.
 const DATABASES: [&str; 2] = ["postgres", "template1"];
 
@@ -103,7 +105,7 @@ impl Roles {
     async fn connect(&self, database: &str) -> Result<Kept, String> {
         let stream = UnixStream::connect(self.door.as_path()).await.map_err(|e| e.to_string())?;
         let mut config = tokio_postgres::Config::new();
-        config.user(&self.admin_user).dbname(database).application_name("portcullis roles");
+        config.user(&self.admin_user).dbname(database).application_name("portcullis roles").options(OPTIONS);
         let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(|e| describe(&e))?;
         tokio::spawn(connection);
         let lookup = client.prepare(QUERY).await.map_err(|e| describe(&e))?;

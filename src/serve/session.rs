@@ -95,8 +95,11 @@ async fn session(mut client: ClientStream, peer: SocketAddr, startup: Startup, p
     let (client, whole) = pump.into_client();
     drop(entry);
     // A lapse is told like a cut, but nothing is told into the middle of a message.
-    if let (Some(refusal), true) = (last_word, whole) {
-        dismiss(client, refusal.into()).await;
+    match last_word {
+        Some(refusal) if whole => dismiss(client, refusal.into()).await,
+        // PostgreSQL's last words were passed on; they too shall arrive.
+        None if end == End::BackendGone => dismiss(client, Stop::PassOn(Vec::new())).await,
+        _ => {}
     }
 }
 
