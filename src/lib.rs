@@ -69,13 +69,18 @@ pub mod io {
 /// Asks the gate before anything passes, in either direction.
 #[cfg(feature = "shell")]
 pub mod serve {
+    pub mod backend;
+    pub mod cancel;
     pub mod gate;
     pub mod http;
     pub mod listener;
     pub mod login;
     pub mod peer;
     pub mod pump;
+    pub mod roles;
     pub mod session;
+    pub mod show;
+    pub mod tls;
 }
 
 /// Floor 5: wires everything together.

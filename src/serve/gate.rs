@@ -1,1 +1,338 @@
-//! Not written yet.
+//! The gate: an atomic deadline. The only link between the guard and the data plane.
+//!
+//! The guard extends it with a deadline of CLOCK_BOOTTIME; every forward, in either direction, asks whether that
+//! deadline still lies ahead. When the guard falls silent (hung, killed, frozen, the machine suspended) the gate is
+//! shut without anybody having to act. What it is NOT: it decides nothing and knows no rule but the deadline.
+//!
+//! **Invariants:** [`Gate::cut`] cannot fail, queue, or wait for I/O; the store that shuts comes first in it. A
+//! session admitted before a cut or a lapse never passes anything again ([`Pass`] carries the generation), even when
+//! the gate was extended in the meantime.
+
+use crate::base::time::Instant;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+/// Reads CLOCK_BOOTTIME; the daemon hands in `io::clock::now`.
+pub type ReadClock = fn() -> Instant;
+
+/// Said when a lease ran out and nobody gave a better reason.
+const LAPSED: &str = "portcullis: this node no longer serves (its lease ran out)";
+
+/// The one gate of a node. See the module's invariants.
+pub struct Gate {
+    clock: ReadClock,
+    /// Nanoseconds of the deadline; zero: shut.
+    serve_until: AtomicU64,
+    /// Grows by one with every cut and every lapse that somebody noticed.
+    generation: AtomicU64,
+    paused: AtomicBool,
+    draining: AtomicBool,
+    /// Wakes every session and listener at once.
+    view: watch::Sender<View>,
+    slots: Mutex<HashMap<u64, Arc<Slot>>>,
+    next_slot: AtomicU64,
+    sessions_total: AtomicU64,
+    auth_failures: AtomicU64,
+}
+
+/// What sessions are woken for.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    /// Why the last generation ended.
+    pub(crate) reason: Arc<str>,
+    /// Why sessions at a transaction boundary end now.
+    pub(crate) drain: Option<Arc<str>>,
+    /// Counts calls of [`Gate::cancel_busy`].
+    pub(crate) cancels: u64,
+}
+
+impl Gate {
+    /// A gate that is shut.
+    pub fn new(clock: ReadClock) -> Arc<Gate> {
+        Arc::new(Gate {
+            clock,
+            serve_until: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
+            paused: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            view: watch::Sender::new(View { reason: LAPSED.into(), drain: None, cancels: 0 }),
+            slots: Mutex::new(HashMap::new()),
+            next_slot: AtomicU64::new(0),
+            sessions_total: AtomicU64::new(0),
+            auth_failures: AtomicU64::new(0),
+        })
+    }
+
+    /// Opens the gate or prolongs it: it passes until `until`, a deadline on CLOCK_BOOTTIME. Where the former deadline
+    /// ran out before, the sessions of that time end: a lapse nobody noticed is still a lapse.
+    pub fn extend(&self, until: Instant) {
+        let now = (self.clock)().as_nanos();
+        let before = self.serve_until.load(Ordering::SeqCst);
+        let was_open = now < before;
+        if !was_open && before != 0 {
+            self.end_generation(LAPSED);
+        }
+        self.serve_until.store(until.as_nanos(), Ordering::SeqCst);
+        if !was_open {
+            self.view.send_modify(|_| {});
+        }
+    }
+
+    /// Shuts the gate and ends all sessions now. `reason` is what their clients read (FATAL 57P01). Idempotent.
+    pub fn cut(&self, reason: &str) {
+        // The cut itself; what follows is courtesy.
+        let before = self.serve_until.swap(0, Ordering::SeqCst);
+        if before != 0 {
+            self.end_generation(reason);
+        }
+    }
+
+    /// Ends the sessions of a lease that ran out. Called by the listeners' watch, harmless at any time.
+    pub(crate) fn note_lapse(&self, reason: &str) {
+        let before = self.serve_until.load(Ordering::SeqCst);
+        if before != 0
+            && (self.clock)().as_nanos() >= before
+            && self.serve_until.compare_exchange(before, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        {
+            self.end_generation(reason);
+        }
+    }
+
+    fn end_generation(&self, reason: &str) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.draining.store(false, Ordering::SeqCst);
+        self.view.send_modify(|view| {
+            view.reason = reason.into();
+            view.drain = None;
+        });
+    }
+
+    /// Whether the deadline lies ahead. Sessions ask their [`Pass`], which asks this and more.
+    pub fn passes(&self) -> bool {
+        (self.clock)().as_nanos() < self.serve_until.load(Ordering::SeqCst)
+    }
+
+    /// Holds clients at their next transaction boundary, new ones before their login.
+    pub fn pause(&self) {
+        self.paused.store(true, Ordering::SeqCst);
+        self.view.send_modify(|_| {});
+    }
+
+    /// Lets held clients go.
+    pub fn resume(&self) {
+        self.paused.store(false, Ordering::SeqCst);
+        self.draining.store(false, Ordering::SeqCst);
+        self.view.send_modify(|view| view.drain = None);
+    }
+
+    /// Whether clients are held.
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
+    /// Ends (FATAL 57P01, `reason`) every session that is at a transaction boundary or comes to one, until
+    /// [`Gate::resume`] or the gate is cut.
+    pub fn end_sessions_at_boundary(&self, reason: &str) {
+        self.view.send_modify(|view| view.drain = Some(reason.into()));
+        self.draining.store(true, Ordering::SeqCst);
+        self.view.send_modify(|_| {});
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Sends a CancelRequest to the backend of every busy session, from that session's own task.
+    pub fn cancel_busy(&self) {
+        self.view.send_modify(|view| view.cancels = view.cancels.wrapping_add(1));
+    }
+
+    /// Sessions logged in.
+    pub fn sessions(&self) -> u64 {
+        u64::try_from(self.slots().len()).unwrap_or(u64::MAX)
+    }
+
+    /// Sessions inside a transaction or with a request in flight.
+    pub fn busy(&self) -> u64 {
+        let busy = self.slots().values().filter(|slot| slot.busy.load(Ordering::Relaxed)).count();
+        u64::try_from(busy).unwrap_or(u64::MAX)
+    }
+
+    /// Sessions logged in since the start.
+    pub fn sessions_total(&self) -> u64 {
+        self.sessions_total.load(Ordering::Relaxed)
+    }
+
+    /// Logins refused since the start, for a wrong password or by a rule.
+    pub fn auth_failures(&self) -> u64 {
+        self.auth_failures.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_auth_failure(&self) {
+        self.auth_failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The deadline; in the past or zero when shut.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::from_nanos(self.serve_until.load(Ordering::SeqCst))
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        (self.clock)()
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<View> {
+        self.view.subscribe()
+    }
+
+    /// Admits a connection for as long as this generation lasts; `None`: shut.
+    pub(crate) fn admit(self: &Arc<Self>) -> Option<Pass> {
+        // The generation first: a cut in between leaves a pass that is already over.
+        let generation = self.generation.load(Ordering::SeqCst);
+        self.passes().then(|| Pass { gate: Arc::clone(self), generation })
+    }
+
+    /// Enters a logged-in session in the book; it leaves when the entry is dropped.
+    pub(crate) fn enter(self: &Arc<Self>, slot: Slot) -> Entry {
+        let id = self.next_slot.fetch_add(1, Ordering::Relaxed);
+        let slot = Arc::new(slot);
+        self.slots().insert(id, Arc::clone(&slot));
+        self.sessions_total.fetch_add(1, Ordering::Relaxed);
+        Entry { gate: Arc::clone(self), id, slot }
+    }
+
+    /// The session whose backend has this key.
+    pub(crate) fn find(&self, pid: i32, key: &[u8]) -> Option<Arc<Slot>> {
+        self.slots().values().find(|slot| slot.pid == pid && same(&slot.key, key)).cloned()
+    }
+
+    fn slots(&self) -> MutexGuard<'_, HashMap<u64, Arc<Slot>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Equality of two secrets of public length, without an early end.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+}
+
+/// A connection's right to be served, over with the generation it was given in.
+#[derive(Clone)]
+pub(crate) struct Pass {
+    gate: Arc<Gate>,
+    generation: u64,
+}
+
+impl Pass {
+    /// Asked before every forward, in both directions; for an answer, after it was read from PostgreSQL.
+    pub(crate) fn passes(&self) -> bool {
+        !self.is_over() && self.gate.passes()
+    }
+
+    fn is_over(&self) -> bool {
+        self.gate.generation.load(Ordering::SeqCst) != self.generation
+    }
+
+    /// Why it passes no more.
+    pub(crate) fn reason(&self) -> Arc<str> {
+        if self.is_over() { Arc::clone(&self.gate.view.borrow().reason) } else { LAPSED.into() }
+    }
+
+    /// Returns when it passes no more, as far as somebody noticed.
+    pub(crate) async fn ended(&self) {
+        let mut view = self.gate.watch();
+        // The sender lives in the gate, which we hold: it cannot be gone.
+        let _ = view.wait_for(|_| self.is_over()).await;
+    }
+}
+
+/// One logged-in session, as others may see it.
+pub(crate) struct Slot {
+    pub(crate) pid: i32,
+    pub(crate) key: Vec<u8>,
+    /// PostgreSQL's socket, for cancel requests.
+    pub(crate) door: Arc<PathBuf>,
+    /// In a transaction or with a request in flight.
+    pub(crate) busy: AtomicBool,
+    /// R4: the next success may be a commit whose wait for the standby was cancelled.
+    pub(crate) doubt: AtomicBool,
+    /// Cancel requests on their way; one whose end was never seen stays counted, and so the doubt stays.
+    pub(crate) cancels: AtomicU32,
+}
+
+/// A session's place in the book.
+pub(crate) struct Entry {
+    gate: Arc<Gate>,
+    id: u64,
+    pub(crate) slot: Arc<Slot>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.gate.slots().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::time::Duration;
+    use std::cell::Cell;
+
+    thread_local!(static NOW: Cell<u64> = const { Cell::new(1_000) });
+    fn clock() -> Instant {
+        Instant::from_nanos(NOW.get())
+    }
+    fn at(nanos: u64) -> Instant {
+        NOW.set(nanos);
+        Instant::from_nanos(nanos)
+    }
+
+    #[test]
+    fn a_gate_dies_of_silence() {
+        let gate = Gate::new(clock);
+        assert!(!gate.passes() && gate.admit().is_none(), "shut at birth");
+        gate.extend(at(1_000) + Duration::from_nanos(500));
+        let pass = gate.admit().expect("open");
+        at(1_499);
+        assert!(gate.passes() && pass.passes());
+        at(1_500);
+        assert!(!gate.passes() && !pass.passes(), "the deadline itself is too late");
+    }
+
+    #[test]
+    fn a_cut_ends_what_was_admitted_even_when_extended_at_once() {
+        let gate = Gate::new(clock);
+        gate.extend(at(1_000) + Duration::from_secs(1));
+        let pass = gate.admit().expect("open");
+        gate.cut("because");
+        gate.cut("again");
+        assert!(!gate.passes());
+        gate.extend(at(1_001) + Duration::from_secs(1));
+        assert!(gate.passes() && gate.admit().is_some_and(|new| new.passes()));
+        assert!(!pass.passes());
+        assert_eq!(&*pass.reason(), "because");
+    }
+
+    #[test]
+    fn a_lapse_nobody_noticed_is_still_a_lapse() {
+        let gate = Gate::new(clock);
+        gate.extend(at(1_000) + Duration::from_nanos(10));
+        let pass = gate.admit().expect("open");
+        at(2_000);
+        gate.extend(Instant::from_nanos(9_000));
+        assert!(gate.passes() && !pass.passes());
+        let second = gate.admit().expect("open");
+        gate.note_lapse("early");
+        assert!(second.passes(), "no lapse yet");
+        gate.extend(Instant::from_nanos(10_000));
+        assert!(second.passes(), "prolonging ends nobody");
+        at(10_000);
+        gate.note_lapse("late");
+        assert!(!second.passes());
+        assert_eq!(&*second.reason(), "late");
+    }
+}

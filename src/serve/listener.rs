@@ -1,1 +1,291 @@
-//! Not written yet.
+//! The front door: listening sockets that exist only while the gate is open, and a task per client.
+//!
+//! What it is NOT: it does not decide whether the gate is open. A gate that is cut or lapses has its sockets closed, so
+//! that the kernel refuses; they come back with the next extension.
+//!
+//! **Invariant:** one address that cannot be bound does not keep the others from serving.
+
+use super::gate::{Gate, Pass};
+use super::login;
+use super::roles::Roles;
+use super::session;
+use super::tls::TlsAcceptor;
+use crate::base::fault::{ExitCode, Fault};
+use crate::base::ids::NodeName;
+use crate::base::time::Instant;
+use crate::engine::status::Snapshot;
+use crate::wire::hba::HbaFile;
+use futures_util::future::BoxFuture;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// Connections the kernel keeps for us until they are accepted; more are dropped by it and tried again by the client.
+const BACKLOG: i32 = 4096;
+/// Pause before an address that could not be bound is tried again.
+const BIND_RETRY: Duration = Duration::from_millis(100);
+/// Pause after an accept that failed for want of descriptors or memory.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// Connections beyond `max_clients` that are still told why they are refused; more are closed unheard.
+const CROWD: u32 = 256;
+/// Silence after which a client is probed, the pause between probes, and how many may go unanswered.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(10), 6);
+/// How long sent bytes may stay unacknowledged, a client's shut window included; then the kernel ends the connection.
+/// Long, because a client that pages through a result reads nothing for minutes.
+const USER_TIMEOUT: Duration = Duration::from_secs(900);
+/// Shortest sleep of the watch over the deadline; what it adds to the life of a listening socket, not of a session.
+const LAPSE_WATCH_MIN: Duration = Duration::from_millis(1);
+
+/// Says whether the peer has flushed past the present LSN, or the record allows being alone (R4).
+pub type Confirm = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
+
+/// Everything the proxy is told once.
+pub struct ProxyOptions {
+    pub listen: Vec<SocketAddr>,
+    /// Listened on too, with the ports of `listen`, unless a wildcard of that family covers them.
+    pub vips: Vec<IpAddr>,
+    /// PostgreSQL's, with its port: the gate's way in.
+    pub socket_dir: PathBuf,
+    pub port: u16,
+    pub admin_user: String,
+    /// `HbaFile::default()` without a file.
+    pub hba: HbaFile,
+    /// From [`super::tls::load`].
+    pub tls: Option<TlsAcceptor>,
+    pub max_clients: u32,
+    pub query_wait: Duration,
+    pub node: NodeName,
+}
+
+/// What all sessions share.
+pub(crate) struct Proxy {
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) options: Arc<ProxyOptions>,
+    pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub(crate) confirm: Confirm,
+    pub(crate) door: Arc<PathBuf>,
+    pub(crate) roles: Roles,
+    /// For the salts of roles that do not exist.
+    pub(crate) mock_secret: [u8; 32],
+    /// Connections, logged in or not.
+    clients: AtomicU32,
+}
+
+/// Raises the soft limit of descriptors to what `max_clients` sessions need, or says that it cannot.
+pub fn raise_descriptor_limit(max_clients: u32) -> Result<(), Fault> {
+    let needed = u64::from(max_clients) * 2 + 2 * u64::from(CROWD);
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= needed) {
+        return Ok(());
+    }
+    let fault = || {
+        let text = format!(
+            "pool.max_clients = {max_clients} needs {needed} file descriptors, but the limit is {}; raise LimitNOFILE or lower it",
+            limit.maximum.map_or_else(|| "unknown".to_owned(), |n| n.to_string())
+        );
+        Fault::new(ExitCode::Config, text)
+    };
+    if limit.maximum.is_some_and(|maximum| maximum < needed) {
+        return Err(fault());
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum: limit.maximum }).map_err(|_| fault())
+}
+
+/// Serves clients for as long as it is polled; dropping it ends every session at once.
+pub async fn run(
+    gate: Arc<Gate>,
+    options: Arc<ProxyOptions>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    confirm: Confirm,
+) {
+    let door = Arc::new(options.socket_dir.join(format!(".s.PGSQL.{}", options.port)));
+    let proxy = Arc::new(Proxy {
+        gate: Arc::clone(&gate),
+        roles: Roles::new(Arc::clone(&door), &options.admin_user),
+        options: Arc::clone(&options),
+        snapshots,
+        confirm,
+        door,
+        mock_secret: login::random(),
+        clients: AtomicU32::new(0),
+    });
+    let mut tasks = JoinSet::new();
+    for address in addresses(&options.listen, &options.vips) {
+        tasks.spawn(keep_listening(address, Arc::clone(&proxy)));
+    }
+    tasks.spawn(watch_deadline(gate, format!("portcullis: node {} no longer serves (its lease ran out)", options.node)));
+    // None of them ends by itself.
+    while tasks.join_next().await.is_some() {}
+}
+
+/// Where to listen: the configured addresses, and each VIP that no wildcard covers.
+fn addresses(listen: &[SocketAddr], vips: &[IpAddr]) -> Vec<SocketAddr> {
+    let mut all: Vec<SocketAddr> = Vec::new();
+    let covered = |vip: &IpAddr, port: u16| {
+        listen.iter().any(|l| l.port() == port && l.is_ipv4() == vip.is_ipv4() && l.ip().is_unspecified())
+    };
+    let on_vips = listen.iter().flat_map(|l| vips.iter().map(|vip| (*vip, l.port())));
+    let on_vips = on_vips.filter(|(vip, port)| !covered(vip, *port)).map(SocketAddr::from);
+    for address in listen.iter().copied().chain(on_vips) {
+        if !all.contains(&address) {
+            all.push(address);
+        }
+    }
+    all
+}
+
+/// Notices a lease that runs out with nobody there to say so, and ends sessions and sockets. Only courtesy: nothing
+/// passes a lapsed gate anyway.
+async fn watch_deadline(gate: Arc<Gate>, reason: String) {
+    let mut view = gate.watch();
+    loop {
+        let deadline = gate.deadline();
+        if deadline == Instant::ZERO {
+            // Shut: an extension wakes us.
+            let _ = view.wait_for(|_| gate.deadline() != Instant::ZERO).await;
+            continue;
+        }
+        let left = deadline.since(gate.now());
+        if left.is_zero() {
+            gate.note_lapse(&reason);
+        } else {
+            // The runtime's timers stand still in suspend; so do all sessions, and each asks the gate.
+            tokio::time::sleep(left.max(LAPSE_WATCH_MIN)).await;
+        }
+    }
+}
+
+/// One address: a socket while the gate is open, none while it is not.
+async fn keep_listening(address: SocketAddr, proxy: Arc<Proxy>) {
+    let gate = &proxy.gate;
+    let mut sessions = JoinSet::new();
+    let mut view = gate.watch();
+    let mut complained = false;
+    loop {
+        let Some(pass) = gate.admit() else {
+            tokio::select! {
+                _ = view.changed() => {}
+                Some(_) = sessions.join_next() => {}
+            }
+            continue;
+        };
+        match bind(address) {
+            Ok(listener) => {
+                complained = false;
+                tokio::select! {
+                    biased;
+                    () = pass.ended() => {}
+                    () = accept(&listener, &proxy, &pass, &mut sessions) => {}
+                }
+            }
+            Err(error) => {
+                if !complained {
+                    tracing::warn!(%address, %error, "cannot listen for clients; trying again until it can");
+                    complained = true;
+                }
+                tokio::time::sleep(BIND_RETRY).await;
+            }
+        }
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+        // A VIP may not be bound yet.
+        socket.set_freebind_v6(true)?;
+    } else {
+        socket.set_freebind_v4(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Accepts until the pass is over.
+async fn accept(listener: &TcpListener, proxy: &Arc<Proxy>, pass: &Pass, sessions: &mut JoinSet<()>) {
+    while pass.passes() {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = sessions.join_next() => continue,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let Some(seat) = Seat::take(proxy) else { continue };
+                if let Err(error) = prepare(&stream) {
+                    tracing::debug!(%peer, %error, "a client's socket could not be set up");
+                }
+                let (proxy, pass) = (Arc::clone(proxy), pass.clone());
+                sessions.spawn(async move {
+                    let crowded = seat.crowded;
+                    session::serve(stream, peer, proxy, pass, crowded).await;
+                    drop(seat);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a client could not be accepted");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let (idle, interval, count) = KEEPALIVE;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(count))?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+}
+
+/// A connection's place among `max_clients`; given back when dropped.
+struct Seat {
+    proxy: Arc<Proxy>,
+    /// Beyond `max_clients`: to be told so.
+    crowded: bool,
+}
+
+impl Seat {
+    /// `None`: so many that they are not even told.
+    fn take(proxy: &Arc<Proxy>) -> Option<Seat> {
+        let before = proxy.clients.fetch_add(1, Ordering::Relaxed);
+        let seat = Seat { proxy: Arc::clone(proxy), crowded: before >= proxy.options.max_clients };
+        (before < proxy.options.max_clients.saturating_add(CROWD)).then_some(seat)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.proxy.clients.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vip_is_listened_on_unless_a_wildcard_covers_it() {
+        let parse = |text: &str| text.parse::<SocketAddr>().expect(text);
+        let vips: Vec<IpAddr> = vec!["192.0.2.100".parse().expect("v4"), "2001:db8::100".parse().expect("v6")];
+        let wild = [parse("0.0.0.0:6432"), parse("[::]:6432")];
+        assert_eq!(addresses(&wild, &vips), wild);
+        let v4_only = addresses(&wild[..1], &vips);
+        assert_eq!(v4_only, [wild[0], parse("[2001:db8::100]:6432")]);
+        let specific = addresses(&[parse("192.0.2.11:6432")], &vips);
+        assert_eq!(
+            specific,
+            [parse("192.0.2.11:6432"), parse("192.0.2.100:6432"), parse("[2001:db8::100]:6432")]
+        );
+    }
+}

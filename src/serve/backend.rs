@@ -1,0 +1,189 @@
+//! Acquires a backend for a client: one function, so that a pool can stand behind it later. Today it is a fresh
+//! connection to the local PostgreSQL's Unix socket, logged in as the very role, with the client's own start-up
+//! parameters.
+//!
+//! What it is NOT: it never sets another role on a stronger login, and it holds no password: it logs in with what the
+//! client proved, or with nothing where PostgreSQL asks for nothing.
+
+use crate::wire::pg::{self, HEADER, Refusal, Startup};
+use crate::wire::scram::{self, Keys};
+use bytes::BytesMut;
+use pgwire::messages::startup::{PasswordMessageFamily, SASLInitialResponse, SASLResponse};
+use std::path::Path;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+/// Bytes of PostgreSQL's greeting (parameters, key, notices) that are kept; a longer one ends the login.
+const MAX_GREETING: usize = 64 * 1024;
+
+/// A backend that is ready for its first query.
+pub(crate) struct Backend {
+    pub(crate) stream: UnixStream,
+    pub(crate) pid: i32,
+    pub(crate) key: Vec<u8>,
+    /// What it said between AuthenticationOk and ReadyForQuery, both excluded the first, to pass on as it is.
+    pub(crate) greeting: Vec<u8>,
+}
+
+/// Why there is no backend.
+#[derive(Debug)]
+pub(crate) enum NoBackend {
+    /// An ErrorResponse of PostgreSQL, header included, to pass on as it is.
+    Refused(Vec<u8>),
+    /// Ours to say.
+    Refusal(Refusal),
+}
+
+impl From<Refusal> for NoBackend {
+    fn from(refusal: Refusal) -> NoBackend {
+        NoBackend::Refusal(refusal)
+    }
+}
+
+/// How the client proved who it is.
+pub(crate) enum Proof {
+    /// By a SCRAM proof, which gave the keys away.
+    Scram(Keys),
+    /// Not at all: a `trust` line of the gate.
+    Trust,
+}
+
+/// A backend for this client. The caller bounds the time.
+pub(crate) async fn acquire(door: &Path, startup: &Startup, proof: &Proof) -> Result<Backend, NoBackend> {
+    let unreachable = |_| Refusal::new("57P03", "portcullis: PostgreSQL on this node does not accept connections now");
+    let mut stream = UnixStream::connect(door).await.map_err(unreachable)?;
+    stream.write_all(&startup.encode()).await.map_err(unreachable)?;
+    let mut login = Login { stream, startup, proof };
+    login.authenticate().await?;
+    login.greeting().await
+}
+
+struct Login<'a> {
+    stream: UnixStream,
+    startup: &'a Startup,
+    proof: &'a Proof,
+}
+
+fn lost(_: std::io::Error) -> NoBackend {
+    Refusal::new("57P03", "portcullis: PostgreSQL ended the connection during the login").into()
+}
+
+fn not_understood() -> NoBackend {
+    Refusal::new("08P01", "portcullis: PostgreSQL's answer during the login was not understood").into()
+}
+
+impl Login<'_> {
+    async fn authenticate(&mut self) -> Result<(), NoBackend> {
+        let mut scram: Option<scram::Client> = None;
+        loop {
+            let (kind, message) = read_message(&mut self.stream).await?;
+            let body = &message[HEADER..];
+            match kind {
+                b'R' => {}
+                b'E' => return Err(self.explain(message)),
+                b'N' => continue,
+                _ => return Err(not_understood()),
+            }
+            let (code, data) = body.split_first_chunk::<4>().ok_or_else(not_understood)?;
+            match (u32::from_be_bytes(*code), scram.take()) {
+                (0, None) => return Ok(()),
+                // SASL was begun and not finished: whoever answers has not shown the server key.
+                (0, Some(_)) => return Err(not_understood()),
+                (10, None) => {
+                    let Proof::Scram(keys) = self.proof else { return Err(self.not_let_in("asks for a password")) };
+                    if !data.split(|b| *b == 0).any(|name| name == scram::MECHANISM.as_bytes()) {
+                        return Err(not_understood());
+                    }
+                    let (client, first) = scram::Client::start(keys.clone(), &super::login::nonce());
+                    let first = SASLInitialResponse::new(scram::MECHANISM.to_owned(), Some(first.into_bytes().into()));
+                    self.send(PasswordMessageFamily::SASLInitialResponse(first)).await?;
+                    scram = Some(client);
+                }
+                (11, Some(mut client)) => {
+                    let last = client.answer(data).map_err(|_| not_understood())?;
+                    self.send(PasswordMessageFamily::SASLResponse(SASLResponse::new(last.into_bytes().into()))).await?;
+                    scram = Some(client);
+                }
+                // Whoever answers on this socket must know the role's server key.
+                (12, Some(client)) => client.verify(data).map_err(|_| not_understood())?,
+                (3, _) => return Err(self.not_let_in("asks for a clear-text password")),
+                (5, _) => return Err(self.not_let_in("asks for an md5 password")),
+                _ => return Err(self.not_let_in("asks for something else than scram-sha-256")),
+            }
+        }
+    }
+
+    /// Everything up to the first ReadyForQuery.
+    async fn greeting(mut self) -> Result<Backend, NoBackend> {
+        let (mut pid, mut key, mut greeting) = (0, Vec::new(), Vec::new());
+        loop {
+            let (kind, message) = read_message(&mut self.stream).await?;
+            match kind {
+                b'E' => return Err(self.explain(message)),
+                b'K' => {
+                    let (id, secret) = message[HEADER..].split_first_chunk::<4>().ok_or_else(not_understood)?;
+                    (pid, key) = (i32::from_be_bytes(*id), secret.to_vec());
+                }
+                // We asked for 3.0 without options: there is nothing to negotiate.
+                b'v' => return Err(not_understood()),
+                _ => {}
+            }
+            greeting.extend_from_slice(&message);
+            if greeting.len() > MAX_GREETING {
+                return Err(not_understood());
+            }
+            if kind == b'Z' {
+                return Ok(Backend { stream: self.stream, pid, key, greeting });
+            }
+        }
+    }
+
+    async fn send(&mut self, message: PasswordMessageFamily) -> Result<(), NoBackend> {
+        let mut out = BytesMut::new();
+        pg::put(&message, &mut out);
+        self.stream.write_all(&out).await.map_err(lost)
+    }
+
+    /// PostgreSQL's refusal: as it is, unless it is about how the gate came in, which the client cannot know.
+    fn explain(&self, message: Vec<u8>) -> NoBackend {
+        let body = &message[HEADER..];
+        let about_the_door = matches!(pg::field(body, b'C').as_deref(), Some("28000" | "28P01"))
+            // "role does not exist" and "is not permitted to log in" come from elsewhere and are plain enough.
+            && pg::field(body, b'R').as_deref() != Some("InitializeSessionUserId");
+        if about_the_door { self.not_let_in("refuses it") } else { NoBackend::Refused(message) }
+    }
+
+    fn not_let_in(&self, how: &str) -> NoBackend {
+        let role = quote(&self.startup.user);
+        let line = match self.proof {
+            Proof::Scram(_) => format!("local all {role} scram-sha-256"),
+            Proof::Trust => format!("local all {role} peer map=portcullis"),
+        };
+        Refusal::new(
+            "28000",
+            format!(
+                "portcullis: PostgreSQL does not let the gate in as role \"{}\" on its local socket (it {how})",
+                self.startup.user
+            ),
+        )
+        .hint(format!("Add to PostgreSQL's pg_hba.conf, before other local lines: {line}"))
+        .into()
+    }
+}
+
+/// A name as pg_hba.conf wants it.
+fn quote(name: &str) -> String {
+    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-' || b == b'.');
+    if plain && name != "all" { name.to_owned() } else { format!("\"{name}\"") }
+}
+
+/// One message, header included.
+async fn read_message(stream: &mut UnixStream) -> Result<(u8, Vec<u8>), NoBackend> {
+    let mut message = vec![0; HEADER];
+    stream.read_exact(&mut message).await.map_err(lost)?;
+    let header = pg::header(&message).ok().flatten().filter(|header| header.body <= MAX_GREETING);
+    let header = header.ok_or_else(not_understood)?;
+    message.resize(HEADER + header.body, 0);
+    stream.read_exact(&mut message[HEADER..]).await.map_err(lost)?;
+    Ok((header.kind, message))
+}

@@ -1,0 +1,38 @@
+//! Cancel requests: a client's, passed on to the backend it names, and the gate's own of a bounded drain.
+//!
+//! What it is NOT: a request for a backend that is no session's of this gate is not passed on.
+//!
+//! **Invariant (R4):** the session is in doubt *before* the request can reach its backend: a cancelled wait for the
+//! standby looks like a success on the wire, so the pump holds that session's next success.
+
+use super::gate::Slot;
+use crate::wire::pg;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+/// How long the postmaster may take to act on a request; past it, the session stays in doubt to its end.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Sends a CancelRequest to a session's backend and waits until it was acted on.
+pub(crate) async fn forward(slot: Arc<Slot>) {
+    slot.cancels.fetch_add(1, Ordering::SeqCst);
+    slot.doubt.store(true, Ordering::SeqCst);
+    let sent = tokio::time::timeout(CANCEL_TIMEOUT, async {
+        let mut stream = UnixStream::connect(slot.door.as_path()).await?;
+        stream.write_all(&pg::cancel_request(slot.pid, &slot.key)).await?;
+        // PostgreSQL closes after it sent the signal (chapter 55.2.8). A reset says the same.
+        let _ = stream.read(&mut [0; 1]).await;
+        Ok::<(), std::io::Error>(())
+    })
+    .await;
+    match sent {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(pid = slot.pid, %error, "a cancel request did not reach PostgreSQL"),
+        // It may still be acted on: the count, and with it the doubt, stays.
+        Err(_) => return,
+    }
+    slot.cancels.fetch_sub(1, Ordering::SeqCst);
+}

@@ -1,0 +1,18 @@
+//! The proxy against a real PostgreSQL 15, over loopback: psql, tokio-postgres and raw sockets.
+//!
+//! One cluster is shared by the tests that run at the same time; the last one stops it and removes it.
+
+#[path = "proxy/front.rs"]
+mod front;
+#[path = "proxy/gate.rs"]
+mod gate;
+#[path = "proxy/login.rs"]
+mod login;
+#[path = "proxy/pg.rs"]
+mod pg;
+#[path = "proxy/raw.rs"]
+mod raw;
+#[path = "proxy/stream.rs"]
+mod stream;
+#[path = "proxy/success.rs"]
+mod success;

@@ -1,0 +1,202 @@
+//! A gate with its proxy before the shared cluster, and psql through it.
+
+use crate::pg::{PASSWORD, PORT, Pg, shared};
+use futures_util::FutureExt;
+use portcullis::base::time::{Duration, Instant};
+use portcullis::engine::status::*;
+use portcullis::io::clock;
+use portcullis::serve::gate::Gate;
+use portcullis::serve::listener::{Confirm, ProxyOptions, run};
+use portcullis::serve::tls::TlsAcceptor;
+use portcullis::wire::hba::HbaFile;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
+use tokio::process::Command;
+use tokio::sync::watch;
+
+/// What a test may choose.
+pub struct Setup {
+    pub hba: &'static str,
+    pub tls: Option<TlsAcceptor>,
+    pub max_clients: u32,
+    pub query_wait: Duration,
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        Setup {
+            hba: "host all trusty 127.0.0.1/32 trust\nhost all all all scram-sha-256",
+            tls: None,
+            max_clients: 100,
+            query_wait: Duration::from_secs(30),
+        }
+    }
+}
+
+pub struct Front {
+    pub pg: Arc<Pg>,
+    pub gate: Arc<Gate>,
+    pub address: SocketAddr,
+    /// What the peer says when asked whether it has everything.
+    pub confirmed: Arc<AtomicBool>,
+    pub asked: Arc<AtomicU32>,
+    task: tokio::task::JoinHandle<()>,
+    _snapshot: watch::Sender<Arc<Snapshot>>,
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A gate open for a minute.
+pub async fn open() -> Front {
+    open_with(Setup::default()).await
+}
+
+pub async fn open_with(setup: Setup) -> Front {
+    let front = shut_with(setup).await;
+    front.extend(Duration::from_secs(60));
+    front.wait_for_door().await;
+    front
+}
+
+pub async fn shut_with(setup: Setup) -> Front {
+    let pg = tokio::task::spawn_blocking(shared).await.unwrap();
+    let gate = Gate::new(clock::now);
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let options = ProxyOptions {
+        listen: vec![address],
+        vips: vec![],
+        socket_dir: pg.socket_dir().to_owned(),
+        port: PORT,
+        admin_user: "postgres".to_owned(),
+        hba: HbaFile::parse("hba.conf", setup.hba).unwrap(),
+        tls: setup.tls,
+        max_clients: setup.max_clients,
+        query_wait: setup.query_wait,
+        node: "alp".parse().unwrap(),
+    };
+    let (snapshot, snapshots) = watch::channel(Arc::new(snapshot()));
+    let (confirmed, asked) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU32::new(0)));
+    let confirm: Confirm = {
+        let (confirmed, asked) = (Arc::clone(&confirmed), Arc::clone(&asked));
+        Arc::new(move || {
+            asked.fetch_add(1, Ordering::SeqCst);
+            let confirmed = Arc::clone(&confirmed);
+            async move { confirmed.load(Ordering::SeqCst) }.boxed()
+        })
+    };
+    let task = tokio::spawn(run(Arc::clone(&gate), Arc::new(options), snapshots, confirm));
+    Front { pg, gate, address, confirmed, asked, task, _snapshot: snapshot }
+}
+
+impl Front {
+    /// Open until so long from now. Returns the deadline.
+    pub fn extend(&self, by: Duration) -> Instant {
+        let until = clock::now() + by;
+        self.gate.extend(until);
+        until
+    }
+
+    pub async fn wait_for_door(&self) {
+        eventually("the door opens", async || tokio::net::TcpStream::connect(self.address).await.is_ok()).await;
+    }
+
+    pub fn psql(&self, user: &str, password: &str, sql: &str) -> Command {
+        let mut command = Command::new("psql");
+        command.args(["-XAtq", "-w", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose", "-c", sql]);
+        command.env("PGHOST", "127.0.0.1").env("PGPORT", self.address.port().to_string());
+        command.env("PGUSER", user).env("PGDATABASE", "app").env("PGPASSWORD", password);
+        command.env("PGSSLMODE", "disable").env("PGCONNECT_TIMEOUT", "10").kill_on_drop(true);
+        command
+    }
+
+    pub async fn query(&self, user: &str, sql: &str) -> Result<String, String> {
+        output(&mut self.psql(user, PASSWORD, sql)).await
+    }
+
+    pub async fn client(&self, user: &str) -> tokio_postgres::Client {
+        let mut config = tokio_postgres::Config::new();
+        config.host("127.0.0.1").port(self.address.port()).user(user).password(PASSWORD).dbname("app");
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
+    }
+}
+
+pub async fn output(command: &mut Command) -> Result<String, String> {
+    let out = tokio::time::timeout(Duration::from_secs(40), command.output()).await.expect("psql hangs").unwrap();
+    if out.status.success() {
+        Ok(String::from_utf8(out.stdout).unwrap().trim_end().to_owned())
+    } else {
+        Err(String::from_utf8_lossy(&out.stderr).into_owned())
+    }
+}
+
+/// Waits for a condition, ten seconds at most.
+pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
+    let waiting = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap_or_else(|_| panic!("in vain: {what}"));
+}
+
+/// Below the ephemeral range, free now, of this process.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let offset = (std::process::id() % 500) * 20 + u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(20_000 + offset % 12_000).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+fn snapshot() -> Snapshot {
+    let node = |node_id: u32, name: &str, role: &str| NodeRow {
+        node_id,
+        name: name.parse().unwrap(),
+        hostname: format!("192.0.2.{}", 11 + node_id),
+        port: 5432,
+        status: "up".to_owned(),
+        role: role.to_owned(),
+        weight: 0.5,
+        attached: true,
+        replication_delay_bytes: Some(u64::from(node_id) * 120),
+        replication_state: (node_id == 1).then(|| "streaming".to_owned()),
+        sync_state: (node_id == 1).then(|| "sync".to_owned()),
+        select_count: 0,
+        last_status_change: Some("2026-11-20T15:21:12Z".to_owned()),
+    };
+    Snapshot {
+        node: "alp".parse().unwrap(),
+        version: "test".to_owned(),
+        role: Role::Active,
+        gate: GateStatus { open: true, state: GateState::Open, reason: None, lease_remaining_ms: 1, sessions: 0 },
+        epoch: 7,
+        witness: None,
+        vip: None,
+        vips: vec![],
+        peer: None,
+        replication: ReplicationStatus {
+            mode: "synchronous".to_owned(),
+            in_sync: true,
+            alone_since: None,
+            timeline: None,
+            lsn: None,
+        },
+        procedure: None,
+        nodes: vec![node(0, "alp", "primary"), node(1, "midna", "standby")],
+        events: vec![],
+        postgres: PostgresStatus::default(),
+        journal: JournalStatus::default(),
+        advice: None,
+        counters: Counters::default(),
+    }
+}

@@ -1,0 +1,141 @@
+//! One throw-away PostgreSQL 15, shared by whoever runs now.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+const BIN: &str = "/usr/lib/postgresql/15/bin";
+pub const PORT: u16 = 5432;
+pub const PASSWORD: &str = "correct horse";
+/// Commits of a session that says `set synchronous_commit = on` wait for a standby that does not exist.
+const CONF: &str = "
+listen_addresses = ''
+fsync = off
+max_connections = 90
+shared_buffers = 32MB
+synchronous_standby_names = 'ghost'
+synchronous_commit = local
+";
+const HBA: &str = "
+local all postgres trust
+local all trusty trust
+local all all scram-sha-256
+";
+const ROLES: &str = "
+create role trusty login superuser;
+create role app login password 'correct horse';
+create role expired login password 'correct horse' valid until '2001-01-01';
+create role idle nologin password 'correct horse';
+set password_encryption = md5;
+create role old login password 'correct horse';
+create database app;
+";
+
+pub struct Pg {
+    dir: tempfile::TempDir,
+    child: Child,
+}
+
+static SHARED: Mutex<Weak<Pg>> = Mutex::new(Weak::new());
+
+/// The cluster, started if nobody uses one.
+pub fn shared() -> Arc<Pg> {
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    shared.upgrade().unwrap_or_else(|| {
+        let pg = Arc::new(Pg::start());
+        *shared = Arc::downgrade(&pg);
+        pg
+    })
+}
+
+impl Pg {
+    pub fn start() -> Pg {
+        install();
+        let dir = tempfile::Builder::new().prefix("portcullis-proxy-").tempdir().unwrap();
+        run(Command::new("chown").arg("postgres:postgres").arg(dir.path()));
+        run(Command::new("chmod").arg("0711").arg(dir.path()));
+        let data = dir.path().join("data");
+        run(as_postgres("initdb")
+            .args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "-D"])
+            .arg(&data));
+        std::fs::write(data.join("pg_hba.conf"), HBA).unwrap();
+        let conf = format!("{CONF}unix_socket_directories = '{}'\nport = {PORT}\n", dir.path().display());
+        std::fs::write(data.join("postgresql.auto.conf"), conf).unwrap();
+        let log = std::fs::File::create(dir.path().join("log")).unwrap();
+        let child = as_postgres("postgres")
+            .arg("-D")
+            .arg(&data)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let pg = Pg { dir, child };
+        for _ in 0..300 {
+            if pg.admin("select 1").is_ok() {
+                pg.admin(ROLES).unwrap();
+                return pg;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("PostgreSQL did not start: {}", std::fs::read_to_string(pg.dir.path().join("log")).unwrap_or_default());
+    }
+
+    pub fn socket_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs SQL over the Unix socket as superuser, around the gate.
+    pub fn admin(&self, sql: &str) -> Result<String, String> {
+        let out = Command::new("psql")
+            .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h"])
+            .arg(self.socket_dir())
+            .args(["-p", &PORT.to_string(), "-d", "postgres", "-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .and_then(|mut child| {
+                std::io::Write::write_all(&mut child.stdin.take().unwrap(), sql.as_bytes())?;
+                child.wait_with_output()
+            })
+            .unwrap();
+        if out.status.success() {
+            Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
+        } else {
+            Err(String::from_utf8_lossy(&out.stderr).into_owned())
+        }
+    }
+}
+
+impl Drop for Pg {
+    fn drop(&mut self) {
+        // Immediate shutdown: there is nothing to keep.
+        run(Command::new("kill").args(["-QUIT", &self.child.id().to_string()]));
+        let _ = self.child.wait();
+    }
+}
+
+fn as_postgres(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--"]).arg(format!("{BIN}/{program}"));
+    command.current_dir("/").env("LC_ALL", "C");
+    command
+}
+
+fn run(command: &mut Command) {
+    let out = command.output().unwrap();
+    assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+fn install() {
+    if !Path::new(BIN).join("initdb").exists() {
+        run(Command::new("apt-get").args(["update", "-q"]));
+        run(Command::new("apt-get").args(["install", "-y", "-q", "postgresql-15", "postgresql-client-15"]));
+    }
+}
