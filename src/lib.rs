@@ -56,6 +56,8 @@ pub mod io {
     pub mod arp;
     pub mod clock;
     pub mod dns;
+    pub mod files;
+    pub mod host;
     pub mod journal;
     pub mod links;
     pub mod postgres;
@@ -83,6 +85,8 @@ pub mod app {
     pub mod daemon;
     pub mod driver;
     pub mod init;
+    pub mod manual;
     pub mod probe;
+    pub mod verbs;
     pub mod witness;
 }
