@@ -58,6 +58,8 @@ pub mod io {
     pub mod arp;
     pub mod clock;
     pub mod dns;
+    pub mod files;
+    pub mod host;
     pub mod journal;
     pub mod links;
     pub mod postgres;
@@ -93,7 +95,9 @@ pub mod app {
     pub mod driver;
     pub mod hands;
     pub mod init;
+    pub mod manual;
     pub mod probe;
     pub mod render;
+    pub mod verbs;
     pub mod witness;
 }

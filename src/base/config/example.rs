@@ -179,7 +179,7 @@ key_file = @KEY@    # the one shared secret: base64 of 32 bytes, the same on bot
 # admin_user = "postgres"    # superuser, reached through each node's own socket_dir
 
 # [auth]
-# hba_file = "/etc/portcullis/hba.conf"    # who may log in at the gate, as pg_hba.conf; without the file: scram-sha-256 for all
+# hba_file = "/etc/portcullis/hba.conf"    # who may log in at the gate, without it: scram-sha-256 for all
 # tls_cert_file = ""         # TLS for clients; empty: none
 # tls_key_file = ""
 "#;

@@ -7,7 +7,8 @@
 //! - `proof.rs`: the relations between keys, and warnings;
 //! - `example.rs`: the commented configuration that `init` and the package write.
 //!
-//! **Invariant:** every relation the contract names beside a key holds in every `Config` that [`Config::parse`] returned.
+//! **Invariant:** every relation the contract names beside a key holds in every `Config` that [`Config::parse`]
+//! returned.
 
 mod example;
 mod proof;
@@ -281,7 +282,8 @@ impl Config {
         [pair.0, pair.1]
     }
 
-    /// W, the wait before taking over: L (1 + d) / (1 - d) + margin, rounded up to the millisecond (design.md section 3).
+    /// W, the wait before taking over: L (1 + d) / (1 - d) + margin, rounded up to the millisecond (design.md,
+    /// section 3).
     pub fn wait_before_takeover(&self) -> Duration {
         const ONE: u128 = 1_000_000_000;
         // In parts per billion, so that both nodes reckon the very same number.

@@ -1,0 +1,55 @@
+# One command for each thing people do here. Everything that is built goes below $CARGO_TARGET_DIR (default: target);
+# nothing else is written outside it, except the Debian packages that `test` and `demo` install.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+CARGO ?= cargo
+# rustup's place, for a root shell that was not logged in to.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+export CARGO_TERM_PROGRESS_WHEN ?= never
+
+.PHONY: help check fix test demo bench soak deb
+
+help:
+	@echo 'make check   the house rules: format, lints, pure floors, tidy, licences; writes nothing'
+	@echo 'make fix     format, and apply what clippy can'
+	@echo 'make test    set up, then all tests (root: network namespaces, real PostgreSQL and BIND)'
+	@echo 'make demo    set up, then a failover of two real PostgreSQL nodes on this machine; KEEP=1 leaves it running'
+	@echo 'make deb     the Debian package, in $${CARGO_TARGET_DIR:-target}/debian'
+	@echo 'make bench   not built yet;  make soak: not built yet'
+
+check:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --quiet --all-targets -- -D warnings
+	$(CARGO) check --lib --no-default-features --locked --quiet
+	$(CARGO) test --locked --quiet --test tidy
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+		$(CARGO) deny --locked check bans licenses sources; \
+	else \
+		echo 'check: cargo-deny is not installed, so licences and sources are not checked (cargo install cargo-deny --locked)'; \
+	fi
+
+fix:
+	$(CARGO) clippy --locked --fix --allow-dirty --allow-staged --all-targets
+	$(CARGO) fmt
+	UPDATE_GOLDEN=1 $(CARGO) test --locked --quiet --test tidy help_texts_are_the_golden_ones
+
+test:
+	packaging/setup.sh
+	$(CARGO) test --locked --no-fail-fast
+
+demo:
+	packaging/setup.sh
+	$(CARGO) build --locked --quiet --bin portcullis
+	$(CARGO) run --locked --quiet --example demo -- $(if $(KEEP),--keep)
+
+bench:
+	@echo 'bench: not built yet; it comes with the data path'
+
+soak:
+	@echo 'soak: not built yet; it comes with the proof of the fence'
+
+deb:
+	packaging/setup.sh deb
+	$(CARGO) build --locked --release --bin portcullis
+	packaging/deb.sh

@@ -1,0 +1,378 @@
+//! The command line as types: every verb of the contract with its flags, its help and an example.
+//!
+//! Definitions only; `cli.rs` runs them. What is here is printed as `--help`, manual pages and completions, and kept as
+//! golden files in `tests/golden/help/`.
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::base::ids::NodeName;
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "portcullis",
+    version,
+    about = "A DNS-fenced two-node failover appliance for PostgreSQL",
+    long_about = "A DNS-fenced two-node failover appliance for PostgreSQL: two servers, one daemon on each, a person \
+                  who decides, and a gate that serves only while fresh proof holds it open.",
+    after_help = "Example:\n  portcullis status\n  portcullis promote          # on the node that shall become active",
+    disable_help_subcommand = true,
+    propagate_version = false
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub globals: Globals,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that stand before or after the verb.
+#[derive(Debug, Clone, Args)]
+pub struct Globals {
+    /// The configuration
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Global options",
+        value_name = "FILE",
+        default_value = "/etc/portcullis/portcullis.toml",
+        value_hint = ValueHint::FilePath
+    )]
+    pub config: PathBuf,
+    /// Which [[node]] this host is [default: the one whose name or address is this host's]
+    // A list only because `init` takes --node name=address once for each node; `Globals::node_name` allows one.
+    #[arg(long, global = true, help_heading = "Global options", value_name = "NAME")]
+    pub node: Vec<String>,
+    /// How log lines on standard error look
+    #[arg(long, global = true, help_heading = "Global options", value_name = "FORM", default_value = "text")]
+    pub log: LogFormat,
+}
+
+/// Form of the log on standard error, one line an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// One verb.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run this node: gate, guard, peer channel and status page
+    #[command(
+        after_help = "Example:\n  portcullis daemon --config /etc/portcullis/portcullis.toml\n\nSIGHUP reloads, \
+                            SIGTERM shuts down cleanly. Exit codes: 0; 2 bad configuration."
+    )]
+    Daemon,
+    /// Show this node, its peer, the witness, the lease, the VIP, replication and the last events
+    #[command(after_help = "Example:\n  portcullis status --watch")]
+    Status(StatusArgs),
+    /// Show one row per node, as SHOW pool_nodes does
+    #[command(after_help = "Example:\n  portcullis nodes --json")]
+    Nodes(JsonArgs),
+    /// Make THIS node active: switchover if the peer is alive, else failover
+    #[command(after_help = "Example:\n  portcullis promote --dry-run\n  portcullis promote\n\nExit codes: 0 done; 1 \
+                            failed, nothing changed; 3 refused as unsafe (says why); 4 stopped half-way, run again to \
+                            finish.")]
+    Promote(PromoteArgs),
+    /// Make the other node active, from either node, only if it can be done without loss; never a failover
+    #[command(after_help = "Example:\n  portcullis switchover --to midna\n\nExit codes: 0 done; 1 failed, nothing \
+                            changed; 3 refused as unsafe; 4 stopped half-way, run again to finish.")]
+    Switchover(SwitchoverArgs),
+    /// Bring a node back as standby, from either node
+    #[command(
+        visible_alias = "recover",
+        after_help = "Example:\n  portcullis rejoin alp\n\nNODE's daemon must run; its PostgreSQL may be stopped, \
+                      crashed, running fenced, or not there at all. Exit codes: 0 done; 1 failed, nothing changed; 3 \
+                      refused as unsafe; 4 stopped half-way, run again to finish."
+    )]
+    Rejoin(RejoinArgs),
+    /// Show the event log
+    #[command(after_help = "Example:\n  portcullis events --since 1h")]
+    Events(EventsArgs),
+    /// Shut this node's gate durably
+    #[command(after_help = "Example:\n  portcullis fence --reason \"disk replacement\"")]
+    Fence(FenceArgs),
+    /// Lift a fence; refused while the witness points elsewhere or is silent, or the peer holds a higher epoch
+    #[command(after_help = "Example:\n  portcullis unfence\n\nExit codes: 0 lifted; 3 refused (says why).")]
+    Unfence,
+    /// Take a standby into service by hand (not built yet)
+    #[command(after_help = "Example:\n  portcullis attach midna")]
+    Attach(NodeArgs),
+    /// Take a standby out of service by hand (not built yet)
+    #[command(after_help = "Example:\n  portcullis detach midna")]
+    Detach(NodeArgs),
+    /// Hold clients at their next transaction boundary
+    #[command(after_help = "Example:\n  portcullis pause")]
+    Pause,
+    /// Let held clients go on
+    #[command(after_help = "Example:\n  portcullis resume")]
+    Resume,
+    /// Leave PostgreSQL alone; the gate goes on obeying the lease (not built yet)
+    #[command(after_help = "Example:\n  portcullis maintenance on")]
+    Maintenance(MaintenanceArgs),
+    /// Monitoring-plugin output with perfdata
+    #[command(after_help = "Example:\n  portcullis check\n\nExit codes: 0 ok; 1 warning; 2 critical; 3 unknown and \
+                            wrong usage.")]
+    Check,
+    /// Parse and prove the configuration offline; names key, value, line and the fix
+    #[command(
+        after_help = "Example:\n  portcullis check-config /etc/portcullis/portcullis.toml\n\nExit codes: 0 good; \
+                            2 wrong."
+    )]
+    CheckConfig(CheckConfigArgs),
+    /// Check everything a failover will need, live, on both nodes (not built yet)
+    #[command(after_help = "Example:\n  portcullis doctor --json")]
+    Doctor(JsonArgs),
+    /// The lines of /pool_nodes as a CGI answer
+    #[command(after_help = "Example:\n  portcullis cgi")]
+    Cgi,
+    /// Read and write through the front door, one line a tick, and sum up the outages
+    #[command(after_help = "Example:\n  portcullis probe --duration 1m \"host=db.example.org port=6432 dbname=app \
+                            user=app\"\n\nThe table portcullis_probe is made when it is missing. Exit codes: 0 no \
+                            outage; 1 outage seen.")]
+    Probe(ProbeArgs),
+    /// Switch over there and back with a prober running; prints the measured interruption (not built yet)
+    #[command(after_help = "Example:\n  portcullis drill")]
+    Drill(DrillArgs),
+    /// Run the embedded authoritative DNS server, on a third machine
+    #[command(
+        after_help = "Example:\n  portcullis witness --config /etc/portcullis/portcullis.toml\n\nIt answers for \
+                            [dns] zone on [witness] listen and takes TSIG-signed RFC 2136 updates; its zone is kept \
+                            under state_dir."
+    )]
+    Witness,
+    /// Write a commented configuration and the secrets it names; never overwrites
+    #[command(after_help = "Example:\n  portcullis init --service-name db.example.org --node alp=192.0.2.11 --node \
+                            midna=192.0.2.12 \\\n      --server 192.0.2.53:53 --data-dir /var/lib/postgresql/15/main \
+                            --bin-dir /usr/lib/postgresql/15/bin\n\nWhat is not given is asked for on a terminal. Copy \
+                            the result to the other node. Exit codes: 0 written; 2 not.")]
+    Init(InitArgs),
+    /// For the PostgreSQL unit: may the local cluster start writable?
+    #[command(after_help = "Example:\n  portcullis may-start-primary\n\nWorks without the daemon too. Exit codes: 0 \
+                            yes; 3 no.")]
+    MayStartPrimary,
+    /// Print completions for a shell
+    #[command(after_help = "Example:\n  portcullis completions bash > /etc/bash_completion.d/portcullis")]
+    Completions(CompletionsArgs),
+    /// Write the manual pages, one for each verb
+    #[command(after_help = "Example:\n  portcullis man /usr/local/share/man/man8")]
+    Man(ManArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct JsonArgs {
+    /// JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct NodeArgs {
+    /// Name of the [[node]]
+    #[arg(value_name = "NODE")]
+    pub node_name: NodeName,
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The JSON of /status.json
+    #[arg(long)]
+    pub json: bool,
+    /// Show it again every second until Ctrl-C
+    #[arg(long)]
+    pub watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PromoteArgs {
+    /// Do not ask; needed where there is no terminal
+    #[arg(long)]
+    pub yes: bool,
+    /// Print the steps and run every check, without acting
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Go on although writes that were acknowledged may be missing here
+    #[arg(long)]
+    pub accept_data_loss: bool,
+    /// Vouch that this node is switched off, so that nobody need wait for its lease
+    #[arg(long, value_name = "NAME")]
+    pub peer_is_off: Option<NodeName>,
+    /// One JSON object a step
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct SwitchoverArgs {
+    /// Which node shall become active [default: the one standby]
+    #[arg(long, value_name = "NAME")]
+    pub to: Option<NodeName>,
+    /// Accepted; nothing is asked
+    #[arg(long)]
+    pub yes: bool,
+    /// Print the steps and run every check, without acting
+    #[arg(long)]
+    pub dry_run: bool,
+    /// One JSON object a step
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RejoinArgs {
+    /// The node to bring back
+    #[arg(value_name = "NODE")]
+    pub node_name: NodeName,
+    /// Accepted; nothing is asked
+    #[arg(long)]
+    pub yes: bool,
+    /// Print the steps and run every check, without acting
+    #[arg(long)]
+    pub dry_run: bool,
+    /// One JSON object a step
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Only events since then: 30m (ago) or 2026-11-20T15:11:00Z
+    #[arg(long, value_name = "T")]
+    pub since: Option<Since>,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Where an event log begins.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Since {
+    Ago(Duration),
+    At(jiff::Timestamp),
+}
+impl FromStr for Since {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Since, String> {
+        if let Ok(at) = text.parse() {
+            return Ok(Since::At(at));
+        }
+        span(text).map(Since::Ago).map_err(|_| "write how long ago, 30m, or a time, 2026-11-20T15:11:00Z".to_owned())
+    }
+}
+
+/// A duration with its unit, as in the configuration.
+fn span(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(span) if !text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(span),
+        _ => Err("write a number with its unit, as 250ms or 5s".to_owned()),
+    }
+}
+
+fn tick(text: &str) -> Result<Duration, String> {
+    span(text).and_then(|span| if span.is_zero() { Err("write 1ms or more".to_owned()) } else { Ok(span) })
+}
+
+#[derive(Debug, Args)]
+pub struct FenceArgs {
+    /// Why, for the event log
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct MaintenanceArgs {
+    pub switch: Switch,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckConfigArgs {
+    /// The configuration [default: that of --config]
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct ProbeArgs {
+    /// Time from one tick to the next
+    #[arg(long, value_name = "TIME", default_value = "250ms", value_parser = tick)]
+    pub interval: Duration,
+    /// Stop after this long [default: at Ctrl-C]
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    pub duration: Option<Duration>,
+    /// No update, no table
+    #[arg(long)]
+    pub read_only: bool,
+    /// One JSON object a tick
+    #[arg(long)]
+    pub json: bool,
+    /// How to connect: libpq words or a URL
+    #[arg(value_name = "DSN")]
+    pub dsn: String,
+}
+
+#[derive(Debug, Args)]
+pub struct DrillArgs {
+    /// Which node goes first [default: the one standby]
+    #[arg(long, value_name = "NAME")]
+    pub to: Option<NodeName>,
+    /// Accepted; nothing is asked
+    #[arg(long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// The DNS name clients use
+    #[arg(long, value_name = "NAME")]
+    pub service_name: Option<String>,
+    /// The DNS zone it is in [default: the name without its first label]
+    #[arg(long, value_name = "ZONE")]
+    pub zone: Option<String>,
+    /// A DNS server of the zone, address:port; several: repeat [default: found from the zone]
+    #[arg(long = "server", value_name = "ADDRESS")]
+    pub servers: Vec<String>,
+    /// A node, name=address, with both families name=address,address; once for each of the two
+    // The same id as the global option, whose place it takes here.
+    #[arg(id = "node", long = "node", value_name = "NAME=ADDRESS")]
+    pub nodes: Vec<String>,
+    /// PostgreSQL's data directory, the same on both nodes
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub data_dir: Option<PathBuf>,
+    /// Directory of PostgreSQL's programs, the same on both nodes
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub bin_dir: Option<PathBuf>,
+    /// A virtual address with its mask, 192.0.2.100/24
+    #[arg(long, value_name = "ADDRESS/MASK")]
+    pub vip: Option<String>,
+    /// Also write what the embedded DNS server needs: its section and a TSIG key
+    #[arg(long)]
+    pub witness: bool,
+    /// Where the files go
+    #[arg(long, value_name = "DIR", default_value = "/etc/portcullis", value_hint = ValueHint::DirPath)]
+    pub output_dir: PathBuf,
+    /// Print the commented example and write nothing
+    #[arg(long)]
+    pub example: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// An existing directory
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub dir: PathBuf,
+}

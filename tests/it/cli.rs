@@ -1,0 +1,286 @@
+//! The program as a user runs it, offline: help, usage errors, check-config, init, completions and manual pages.
+
+use portcullis::app::cli;
+use portcullis::base::config::Config;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+
+/// Runs the program without a terminal.
+fn portcullis(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_portcullis"))
+        .args(args)
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .output()
+        .expect("the program starts")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("UTF-8")
+}
+
+#[track_caller]
+fn assert_exit(output: &Output, code: i32) {
+    assert_eq!(output.status.code(), Some(code), "stdout: {}\nstderr: {}", stdout(output), stderr(output));
+}
+
+/// An `init` without questions into `dir`.
+fn init(dir: &Path, more: &[&str]) -> Output {
+    let dir = dir.to_str().expect("UTF-8");
+    let mut args = vec!["init", "--service-name", "db.example.org", "--node", "alp=192.0.2.11"];
+    args.extend(["--node", "midna=192.0.2.12,2001:db8::12", "--server", "192.0.2.53:53"]);
+    args.extend(["--data-dir", "/var/lib/postgresql/15/main", "--bin-dir", "/usr/lib/postgresql/15/bin"]);
+    args.extend(["--output-dir", dir]);
+    args.extend(more);
+    portcullis(&args)
+}
+
+/// A directory with a configuration that `check-config` finds good, and the path of the file.
+fn good() -> (TempDir, String) {
+    let dir = tempfile::tempdir().expect("a directory");
+    assert_exit(&init(dir.path(), &["--witness"]), 0);
+    let file = dir.path().join("portcullis.toml").to_str().expect("UTF-8").to_owned();
+    (dir, file)
+}
+
+#[test]
+fn help_of_every_verb_has_an_example_and_no_error() {
+    let verbs: Vec<String> = cli::command().get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+    assert!(verbs.len() >= 25, "{verbs:?}");
+    for verb in &verbs {
+        let output = portcullis(&[verb, "--help"]);
+        assert_exit(&output, 0);
+        let text = stdout(&output);
+        assert!(text.contains(&format!("Example:\n  portcullis {verb}")), "{verb}: {text}");
+        assert!(stderr(&output).is_empty());
+    }
+    assert_exit(&portcullis(&["recover", "--help"]), 0);
+    assert!(stdout(&portcullis(&["--help"])).contains("Example:"));
+    let version = portcullis(&["--version"]);
+    assert_eq!(stdout(&version), format!("portcullis {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn wrong_usage_is_one_line_with_a_way_out() {
+    let rows: &[(&[&str], i32, &str)] = &[
+        (&[], 2, "portcullis --help"),
+        (&["promot"], 2, "'promote'"),
+        (&["promote", "--yess"], 2, "portcullis promote --help"),
+        (&["--node", "alp", "rejoin"], 2, "portcullis rejoin --help"),
+        (&["probe", "--interval", "5", "x"], 2, "250ms"),
+        (&["events", "--since", "yesterday"], 2, "30m"),
+        (&["check", "--unknown"], 3, "portcullis check --help"),
+        (&["--log", "json", "check", "extra"], 3, "portcullis check --help"),
+    ];
+    for (args, code, words) in rows {
+        let output = portcullis(args);
+        assert_exit(&output, *code);
+        let text = stderr(&output);
+        assert!(text.starts_with("portcullis: ") && text.contains("; ") && text.contains(words), "{args:?}: {text}");
+        assert_eq!(text.lines().count(), 1, "{args:?}: {text}");
+        assert!(stdout(&output).is_empty());
+    }
+}
+
+#[test]
+fn what_is_not_built_says_so() {
+    for args in [&["doctor"][..], &["drill"], &["maintenance", "on"], &["attach", "midna"], &["detach", "midna"]] {
+        let output = portcullis(args);
+        assert_exit(&output, 1);
+        assert!(stderr(&output).contains("not built yet; "), "{args:?}");
+    }
+}
+
+#[test]
+fn check_config_takes_what_init_wrote() {
+    let (_dir, file) = good();
+    for args in
+        [&["check-config", &file][..], &["--config", &file, "check-config"], &["check-config", "--config", &file]]
+    {
+        let output = portcullis(args);
+        assert_exit(&output, 0);
+        assert!(stdout(&output).contains("good") && stdout(&output).contains("alp and midna"), "{}", stdout(&output));
+        // The one warning: going alone later is not built yet.
+        assert_eq!(stderr(&output).matches("portcullis: warning: ").count(), 1, "{}", stderr(&output));
+        assert_eq!(stderr(&output).lines().count(), 1);
+    }
+}
+
+#[test]
+fn check_config_names_file_line_key_and_remedy_of_every_error() {
+    let (_dir, file) = good();
+    let text = fs::read_to_string(&file).expect("written");
+    let text = text.replace("[fence]\n", "[fence]\nlease = 5\nleese = \"5s\"\n");
+    let line = 1 + text.lines().position(|line| line == "lease = 5").expect("there");
+    fs::write(&file, text).expect("ours");
+    let output = portcullis(&["check-config", &file]);
+    assert_exit(&output, 2);
+    let said: Vec<String> = stderr(&output).lines().map(ToOwned::to_owned).collect();
+    assert_eq!(said.len(), 2, "{said:#?}");
+    assert!(said[0].starts_with(&format!("portcullis: {file}:{line}: fence.lease: ")), "{said:#?}");
+    assert!(said[0].ends_with("; write \"5s\""), "{said:#?}");
+    assert!(said[1].starts_with(&format!("portcullis: {file}:{}: fence.leese: unknown key; ", line + 1)), "{said:#?}");
+    assert!(stdout(&output).is_empty());
+}
+
+#[test]
+fn check_config_of_no_file_or_no_text_is_an_error() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let gone = dir.path().join("gone.toml");
+    let output = portcullis(&["check-config", gone.to_str().expect("UTF-8")]);
+    assert_exit(&output, 2);
+    assert!(
+        stderr(&output).contains("gone.toml") && stderr(&output).contains("portcullis init"),
+        "{}",
+        stderr(&output)
+    );
+    let binary = dir.path().join("binary.toml");
+    fs::write(&binary, [0xff, 0xfe, 0x00]).expect("ours");
+    assert_exit(&portcullis(&["check-config", binary.to_str().expect("UTF-8")]), 2);
+}
+
+#[test]
+fn a_secret_open_to_others_is_refused_with_the_line_that_names_it() {
+    for (name, key) in [
+        ("cluster.key", "cluster.key_file"),
+        ("tsig.key", "dns.tsig_key_file"),
+        ("replication.pass", "replication.password_file"),
+    ] {
+        let (dir, file) = good();
+        let secret = dir.path().join(name);
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).expect("ours");
+        let output = portcullis(&["check-config", &file]);
+        assert_exit(&output, 2);
+        let text = fs::read_to_string(&file).expect("written");
+        let line = 1 + text.lines().position(|line| line.contains(name) && !line.starts_with('#')).expect("there");
+        let said = stderr(&output);
+        assert!(said.contains(&format!("{file}:{line}: {key}: ")), "{said}");
+        assert!(said.contains("0644") && said.contains(&format!("chmod o-rw {}", secret.display())), "{said}");
+        let content = fs::read_to_string(&secret).expect("ours");
+        assert!(!said.contains(content.trim()), "an error showed a secret");
+    }
+}
+
+#[test]
+fn missing_and_malformed_keys_are_refused() {
+    let (dir, file) = good();
+    let key = dir.path().join("cluster.key");
+    for (content, words) in [("c2hvcnQ=\n", "5 bytes instead of 32"), ("not base64", "not base64"), ("", "is empty")] {
+        fs::write(&key, content).expect("ours");
+        let output = portcullis(&["check-config", &file]);
+        assert_exit(&output, 2);
+        assert!(stderr(&output).contains(words), "{}", stderr(&output));
+    }
+    fs::remove_file(&key).expect("ours");
+    fs::remove_file(dir.path().join("tsig.key")).expect("ours");
+    let output = portcullis(&["check-config", &file]);
+    assert_exit(&output, 2);
+    assert_eq!(stderr(&output).matches("does not exist; ").count(), 2, "{}", stderr(&output));
+}
+
+#[test]
+fn init_never_overwrites() {
+    let (dir, file) = good();
+    let before: Vec<(String, Vec<u8>)> = ["portcullis.toml", "cluster.key", "tsig.key", "replication.pass"]
+        .map(|name| (name.to_owned(), fs::read(dir.path().join(name)).expect("written")))
+        .to_vec();
+    let output = init(dir.path(), &["--witness"]);
+    assert_exit(&output, 2);
+    assert!(stderr(&output).contains(&format!("{file} exists; ")), "{}", stderr(&output));
+    // Without the configuration, secrets that are there are kept: they may be the other node's.
+    fs::remove_file(&file).expect("ours");
+    let output = init(dir.path(), &["--witness"]);
+    assert_exit(&output, 0);
+    assert_eq!(stdout(&output).matches("kept ").count(), 3, "{}", stdout(&output));
+    for (name, content) in before {
+        assert!(fs::read(dir.path().join(&name)).expect("written") == content, "{name} changed");
+    }
+}
+
+#[test]
+fn init_writes_secrets_closed_to_others_and_different_each_time() {
+    let (first, _) = good();
+    let (second, _) = good();
+    for name in ["cluster.key", "tsig.key", "replication.pass"] {
+        let mode = fs::metadata(first.path().join(name)).expect("written").permissions().mode();
+        assert_eq!(mode & 0o007, 0, "{name}: {mode:o}");
+        let read = |dir: &TempDir| fs::read(dir.path().join(name)).expect("written");
+        assert!(read(&first) != read(&second), "{name} is not random");
+    }
+}
+
+#[test]
+fn init_without_a_terminal_names_what_is_missing_and_writes_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let target = dir.path().join("new");
+    let output =
+        portcullis(&["init", "--service-name", "db.example.org", "--output-dir", target.to_str().expect("UTF-8")]);
+    assert_exit(&output, 2);
+    for flag in ["--node", "--data-dir", "--bin-dir"] {
+        assert!(stderr(&output).contains(flag), "{}", stderr(&output));
+    }
+    assert!(!stderr(&output).contains("--service-name"), "{}", stderr(&output));
+    let output = init(&target, &["--vip", "192.0.2.100"]);
+    assert_exit(&output, 2);
+    assert!(stderr(&output).contains("vip.address"), "{}", stderr(&output));
+    assert!(!target.exists());
+    // Without --witness the TSIG key is the DNS server's, and init says how to get it.
+    let output = init(&target, &[]);
+    assert_exit(&output, 0);
+    assert!(stdout(&output).contains("tsig-keygen") && !target.join("tsig.key").exists(), "{}", stdout(&output));
+}
+
+#[test]
+fn the_example_is_printed_and_parses() {
+    let output = portcullis(&["init", "--example"]);
+    assert_exit(&output, 0);
+    Config::parse(&stdout(&output), Path::new("example")).expect("the example parses");
+}
+
+#[test]
+fn completions_and_manual_pages_are_made() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = portcullis(&["completions", shell]);
+        assert_exit(&output, 0);
+        assert!(stdout(&output).contains("switchover"), "{shell}");
+    }
+    // The script is shell that bash itself takes.
+    let mut bash = Command::new("bash").args(["-n"]).stdin(Stdio::piped()).spawn().expect("bash");
+    let script = portcullis(&["completions", "bash"]).stdout;
+    bash.stdin.take().expect("piped").write_all(&script).expect("bash reads");
+    assert!(bash.wait().expect("bash ends").success());
+
+    let dir = tempfile::tempdir().expect("a directory");
+    assert_exit(&portcullis(&["man", dir.path().to_str().expect("UTF-8")]), 0);
+    for verb in cli::command().get_subcommands() {
+        let page = dir.path().join(format!("portcullis-{}.8", verb.get_name()));
+        let text = fs::read_to_string(&page).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
+        assert!(text.contains(".TH") && text.contains("Example:"), "{text}");
+    }
+    assert!(dir.path().join("portcullis.8").exists());
+    let output = portcullis(&["man", dir.path().join("gone").to_str().expect("UTF-8")]);
+    assert_exit(&output, 1);
+    assert!(stderr(&output).contains("name a directory that exists"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_portcullis"))
+        .args(["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.stderr.is_empty(), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(0));
+}
