@@ -265,7 +265,7 @@ impl Summary {
 
     /// The same for people.
     pub fn text(&self) -> String {
-        let mut out = format!("\n{} ticks, {} reconnects\n", self.ticks, self.reconnects);
+        let mut out = format!("\nticks: {}, reconnects: {}\n", self.ticks, self.reconnects);
         for kind in Kind::ALL {
             if kind == Kind::Update && !self.writes {
                 continue;
