@@ -1,6 +1,8 @@
 //! The status pages, the control stream, the client and the texts, over loopback and a real Unix socket, with
 //! hand-made snapshots of every state.
 
+#![allow(clippy::unwrap_used)] // Tests and their helpers may.
+
 #[path = "http/client.rs"]
 mod client;
 #[path = "http/control.rs"]

@@ -149,7 +149,7 @@ async fn a_daemon_that_dies_under_a_command_is_exit_4() {
     tokio::spawn(async move {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let (mut stream, _) = listener.accept().await.unwrap();
-        drop(stream.read(&mut [0; 1000]).await.unwrap());
+        assert!(stream.read(&mut [0; 1000]).await.unwrap() > 0);
         stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n{\"line\":\"begun\",\"at_ms\":1}\n").await.unwrap();
     });
     let (result, text) = printed!(out => run(&target(&path), "promote", &json!({}), false, out));

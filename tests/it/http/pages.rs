@@ -132,6 +132,16 @@ async fn only_reading_is_possible_and_only_what_there_is() {
 }
 
 #[tokio::test]
+async fn golden_pages() {
+    for (name, snapshot) in [("active", active()), ("passive", passive()), ("fenced", fenced())] {
+        let (at, _switches, _publish) = serve(snapshot).await;
+        let (_, page) = get(at, "/").await;
+        let body = page.split_once("<body>").unwrap().1;
+        crate::render::golden(&format!("page-{name}.html"), body);
+    }
+}
+
+#[tokio::test]
 async fn the_page_needs_nothing_but_itself_and_escapes_what_it_shows() {
     let mut snapshot = lapsed();
     snapshot.gate.reason = Some("<script>alert('x')</script>".into());
