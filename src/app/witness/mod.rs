@@ -10,7 +10,7 @@
 //! It is NOT a general name server: one zone, addresses and text, no transfers, no secondaries, no recursion, no
 //! DNSSEC. It must stand with neither node (design.md section 2).
 //!
-//! **Invariants:** see [`responder`], [`zone`] and [`store`]; together: an update that was answered NOERROR survives
+//! **Invariants:** see `responder`, `zone` and `store`; together: an update that was answered NOERROR survives
 //! `kill -9` and power loss, and of two updates with the same prerequisites at most one is answered NOERROR.
 
 mod responder;

@@ -1,6 +1,6 @@
 //! The zone on disk: one JSON file with a checksum, replaced as a whole.
 //!
-//! **Invariants:** when [`Store::write`] returns `Ok`, the new zone survives a crash of the machine; a crash at any
+//! **Invariants:** when `Store::write` returns `Ok`, the new zone survives a crash of the machine; a crash at any
 //! moment leaves the old file or the new one; a file whose checksum does not fit is never served; one process at a time.
 
 use super::zone::Zone;

@@ -4,7 +4,7 @@ use crate::relay;
 use crate::servers::{self, KEY_NAME, Kind, LIMIT, NAME, SECRET, Server, TTL, ZONE, authority, key, need};
 use hickory_proto::op::{Message, ResponseCode};
 use portcullis::io::dns::Authority;
-use portcullis::wire::dns::{Reading, RecordPair, ServiceNames, TsigKey, Update, UpdateOutcome};
+use portcullis::wire::dns::{Reading, RecordPair, ServiceNames, TsigKey, Update, UpdateOutcome, verify};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Command, Stdio};
@@ -157,7 +157,11 @@ pub async fn a_clock_an_hour_off_is_refused(kind: Kind) {
         let sentence = refusal(update.judge(&answer, wrong));
         assert!(sentence.contains("BADTIME") && sentence.contains("differ by 3"), "{sentence}");
         let said = Message::from_vec(&answer).expect("a DNS message");
-        assert!(!said.signature().expect("a TSIG record").data.mac.is_empty(), "BADTIME is signed");
+        // Signed with the client's own time, so that the client can verify it (RFC 8945 section 5.2.3).
+        let request = Message::from_vec(update.bytes()).expect("our own message");
+        let mac = &request.signature().expect("signed").data.mac;
+        let verified = verify(&key(), &answer, said.signature(), Some(mac), wrong).expect("BADTIME is signed");
+        assert_eq!(verified.time, wrong);
     }
     assert_eq!(read(&server.authority()).await.pair, first);
 }
