@@ -79,8 +79,12 @@ pub fn run(config: Config, me: &NodeName, config_file: &Path) -> Result<(), Faul
     listener::raise_descriptor_limit(config.pool.max_clients)?;
     privileges::become_owner(&node.postgres.data_dir, &[config.state_dir.clone(), config.runtime_dir.clone()])
         .map_err(bad)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).thread_name("control");
-    let runtime = { runtime }.build().map_err(|error| bad(format!("no runtime: {error}")))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(2)
+        .thread_name("control")
+        .build()
+        .map_err(|error| bad(format!("no runtime: {error}")))?;
     runtime.block_on(serve(config, node, secrets))
 }
 
@@ -108,7 +112,9 @@ fn read_secrets(config: &Config, node: &Node) -> Result<Secrets, Fault> {
 
 fn read_hba(path: &Path) -> Result<HbaFile, Fault> {
     match std::fs::read_to_string(path) {
-        Ok(text) => HbaFile::parse(&text, &path.display().to_string()).map_err(|error| bad(error.to_string())),
+        Ok(text) => HbaFile::parse(&text, &path.display().to_string()).map_err(|errors| {
+            bad(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+        }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(HbaFile::default()),
         Err(error) => Err(bad(format!("{} cannot be read: {error}; auth.hba_file names it", path.display()))),
     }
@@ -126,7 +132,9 @@ async fn serve(config: Config, node: Node, secrets: Secrets) -> Result<(), Fault
     let servers = find_servers(&config).await?;
     let (journal, durable, torn) = Journal::open(&config.state_dir).map_err(bad)?;
     if torn {
-        tracing::warn!("the journal's last record was cut off by a crash in the middle of writing it; it was never relied on");
+        tracing::warn!(
+            "the journal's last record was cut off by a crash in the middle of writing it; it was never relied on"
+        );
     }
     let gate = Gate::new(clock::now);
     let boot = clock::boot_id().map_err(|error| bad(format!("/proc is needed for the boot_id: {error}")))?;
@@ -204,9 +212,7 @@ fn make_parts(
         }
     }
     let other = config.node(&setup.peer).filter(|n| n.name != node.name);
-    let peer = other.map(|n| {
-        Arc::new(PeerClient::new(Arc::clone(&secrets.identity), n.name.clone(), n.peer_listen))
-    });
+    let peer = other.map(|n| Arc::new(PeerClient::new(Arc::clone(&secrets.identity), n.name.clone(), n.peer_listen)));
     Ok(Parts {
         gate,
         authorities,
@@ -311,9 +317,8 @@ fn spawn_pages(
 ) {
     let (asked, beat) = (Arc::clone(gate), Arc::clone(beat));
     let gate_passes: Ask = Arc::new(move || asked.passes());
-    let beat: Ask = Arc::new(move || {
-        clock::now().since(Instant::from_nanos(beat.load(Ordering::Relaxed))) < BEAT_LIMIT
-    });
+    let beat: Ask =
+        Arc::new(move || clock::now().since(Instant::from_nanos(beat.load(Ordering::Relaxed))) < BEAT_LIMIT);
     let views = Views { snapshot: snapshots.clone(), beat, gate_passes };
     let (command_tx, mut commands) = mpsc::channel(16);
     let control_pages = control_router(views.clone(), command_tx);

@@ -129,10 +129,11 @@ impl Hands {
                     let _client_gone = reply.try_send(ControlReply::Line { text, data: None });
                 }
             }
-            Effect::End { ticket, exit, text } => {
+            Effect::End { ticket, exit, text, flag } => {
                 if let Some(reply) = self.commands.remove(&ticket) {
+                    let data = flag.map(|flag| serde_json::json!({ flag: true }));
                     tokio::spawn(async move {
-                        let _client_gone = reply.send(ControlReply::End { exit, text, data: None }).await;
+                        let _client_gone = reply.send(ControlReply::End { exit, text, data }).await;
                     });
                 }
             }
@@ -264,7 +265,9 @@ async fn clone(
             told = now;
             let mb = |bytes: u64| bytes / (1024 * 1024);
             let text = match total.filter(|total| *total > 0) {
-                Some(total) => format!("cloned {} of {} MiB ({} %)", mb(done), mb(total), done.min(total) * 100 / total),
+                Some(total) => {
+                    format!("cloned {} of {} MiB ({} %)", mb(done), mb(total), done.min(total) * 100 / total)
+                }
                 None => format!("cloned {} MiB", mb(done)),
             };
             let _queue_full = events.try_send(Event::PgProgress { op, text });
@@ -278,7 +281,11 @@ async fn clone(
     Ok(PgOutput::Done)
 }
 
-fn spawn_journal(mut journal: Journal, waiting: std::sync::mpsc::Receiver<(u64, Vec<Entry>)>, events: mpsc::Sender<Event>) {
+fn spawn_journal(
+    mut journal: Journal,
+    waiting: std::sync::mpsc::Receiver<(u64, Vec<Entry>)>,
+    events: mpsc::Sender<Event>,
+) {
     let work = move || {
         while let Ok((seq, entries)) = waiting.recv() {
             let event = match journal.append(&entries) {

@@ -237,12 +237,8 @@ pub enum Effect {
         ticket: Ticket,
         text: String,
     },
-    /// The last word to `ticket`.
-    End {
-        ticket: Ticket,
-        exit: u8,
-        text: String,
-    },
+    /// The last word to `ticket`; `flag` is a fact for programs (`already_active`, `may_lose`).
+    End { ticket: Ticket, exit: u8, text: String, flag: Option<&'static str> },
     /// One line in the log and one event.
     Note {
         kind: &'static str,

@@ -73,11 +73,8 @@ fn change(uid: Uid, gid: Gid) -> rustix::io::Result<()> {
     creds::set_thread_groups(&groups(uid, gid))?;
     creds::set_thread_res_gid(gid, gid, gid)?;
     creds::set_thread_res_uid(uid, uid, uid)?;
-    let sets = creds::CapabilitySets {
-        effective: kept(),
-        permitted: kept(),
-        inheritable: creds::CapabilitySet::empty(),
-    };
+    let sets =
+        creds::CapabilitySets { effective: kept(), permitted: kept(), inheritable: creds::CapabilitySet::empty() };
     creds::set_capabilities(None, sets)?;
     creds::set_keep_capabilities(false)
 }

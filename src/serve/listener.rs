@@ -121,7 +121,8 @@ pub async fn run(
     for address in addresses(&options.listen, &options.vips) {
         tasks.spawn(keep_listening(address, Arc::clone(&proxy)));
     }
-    tasks.spawn(watch_deadline(gate, format!("portcullis: node {} no longer serves (its lease ran out)", options.node)));
+    tasks
+        .spawn(watch_deadline(gate, format!("portcullis: node {} no longer serves (its lease ran out)", options.node)));
     // None of them ends by itself.
     while tasks.join_next().await.is_some() {}
 }
@@ -283,9 +284,6 @@ mod tests {
         let v4_only = addresses(&wild[..1], &vips);
         assert_eq!(v4_only, [wild[0], parse("[2001:db8::100]:6432")]);
         let specific = addresses(&[parse("192.0.2.11:6432")], &vips);
-        assert_eq!(
-            specific,
-            [parse("192.0.2.11:6432"), parse("192.0.2.100:6432"), parse("[2001:db8::100]:6432")]
-        );
+        assert_eq!(specific, [parse("192.0.2.11:6432"), parse("192.0.2.100:6432"), parse("[2001:db8::100]:6432")]);
     }
 }

@@ -144,7 +144,9 @@ fn last_word(end: End, proxy: &Proxy, pass: &Pass) -> Option<Refusal> {
                 "portcullis: outcome unknown: the command was cancelled while it waited for the standby, which did \
                  not confirm it in time",
             )
-            .hint("It is committed on this node, but would be lost if the other took over now. Look before trying again."),
+            .hint(
+                "It is committed on this node, but would be lost if the other took over now. Look before trying again.",
+            ),
         ),
         End::Malformed(malformed) => Some(Refusal::new("08P01", malformed.0)),
     }

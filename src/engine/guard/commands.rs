@@ -51,26 +51,31 @@ impl Guard {
                     self.forward(now, ticket, command, Duration::from_secs(2), fx);
                 } else {
                     let text = format!("refused: there is no voter named {target}");
-                    fx.push(Effect::End { ticket, exit: 3, text });
+                    fx.push(Effect::End { ticket, exit: 3, text, flag: None });
                 }
             }
             Command::Rejoin { node, dry_run } => self.on_rejoin_command(now, ticket, &node, dry_run, fx),
             Command::Unfence => {
                 if self.fenced().is_none() {
-                    fx.push(Effect::End { ticket, exit: 0, text: "this node is not fenced".to_owned() });
+                    fx.push(Effect::End { ticket, exit: 0, text: "this node is not fenced".to_owned(), flag: None });
                 } else {
                     self.begin_takeover(now, ticket, Kind::Unfence, false, true, false, None, fx);
                 }
             }
             Command::Fence { reason } => {
                 if self.fenced().is_some() {
-                    fx.push(Effect::End { ticket, exit: 0, text: "this node is fenced already".to_owned() });
+                    fx.push(Effect::End {
+                        ticket,
+                        exit: 0,
+                        text: "this node is fenced already".to_owned(),
+                        flag: None,
+                    });
                     return;
                 }
                 let number = self.durable.seen.max(self.durable.won).next();
                 self.fence(now, number, reason, fx);
                 let text = "fenced: the gate is cut; `portcullis unfence` lifts it".to_owned();
-                fx.push(Effect::End { ticket, exit: 0, text });
+                fx.push(Effect::End { ticket, exit: 0, text, flag: None });
             }
             Command::Pause => {
                 if !self.gate.paused {
@@ -79,14 +84,14 @@ impl Guard {
                     self.note(now, fx, "paused", "clients are held at their next transaction boundary".to_owned());
                 }
                 let text = "paused; `portcullis resume` lets clients go".to_owned();
-                fx.push(Effect::End { ticket, exit: 0, text });
+                fx.push(Effect::End { ticket, exit: 0, text, flag: None });
             }
             Command::Resume => {
                 if self.gate.paused && self.handover.is_none() {
                     self.release_clients(fx);
                     self.note(now, fx, "resumed", "clients go on".to_owned());
                 }
-                fx.push(Effect::End { ticket, exit: 0, text: "resumed".to_owned() });
+                fx.push(Effect::End { ticket, exit: 0, text: "resumed".to_owned(), flag: None });
             }
         }
     }
@@ -152,16 +157,21 @@ impl Guard {
             Err(why) if now.boot >= watching.ask_until => {
                 self.watching.remove(at);
                 let text = format!("the daemon of {peer} does not answer ({why}); start it there");
-                fx.push(Effect::End { ticket, exit: 1, text });
+                fx.push(Effect::End { ticket, exit: 1, text, flag: None });
             }
             Err(_) => watching.ask_at = Some(now.boot + Duration::from_secs(1)),
             Ok(PeerAnswer::Refused { why }) => {
                 self.watching.remove(at);
-                fx.push(Effect::End { ticket, exit: 3, text: format!("refused by {peer}: {why}") });
+                fx.push(Effect::End { ticket, exit: 3, text: format!("refused by {peer}: {why}"), flag: None });
             }
             Ok(_) => {
                 self.watching.remove(at);
-                fx.push(Effect::End { ticket, exit: 1, text: format!("{peer} gave an answer to another question") });
+                fx.push(Effect::End {
+                    ticket,
+                    exit: 1,
+                    text: format!("{peer} gave an answer to another question"),
+                    flag: None,
+                });
             }
         }
     }
@@ -183,7 +193,7 @@ impl Guard {
             }
             if now.boot.since(w.heard) > WATCH_LIMIT {
                 let text = format!("{peer} fell silent; look there with `portcullis status`");
-                fx.push(Effect::End { ticket: w.ticket, exit: 4, text });
+                fx.push(Effect::End { ticket: w.ticket, exit: 4, text, flag: None });
                 return false;
             }
             let Some(brief) = brief.as_ref().filter(|b| b.id == id) else { return true };
@@ -194,7 +204,7 @@ impl Guard {
             }
             match &brief.ended {
                 Some((exit, text)) => {
-                    fx.push(Effect::End { ticket: w.ticket, exit: *exit, text: text.clone() });
+                    fx.push(Effect::End { ticket: w.ticket, exit: *exit, text: text.clone(), flag: None });
                     false
                 }
                 None => true,

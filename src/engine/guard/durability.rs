@@ -182,7 +182,7 @@ impl Guard {
                 self.record(fx, vec![Entry::Sync { epoch, seq, sync: None, since }], Then::Nothing);
             }
             self.durability.phase = Phase::Emptying(by);
-            self.pg_task(PgOwner::Durability, PgTask::SetSyncList(None), fx);
+            self.pg_task_next(PgOwner::Durability, PgTask::SetSyncList(None), fx);
             return true;
         }
         if !self.start_job(now, Purpose::Sync(None), fx) {
@@ -196,7 +196,7 @@ impl Guard {
         match (self.durability.phase, end) {
             (Phase::RecordingAlone(by), JobEnd::Settled(_)) => {
                 self.durability.phase = Phase::Emptying(by);
-                self.pg_task(PgOwner::Durability, PgTask::SetSyncList(None), fx);
+                self.pg_task_next(PgOwner::Durability, PgTask::SetSyncList(None), fx);
             }
             (Phase::RecordingAlone(by), JobEnd::Changed(why) | JobEnd::NotWritten(why) | JobEnd::Unknown(why)) => {
                 self.durability.phase = Phase::Idle;
@@ -229,7 +229,7 @@ impl Guard {
             AloneFor::Rejoin { ticket, id } => match result {
                 Ok(()) => {
                     self.durability.phase = Phase::Preparing { ticket, id };
-                    self.pg_task(PgOwner::Durability, PgTask::PrepareStandby, fx);
+                    self.pg_task_next(PgOwner::Durability, PgTask::PrepareStandby, fx);
                 }
                 Err(why) => {
                     let why = format!("the active node cannot record sync=none: {why}");

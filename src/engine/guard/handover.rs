@@ -101,10 +101,7 @@ impl Guard {
         };
         handover.stage = Stage::Checkpointing { ticket };
         handover.deadline = now.boot + SILENCE_LIMIT * 3;
-        if !self.pg_task(PgOwner::Handover, PgTask::Checkpoint, fx) {
-            self.put_back(now, None, fx);
-            fx.push(refuse(ticket, "PostgreSQL is busy with another task there; try again in a few seconds"));
-        }
+        self.pg_task_next(PgOwner::Handover, PgTask::Checkpoint, fx);
     }
 
     pub(super) fn on_handover_pg(&mut self, now: Now, result: Result<PgOutput, String>, fx: &mut Vec<Effect>) {
@@ -117,7 +114,7 @@ impl Guard {
                 let reason = format!("switchover to {}", self.setup.peer);
                 self.shut(now, GateState::Shut, reason, fx);
                 self.unbind_vips(fx);
-                self.pg_task(PgOwner::Handover, PgTask::Stop, fx);
+                self.pg_task_next(PgOwner::Handover, PgTask::Stop, fx);
             }
             (Stage::Stopping { ticket }, Ok(PgOutput::Control(data))) if data.state == "shut down" => {
                 handover.stage = Stage::Stopped;
@@ -175,10 +172,7 @@ impl Guard {
         let deadline = now.boot + SILENCE_LIMIT * 3;
         self.handover = Some(Handover { attempt, stage: Stage::StoppingToConsent { ticket, epoch }, deadline });
         if running {
-            if !self.pg_task(PgOwner::Handover, PgTask::Stop, fx) {
-                self.handover = None;
-                fx.push(refuse(ticket, "PostgreSQL is busy with another task there; try again in a few seconds"));
-            }
+            self.pg_task_next(PgOwner::Handover, PgTask::Stop, fx);
             return;
         }
         self.latch_consent(now, ticket, attempt, epoch, fx);
@@ -215,7 +209,7 @@ impl Guard {
         if stopped {
             handover.stage = Stage::PuttingBack { ticket };
             handover.deadline = now.boot + SILENCE_LIMIT * 3;
-            self.pg_task(PgOwner::Handover, PgTask::Start, fx);
+            self.pg_task_next(PgOwner::Handover, PgTask::Start, fx);
             return;
         }
         self.handover = None;

@@ -37,7 +37,7 @@ use crate::engine::lease::Proofs;
 use crate::engine::report::PgReport;
 use crate::engine::setup::Setup;
 use crate::engine::status::{Counters, EventRow, GateState};
-use crate::engine::turn::{Effect, Event, Now, PeerAnswer, PgOutput, Ticket};
+use crate::engine::turn::{Effect, Event, Now, PeerAnswer, PgOutput, PgTask, Ticket};
 use std::collections::VecDeque;
 
 /// How many events `status` remembers; older ones are in the event log on disk.
@@ -82,6 +82,8 @@ struct PgMemory {
     ahead: u32,
     /// The one task under way.
     task: Option<(OpId, PgOwner)>,
+    /// A procedure's task that waits for it to end.
+    next: Option<(PgOwner, PgTask)>,
     retry_at: Instant,
     /// Demoted once in this life: an operator who stops it afterwards is obeyed.
     demoted: bool,
@@ -471,7 +473,7 @@ impl Guard {
     }
 
     /// Starts a PostgreSQL task when none runs.
-    fn pg_task(&mut self, owner: PgOwner, task: crate::engine::turn::PgTask, fx: &mut Vec<Effect>) -> bool {
+    fn pg_task(&mut self, owner: PgOwner, task: PgTask, fx: &mut Vec<Effect>) -> bool {
         if self.pg.task.is_some() {
             return false;
         }
@@ -481,12 +483,22 @@ impl Guard {
         true
     }
 
+    /// A procedure's task: begins when the one under way has ended.
+    fn pg_task_next(&mut self, owner: PgOwner, task: PgTask, fx: &mut Vec<Effect>) {
+        if !self.pg_task(owner, task.clone(), fx) {
+            self.pg.next = Some((owner, task));
+        }
+    }
+
     fn on_pg_done(&mut self, now: Now, op: OpId, result: Result<PgOutput, String>, fx: &mut Vec<Effect>) {
         let Some((running, owner)) = self.pg.task else { return };
         if running != op {
             return;
         }
         self.pg.task = None;
+        if let Some((owner, task)) = self.pg.next.take() {
+            self.pg_task(owner, task, fx);
+        }
         match owner {
             PgOwner::Takeover => self.on_takeover_pg(now, result, fx),
             PgOwner::Handover => self.on_handover_pg(now, result, fx),

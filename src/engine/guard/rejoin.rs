@@ -97,7 +97,7 @@ impl Guard {
         id
     }
 
-    pub(super) fn say_rejoin(&mut self, now: Now, text: &str, fx: &mut Vec<Effect>) {
+    pub(super) fn say_rejoin(&mut self, _now: Now, text: &str, fx: &mut Vec<Effect>) {
         let Some(r) = &mut self.rejoin else { return };
         r.last_line = text.to_owned();
         for ticket in &r.tickets {
@@ -118,7 +118,7 @@ impl Guard {
     fn end_rejoin(&mut self, now: Now, exit: u8, text: &str, fx: &mut Vec<Effect>) {
         let Some(r) = self.rejoin.take() else { return };
         for ticket in &r.tickets {
-            fx.push(Effect::End { ticket: *ticket, exit, text: text.to_owned() });
+            fx.push(Effect::End { ticket: *ticket, exit, text: text.to_owned(), flag: None });
         }
         self.last_ended = Some(ProcedureBrief { ended: Some((exit, text.to_owned())), ..r.brief() });
         if !r.dry_run {
@@ -151,9 +151,7 @@ impl Guard {
             (Step::Preparing { question: q }, Ok(PeerAnswer::Prepared { source, .. })) if *q == question => {
                 r.source = Some(source);
                 self.rejoin_step(now, Step::Stopping, None, fx);
-                if !self.pg_task(PgOwner::Rejoin, PgTask::Stop, fx) {
-                    self.fail_rejoin(now, 4, "PostgreSQL is busy with another task; run rejoin again", fx);
-                }
+                self.pg_task_next(PgOwner::Rejoin, PgTask::Stop, fx);
             }
             (Step::Preparing { question: q }, answer) if *q == question => {
                 let why = match answer {
@@ -220,7 +218,7 @@ impl Guard {
             (Step::Stopping, Ok(_)) => {
                 let Some(source) = r.source.clone() else { return };
                 self.rejoin_step(now, Step::Cloning, None, fx);
-                self.pg_task(PgOwner::Rejoin, PgTask::Clone(source), fx);
+                self.pg_task_next(PgOwner::Rejoin, PgTask::Clone(source), fx);
             }
             (Step::Cloning, Ok(_)) => {
                 self.pg.demoted = true;
@@ -300,7 +298,7 @@ impl Guard {
         } else {
             let text =
                 format!("there is no voter named {node}; the nodes are {} and {}", self.setup.me, self.setup.peer);
-            fx.push(Effect::End { ticket, exit: 3, text });
+            fx.push(Effect::End { ticket, exit: 3, text, flag: None });
         }
     }
 }

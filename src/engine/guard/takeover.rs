@@ -133,6 +133,7 @@ pub(super) struct Takeover {
     loss: bool,
     marker: Option<Marker>,
     failure: String,
+    flag: Option<&'static str>,
 }
 
 impl Takeover {
@@ -189,6 +190,7 @@ impl Guard {
             loss: false,
             marker: None,
             failure: String::new(),
+            flag: None,
         });
         if let Some(name) = peer_is_off {
             if name != self.setup.peer {
@@ -208,7 +210,7 @@ impl Guard {
     }
 
     /// A line with its time for everybody who waits.
-    fn say(&mut self, now: Now, text: &str, fx: &mut Vec<Effect>) {
+    fn say(&mut self, _now: Now, text: &str, fx: &mut Vec<Effect>) {
         let Some(t) = &self.takeover else { return };
         for ticket in &t.tickets {
             fx.push(Effect::Say { ticket: *ticket, text: text.to_owned() });
@@ -229,7 +231,7 @@ impl Guard {
     fn end_takeover(&mut self, now: Now, exit: u8, text: &str, fx: &mut Vec<Effect>) {
         let Some(t) = self.takeover.take() else { return };
         for ticket in &t.tickets {
-            fx.push(Effect::End { ticket: *ticket, exit, text: text.to_owned() });
+            fx.push(Effect::End { ticket: *ticket, exit, text: text.to_owned(), flag: t.flag });
         }
         let brief = ProcedureBrief { ended: Some((exit, text.to_owned())), ..t.brief() };
         if !t.dry_run {
@@ -367,6 +369,9 @@ impl Guard {
         }
         if self.durable.is_holder() && self.gate.open {
             let text = format!("{} is already active at epoch {}", self.setup.me, self.durable.complete);
+            if let Some(t) = &mut self.takeover {
+                t.flag = Some("already_active");
+            }
             self.end_takeover(now, 0, &text, fx);
             return;
         }
@@ -417,6 +422,12 @@ impl Guard {
             _ => None,
         };
         if let Some(why) = refusal {
+            if let Some(t) = &mut self.takeover
+                && matches!(loss, Loss::Possible(_))
+                && kind == Kind::Promote
+            {
+                t.flag = Some("may_lose");
+            }
             self.end_takeover(now, 3, &format!("refused: {why}"), fx);
             return;
         }
@@ -724,7 +735,7 @@ impl Guard {
                 if self.pg.report.as_ref().is_some_and(|r| !r.in_recovery) {
                     self.after_promotion(now, fx);
                 } else {
-                    self.pg_task(PgOwner::Takeover, PgTask::Promote, fx);
+                    self.pg_task_next(PgOwner::Takeover, PgTask::Promote, fx);
                     self.step(now, Step::Promoting, None, fx);
                 }
             }

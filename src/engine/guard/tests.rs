@@ -254,7 +254,7 @@ impl World {
                     self.post(MS * 5, Delivery::To(node, life, Event::Drained { op, busy: 0 }));
                 }
                 Effect::Say { text, .. } => self.nodes[node].said.push(text),
-                Effect::End { ticket, exit, text } => {
+                Effect::End { ticket, exit, text, .. } => {
                     self.nodes[node].ends.insert(ticket, (exit, text));
                 }
                 Effect::Note { .. }
@@ -270,7 +270,13 @@ impl World {
 
     fn streams(&self, standby: usize) -> bool {
         let (s, p) = (&self.nodes[standby].pg, &self.nodes[1 - standby].pg);
-        self.wire_up && s.up && p.up && s.in_recovery && s.follows && !p.in_recovery && s.lsn <= p.lsn
+        self.wire_up
+            && s.up
+            && p.up
+            && s.in_recovery
+            && s.follows
+            && !p.in_recovery
+            && s.lsn <= p.lsn
             && s.timeline <= p.timeline
     }
 
@@ -344,7 +350,15 @@ impl World {
             }
             PgTask::Clone(_) => {
                 let start = pg.start + 1;
-                *pg = Pg { up: true, in_recovery: true, timeline: 1, lsn: other_lsn, list: String::new(), follows: true, start };
+                *pg = Pg {
+                    up: true,
+                    in_recovery: true,
+                    timeline: 1,
+                    lsn: other_lsn,
+                    list: String::new(),
+                    follows: true,
+                    start,
+                };
             }
             PgTask::PrepareStandby => {
                 let source = SourceFacts { system_id: SystemId(77), bytes: 1, tablespaces: 0 };
@@ -443,7 +457,10 @@ impl World {
                     if self.nodes[node].guard.is_some() {
                         eprintln!("{}: {:#?}\n{:?}", name(node), self.snapshot(node), self.durable(node));
                     }
-                    eprintln!("said: {:#?} ends {:?} pg {:?}", self.nodes[node].said, self.nodes[node].ends, self.nodes[node].pg);
+                    eprintln!(
+                        "said: {:#?} ends {:?} pg {:?}",
+                        self.nodes[node].said, self.nodes[node].ends, self.nodes[node].pg
+                    );
                 }
                 panic!("not within {limit:?}: {what}; record {:?}", self.record.marker);
             }

@@ -208,7 +208,8 @@ async fn show_pool_nodes_is_answered_by_the_gate() {
          1,192.0.2.12,5432,up,up,0.500000,standby,standby,0,false,120,streaming,sync,2026-11-20 15:21:12"
     );
     let mut psql = front.psql("trusty", "", "show pool_nodes");
-    let with_head = crate::front::output(psql.args(["-F,", "-P", "tuples_only=off", "-P", "footer=off"])).await.unwrap();
+    let with_head =
+        crate::front::output(psql.args(["-F,", "-P", "tuples_only=off", "-P", "footer=off"])).await.unwrap();
     assert_eq!(
         with_head.lines().next().unwrap(),
         "node_id,hostname,port,status,pg_status,lb_weight,role,pg_role,select_cnt,load_balance_node,replication_delay,\
