@@ -117,10 +117,24 @@ fn commits_wait_after_the_barrier_and_are_released_by_an_empty_list() {
         assert_eq!(sql(&alp, "SHOW synchronous_standby_names").await, "\"midna\"");
         assert_eq!(look(&alp).await.sync_list, "\"midna\"");
         let lsn = alp.rearm_barrier(LIMIT).await.expect("barrier");
+        alp.set_sync_list(None, LIMIT).await.expect("empty list");
+        alp.rearm_barrier(LIMIT).await.expect("barrier");
+
+        // While the checkpointer hangs the list is in force for every eye, but commits do not wait: no barrier then.
+        let checkpointer = pid(&alp, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'").await;
+        let receiver = pid(&midna, "SELECT pid FROM pg_stat_wal_receiver").await;
+        send(checkpointer, Signal::STOP);
+        send(receiver, Signal::STOP);
+        alp.set_sync_list(Some(&midna.node), LIMIT).await.expect("list");
+        sql(&alp, "INSERT INTO t VALUES (0)").await;
+        let barrier = alp.rearm_barrier(Duration::from_millis(500)).await;
+        assert!(matches!(barrier, Err(PgError::TimedOut(_))), "{barrier:?}");
+        send(checkpointer, Signal::CONT);
+        send(receiver, Signal::CONT);
+        alp.rearm_barrier(LIMIT).await.expect("barrier");
         assert!(lsn <= look(&alp).await.lsn && lsn.0 > 0);
         assert_eq!(look(&alp).await.standbys[0].sync_state, "sync");
 
-        let receiver = pid(&midna, "SELECT pid FROM pg_stat_wal_receiver").await;
         send(receiver, Signal::STOP);
         let writer = client(&alp).await;
         let insert = tokio::spawn(async move { writer.simple_query("INSERT INTO t VALUES (1)").await.is_ok() });
@@ -173,6 +187,9 @@ fn a_clone_keeps_what_belongs_to_its_machine() {
         let argv = spy.stop();
         assert!(argv.iter().any(|line| line.contains("pg_basebackup")), "the spy saw pg_basebackup");
         assert!(!argv.iter().any(|line| line.contains("s3cr")), "a password in an argument");
+        // A copy under the standby's own name could acknowledge commits in its stead.
+        let log = fs::read_to_string(alp.state_dir.join("postgresql-alp.log")).expect("log");
+        assert!(log.contains("application_name=portcullis-clone") && !log.contains("application_name=midna"));
         assert!(aside.is_none() && ticks > 0 && total.is_some_and(|all| all > 1_000_000));
         midna.start(LIMIT).await.expect("start");
         wait_streaming(&alp, "midna").await;
@@ -282,6 +299,7 @@ fn a_clone_that_fails_or_was_cut_short_loses_nothing() {
         let error = midna.clone_peer(&nobody, &facts, |_, _| {}).await.expect_err("nobody there");
         assert!(error.to_string().contains("Connection refused"), "{error}");
         assert_eq!(fs::read_to_string(data.join("precious")).expect("read"), "kept");
+        assert!(!base.dir.join("midna/data.portcullis-new/data").exists(), "a failed copy takes no room");
         midna.start(LIMIT).await.expect("the old directory still starts");
         sql(&midna, "ALTER SYSTEM SET cluster_name = 'of-midna'").await;
         midna.stop(StopMode::Fast, LIMIT).await.expect("stop");
