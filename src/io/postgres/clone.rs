@@ -87,7 +87,7 @@ impl Cluster {
     /// # Errors
     /// `Refused` (nothing touched): PostgreSQL runs here, not enough space, tablespaces, a data directory that is a
     /// mount point or whose `pg_wal` is elsewhere. Anything else leaves the old directory as it was; call again.
-    pub async fn clone_peer(
+    pub async fn clone_from(
         &self,
         peer: &Peer,
         source: &SourceFacts,
