@@ -96,17 +96,34 @@ impl Cluster {
         let places = self.places()?;
         self.refuse_clone(&places, source)?;
         let copy = prepare_apart(&places).await?;
+        let made = self.make_copy(&places, &copy, peer, source, progress).await;
+        if made.is_err() {
+            // It may be large, and the next attempt begins anew. The marker stays: it may know where the old one is.
+            let _next_attempt_removes_it = remove_copy(&places).await;
+        }
+        made?;
+        swap(&places, &copy)
+    }
+
+    async fn make_copy(
+        &self,
+        places: &Places,
+        copy: &Path,
+        peer: &Peer,
+        source: &SourceFacts,
+        progress: impl FnMut(u64, Option<u64>),
+    ) -> Result<(), PgError> {
+        refuse_without_space(&places.target, source)?;
         self.write_passfile()?;
-        self.base_backup(peer, &copy, progress).await?;
-        let data = self.control_data_of(&copy).await?;
+        self.base_backup(peer, copy, progress).await?;
+        let data = self.control_data_of(copy).await?;
         if data.system_id != source.system_id {
             return Err(PgError::Refused(format!(
                 "{}:{} is another cluster (system identifier {}, not {}); check host and port of its node",
                 peer.host, peer.port, data.system_id, source.system_id
             )));
         }
-        self.make_own(&places, &copy, peer).await?;
-        swap(&places, &copy)
+        self.make_own(places, copy, peer).await
     }
 
     fn places(&self) -> Result<Places, PgError> {
@@ -145,20 +162,6 @@ impl Cluster {
                 "{}/pg_wal is a symbolic link, and a clone would put the WAL back into the data directory; clone by \
                  hand with pg_basebackup --waldir",
                 target.display()
-            )));
-        }
-        let parent = target.parent().unwrap_or(Path::new("/"));
-        let space = rustix::fs::statvfs(parent)
-            .map_err(|error| files::failed("examined", parent, &std::io::Error::from(error)))?;
-        let free = space.f_bavail.saturating_mul(space.f_frsize);
-        let needed = source.bytes.saturating_add(source.bytes / 20).saturating_add(SPACE_MARGIN);
-        if free < needed {
-            return Err(PgError::Refused(format!(
-                "{} has {} MiB free, the copy needs {} MiB beside the old directory; make room, for instance by \
-                 removing directories named *{SET_ASIDE_INFIX}*",
-                parent.display(),
-                free >> 20,
-                needed >> 20
             )));
         }
         Ok(())
@@ -291,6 +294,25 @@ impl Cluster {
     }
 }
 
+/// The copy needs its room beside the old directory. Asked when a left-over copy is removed, which may be that room.
+fn refuse_without_space(target: &Path, source: &SourceFacts) -> Result<(), PgError> {
+    let parent = target.parent().unwrap_or(Path::new("/"));
+    let space =
+        rustix::fs::statvfs(parent).map_err(|error| files::failed("examined", parent, &std::io::Error::from(error)))?;
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    let needed = source.bytes.saturating_add(source.bytes / 20).saturating_add(SPACE_MARGIN);
+    if free < needed {
+        return Err(PgError::Refused(format!(
+            "{} has {} MiB free, the copy needs {} MiB beside the old directory; make room, for instance by \
+             removing directories named *{SET_ASIDE_INFIX}*",
+            parent.display(),
+            free >> 20,
+            needed >> 20
+        )));
+    }
+    Ok(())
+}
+
 /// [`prepare`] on a thread of its own: removing a large left-over takes its time.
 async fn prepare_apart(places: &Places) -> Result<PathBuf, PgError> {
     let places = places.clone();
@@ -310,7 +332,7 @@ fn prepare(places: &Places) -> Result<PathBuf, PgError> {
             )));
         }
         postmaster::kill_tool("pg_basebackup", &fresh.join("data"));
-        remove_left_over(places)?;
+        remove_data(places)?;
     }
     fs::DirBuilder::new()
         .mode(0o700)
@@ -321,8 +343,15 @@ fn prepare(places: &Places) -> Result<PathBuf, PgError> {
     Ok(fresh.join("data"))
 }
 
-/// The copy goes first and the marker last, so that an interrupted removal is still known as ours.
-fn remove_left_over(places: &Places) -> Result<(), PgError> {
+async fn remove_copy(places: &Places) -> Result<(), PgError> {
+    let places = places.clone();
+    tokio::task::spawn_blocking(move || remove_data(&places))
+        .await
+        .unwrap_or_else(|error| Err(PgError::Failed(format!("a left-over copy could not be removed: {error}"))))
+}
+
+/// Removes the copy; the marker stays, so that an interrupted removal is still known as ours.
+fn remove_data(places: &Places) -> Result<(), PgError> {
     let copy = places.fresh.join("data");
     match fs::remove_dir_all(&copy) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(files::failed("removed", &copy, &error)),
@@ -350,7 +379,12 @@ fn swap(places: &Places, copy: &Path) -> Result<Option<PathBuf>, PgError> {
         files::sync_parent(target)?;
         aside = Some(to);
     }
-    fs::rename(copy, target).map_err(|error| rename_failed(target, &error))?;
+    if let Err(error) = fs::rename(copy, target) {
+        if let Some(aside) = &aside {
+            let _best_effort = fs::rename(aside, target);
+        }
+        return Err(rename_failed(target, &error));
+    }
     files::sync_parent(target)?;
     let _left_over_is_harmless = fs::remove_dir_all(&places.fresh);
     Ok(aside)

@@ -251,6 +251,8 @@ impl Cluster {
             if clock::now() >= deadline {
                 return false;
             }
+            // Frozen meanwhile, or again.
+            postmaster.signal(Signal::CONT);
             tokio::time::sleep(WATCH_EVERY).await;
         }
     }

@@ -72,14 +72,13 @@ pub(super) fn processes(data_dir: &Path) -> Vec<Pid> {
         .collect()
 }
 
-/// Lets processes of the cluster that somebody froze (SIGSTOP) run again, so that they can obey.
+/// Lets processes of the cluster that somebody froze (SIGSTOP) run again, so that they can obey. The signal goes to all
+/// of them: a process being frozen this instant does not look frozen yet, and to the others it means nothing.
 pub(super) fn thaw(data_dir: &Path) {
-    for pid in processes(data_dir).into_iter().filter(|pid| state(*pid) == Some('T')) {
-        let _gone_is_fine = kill_process(pid, Signal::CONT);
-    }
+    kill_all(data_dir, Signal::CONT);
 }
 
-/// Kills every process of the cluster.
+/// Sends a signal to every process of the cluster.
 pub(super) fn kill_all(data_dir: &Path, signal: Signal) {
     for pid in processes(data_dir) {
         let _gone_is_fine = kill_process(pid, signal);
