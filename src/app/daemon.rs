@@ -112,9 +112,8 @@ fn read_secrets(config: &Config, node: &Node) -> Result<Secrets, Fault> {
 
 fn read_hba(path: &Path) -> Result<HbaFile, Fault> {
     match std::fs::read_to_string(path) {
-        Ok(text) => HbaFile::parse(&text, &path.display().to_string()).map_err(|errors| {
-            bad(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
-        }),
+        Ok(text) => HbaFile::parse(&text, &path.display().to_string())
+            .map_err(|errors| bad(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(HbaFile::default()),
         Err(error) => Err(bad(format!("{} cannot be read: {error}; auth.hba_file names it", path.display()))),
     }
@@ -241,7 +240,7 @@ fn spawn_senses(
         let event = match answer {
             Ok(report) => {
                 reports.send_replace(Some((asked, report.clone())));
-                Event::PgObserved(Box::new(report))
+                Event::PgObserved { asked, report: Box::new(report) }
             }
             Err(PgLost::Silent(why)) => Event::PgSilent(why),
             Err(PgLost::Down(why) | PgLost::Refused(why)) => Event::PgLost(why),

@@ -62,7 +62,11 @@ pub enum Event {
         ticket: Ticket,
         question: Box<PeerQuestion>,
     },
-    PgObserved(Box<PgReport>),
+    /// `asked` is when the look began.
+    PgObserved {
+        asked: Instant,
+        report: Box<PgReport>,
+    },
     /// The guard's session was lost or refused: PostgreSQL is down, starting or in crash recovery.
     PgLost(String),
     /// No answer in time: PostgreSQL hangs. Proves nothing.
@@ -238,7 +242,12 @@ pub enum Effect {
         text: String,
     },
     /// The last word to `ticket`; `flag` is a fact for programs (`already_active`, `may_lose`).
-    End { ticket: Ticket, exit: u8, text: String, flag: Option<&'static str> },
+    End {
+        ticket: Ticket,
+        exit: u8,
+        text: String,
+        flag: Option<&'static str>,
+    },
     /// One line in the log and one event.
     Note {
         kind: &'static str,

@@ -108,7 +108,10 @@ impl Guard {
         }
     }
 
-    pub(super) fn on_pg_observed(&mut self, now: Now, report: PgReport, fx: &mut Vec<Effect>) {
+    pub(super) fn on_pg_observed(&mut self, now: Now, asked: Instant, report: PgReport, fx: &mut Vec<Effect>) {
+        if asked < self.pg.look_from {
+            return;
+        }
         let new_start = self.pg.report.as_ref().is_none_or(|r| r.start != report.start) || !self.pg.up;
         if new_start {
             self.pg.barrier = None;

@@ -62,7 +62,8 @@ impl Guard {
         if self.fenced().is_none() || self.pg.task.is_some() || now.boot < self.pg.retry_at {
             return;
         }
-        if self.takeover.is_some() || self.rejoin.is_some() || self.handover.is_some() {
+        let consenting = self.writing.iter().any(|(_, e, _)| e.iter().any(|e| matches!(e, Entry::Consented { .. })));
+        if consenting || self.takeover.is_some() || self.rejoin.is_some() || self.handover.is_some() {
             return;
         }
         if self.durable.consented && self.fence_now.is_none() {

@@ -82,6 +82,10 @@ struct PgMemory {
     ahead: u32,
     /// The one task under way.
     task: Option<(OpId, PgOwner)>,
+    /// What the running task sets the list of synchronous standbys to.
+    setting: Option<String>,
+    /// A look that began before the last task ended says nothing.
+    look_from: Instant,
     /// A procedure's task that waits for it to end.
     next: Option<(PgOwner, PgTask)>,
     retry_at: Instant,
@@ -217,7 +221,7 @@ impl Guard {
             Event::UpdateAnswered { op, outcome } => self.on_update_answered(now, op, outcome, fx),
             Event::PeerAnswered { question, answer } => self.on_peer_answered(now, question, answer, fx),
             Event::PeerAsked { ticket, question } => self.on_peer_asked(now, ticket, *question, fx),
-            Event::PgObserved(report) => self.on_pg_observed(now, *report, fx),
+            Event::PgObserved { asked, report } => self.on_pg_observed(now, asked, *report, fx),
             Event::PgLost(why) => self.on_pg_lost(now, why, fx),
             Event::PgSilent(why) => self.pg.error = Some(why),
             Event::PgDone { op, result } => self.on_pg_done(now, op, result, fx),
@@ -479,6 +483,10 @@ impl Guard {
         }
         let op = OpId(self.id());
         self.pg.task = Some((op, owner));
+        self.pg.setting = match &task {
+            PgTask::SetSyncList(name) => Some(name.as_ref().map(|n| format!("\"{n}\"")).unwrap_or_default()),
+            _ => None,
+        };
         fx.push(Effect::Pg { op, task });
         true
     }
@@ -496,6 +504,10 @@ impl Guard {
             return;
         }
         self.pg.task = None;
+        self.pg.look_from = now.boot;
+        if let (Some(list), Ok(_), Some(report)) = (self.pg.setting.take(), &result, &mut self.pg.report) {
+            report.sync_list = list;
+        }
         if let Some((owner, task)) = self.pg.next.take() {
             self.pg_task(owner, task, fx);
         }

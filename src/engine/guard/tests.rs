@@ -413,7 +413,7 @@ impl World {
             }
             Delivery::Look(node) => {
                 let event = match self.report(node) {
-                    Some(report) => Event::PgObserved(Box::new(report)),
+                    Some(report) => Event::PgObserved { asked: self.now, report: Box::new(report) },
                     None => Event::PgLost("down".into()),
                 };
                 self.give(node, event);
