@@ -82,7 +82,7 @@ impl Host {
         let job = async move {
             let _ = done.send(future.await);
         };
-        self.jobs.as_ref().expect("running").send(Box::pin(job)).ok().expect("host runs");
+        assert!(self.jobs.as_ref().expect("running").send(Box::pin(job)).is_ok(), "the host's thread is gone");
         result.recv_timeout(Duration::from_secs(20)).expect("the host did not finish its job")
     }
 
@@ -357,6 +357,19 @@ fn a_link_that_goes_down_or_loses_its_carrier_is_told() {
     let announcing = lab.b.hand(VIP4);
     lab.b.run(async move { announcing.announce().await }).expect("announce");
     watched.wait_for(LinkEvent::ForeignClaim { address: hand.vip().address, mac: lab.b.mac });
+}
+
+#[test]
+fn an_interface_that_joins_and_leaves_a_bridge_is_not_gone() {
+    let lab = Lab::new();
+    let hand = lab.a.hand(VIP4);
+    let ifindex = hand.vip().interface_index;
+    let mut watched = lab.a.watch(&[&hand], EVENTS_WAITING);
+    watched.wait_for(LinkEvent::LinkUp { ifindex });
+    lab.a.ip("link add inner type bridge");
+    lab.a.ip("link set eth0 master inner");
+    lab.a.ip("link set eth0 nomaster"); // the kernel says RTM_DELLINK for the port that it no longer is
+    watched.expect_silence(Duration::from_millis(300));
 }
 
 #[test]
