@@ -237,6 +237,14 @@ impl Lab {
         }
         lab
     }
+
+    /// Gives host a another interface on the same link.
+    fn second_interface(&self) {
+        ip(&format!("-n {} link add port-a1 type veth peer name eth1 netns {}", self.switch, self.a.namespace));
+        ip(&format!("-n {} link set port-a1 master br0 up", self.switch));
+        self.a.ip("link set eth1 up");
+        eventually("eth1 has carrier", || self.a.ip("link show eth1").contains("LOWER_UP"));
+    }
 }
 
 fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
@@ -319,6 +327,8 @@ fn an_operators_deletion_is_told_within_50_ms() {
         let mut watched = lab.a.watch(&[&hand], EVENTS_WAITING);
         lab.a.bind(&hand, 20);
         watched.wait_for(added(&hand));
+        lab.a.bind(&hand, 20);
+        watched.expect_silence(Duration::from_millis(100)); // a renewal is no news
         let prefix = if hand.vip().address.is_ipv4() { 32 } else { 128 };
         lab.a.ip(&format!("address del {}/{prefix} dev eth0", hand.vip().address));
         let deleted_at = clock::now();
@@ -422,6 +432,11 @@ fn a_probe_finds_who_holds_the_vip_and_only_then() {
         // Bound here already: our own kernel's answers are no foreigner's.
         lab.a.bind(&hand, 20);
         assert_eq!(lab.a.probe(&hand), Ok(None), "{net}: we hold it");
+        // Linux answers on every interface for every address: a second one on the link must not look like a foreigner.
+        if net == VIP4 {
+            lab.second_interface();
+            assert_eq!(lab.a.probe(&hand), Ok(None), "{net}: our own other interface answered");
+        }
         lab.a.unbind(&hand);
     }
 }
@@ -496,10 +511,7 @@ fn each_form_of_gratuitous_arp_moves_a_fresh_cache_entry_by_itself() {
 #[test]
 fn a_foreign_claim_is_told_and_our_own_frames_are_not() {
     let lab = Lab::new();
-    // A second interface of the same host on the same link: its frames are ours.
-    ip(&format!("-n {} link add port-a1 type veth peer name eth1 netns {}", lab.switch, lab.a.namespace));
-    ip(&format!("-n {} link set port-a1 master br0 up", lab.switch));
-    lab.a.ip("link set eth1 up");
+    lab.second_interface(); // its frames are ours
     for net in BOTH {
         let (hand, other) = (lab.a.hand(net), lab.b.hand(net));
         let address = hand.vip().address;
