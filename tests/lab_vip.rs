@@ -1,5 +1,7 @@
 //! The VIP's hand and sense against a real kernel: three hosts on one bridge, each a network namespace made here and
 //! removed at the end, also when a test fails. Everything of ours runs with CAP_NET_ADMIN and CAP_NET_RAW alone.
+//!
+//! Over 600 lines because every case of one contract stands here beside the few helpers they all share.
 
 use futures_util::TryStreamExt;
 use netlink_packet_route::address::{AddressAttribute, AddressProtocol};

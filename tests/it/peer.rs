@@ -1,5 +1,7 @@
 //! The peer channel over loopback: who is let in, who is not, what is counted and said, and how it behaves when the
 //! other side is slow, silent or gone.
+//!
+//! Over 600 lines because every case of one contract stands here beside the few helpers they all share.
 
 use portcullis::base::config::Secret;
 use portcullis::base::ids::NodeName;
@@ -498,6 +500,18 @@ async fn askers_with_short_limits_notice_a_silence_too() {
         let waited = clock::now().since(began);
         assert!(waited < Duration::from_millis(2_500), "still on the dead connection after {waited:?}");
     }
+}
+
+#[tokio::test]
+async fn a_silence_is_noticed_also_when_nobody_waits_any_longer() {
+    let midna = Midna::start().await;
+    let relay = Relay::start(midna.address).await;
+    let client = midna.client_via(relay.address);
+    assert!(echo(&client, "before", LIMIT).await.is_ok());
+    relay.swallow_all_there_is();
+    assert_eq!(echo(&client, "hello?", Duration::from_millis(300)).await, Err(PeerError::Timeout));
+    sleep(Duration::from_millis(1_500)).await;
+    assert!(echo(&client, "after", LIMIT).await.is_ok(), "met the dead connection");
 }
 
 #[tokio::test]
