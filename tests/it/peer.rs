@@ -1,5 +1,7 @@
 //! The peer channel over loopback: who is let in, who is not, what is counted and said, and how it behaves when the
 //! other side is slow, silent or gone.
+//!
+//! Over 600 lines because every case of one contract stands here beside the few helpers they all share.
 
 use portcullis::base::config::Secret;
 use portcullis::base::ids::NodeName;
@@ -275,6 +277,47 @@ async fn a_wrong_secret_is_refused_on_both_sides() {
     assert_eq!(midna.asked(), 0);
 }
 
+/// Shows a certificate without having its key.
+#[derive(Debug)]
+struct Borrowed(Arc<rustls::sign::CertifiedKey>);
+
+impl rustls::client::ResolvesClientCert for Borrowed {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        Some(self.0.clone())
+    }
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test]
+async fn alps_certificate_without_alps_key_is_refused() {
+    let midna = Midna::start().await;
+    // Anybody who was ever greeted by alp has its certificate.
+    let listener = free_listener().await;
+    let address = listener.local_addr().expect("bound");
+    let acceptor = tokio_rustls::TlsAcceptor::from(identity(7, "midna", &["alp"]).server());
+    let seen = tokio::spawn(async move {
+        let stream = acceptor.accept(listener.accept().await.expect("accepted").0).await.expect("alp");
+        stream.get_ref().1.peer_certificates().expect("shown").to_vec()
+    });
+    let _stream = alps_tls(address).await;
+    let certificates = seen.await.expect("no panic");
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("key").serialize_der();
+    let key = rustls::crypto::ring::sign::any_eddsa_type(&key.into()).expect("key");
+    let borrowed = Arc::new(rustls::sign::CertifiedKey::new(certificates, key));
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[&TLS13])
+        .expect("version")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyServer))
+        .with_client_cert_resolver(Arc::new(Borrowed(borrowed)));
+    let mut impostor = tls(Arc::new(config), midna.address).await.expect("a client's handshake is done first");
+    let _ = impostor.write_all(&peer::encode(&Hello { version: VERSION, node: name("alp") }).expect("small")).await;
+    assert_eq!(read_to_the_end(&mut impostor).await, b"");
+    midna.counted(&[("refused_key", 1)]).await;
+}
+
 #[tokio::test]
 async fn the_right_secret_with_an_unexpected_name_is_refused() {
     let midna = Midna::start().await;
@@ -346,7 +389,9 @@ async fn malformed_oversize_and_foreign_versions_are_refused_and_counted() {
     let midna = Midna::start().await;
     let hello = |version| peer::encode(&Hello { version, node: name("alp") }).expect("small");
     let oversize = [0, 1, 0, 1];
-    let cases: [(&str, Vec<Vec<u8>>, &[(&str, u64)]); 5] = [
+    /// What, the frames that are sent, and what is counted after it.
+    type Case = (&'static str, Vec<Vec<u8>>, &'static [(&'static str, u64)]);
+    let cases: [Case; 5] = [
         ("no JSON for a greeting", vec![b"\0\0\0\x03abc".to_vec()], &[("malformed", 1)]),
         ("an oversize greeting", vec![oversize.to_vec()], &[("malformed", 1), ("oversize", 1)]),
         (
@@ -455,6 +500,18 @@ async fn askers_with_short_limits_notice_a_silence_too() {
         let waited = clock::now().since(began);
         assert!(waited < Duration::from_millis(2_500), "still on the dead connection after {waited:?}");
     }
+}
+
+#[tokio::test]
+async fn a_silence_is_noticed_also_when_nobody_waits_any_longer() {
+    let midna = Midna::start().await;
+    let relay = Relay::start(midna.address).await;
+    let client = midna.client_via(relay.address);
+    assert!(echo(&client, "before", LIMIT).await.is_ok());
+    relay.swallow_all_there_is();
+    assert_eq!(echo(&client, "hello?", Duration::from_millis(300)).await, Err(PeerError::Timeout));
+    sleep(Duration::from_millis(1_500)).await;
+    assert!(echo(&client, "after", LIMIT).await.is_ok(), "met the dead connection");
 }
 
 #[tokio::test]
