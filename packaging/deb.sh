@@ -12,6 +12,7 @@ binary=${PORTCULLIS_BIN:-$target/release/portcullis}
 
 version=$("$binary" --version | cut -d' ' -f2)
 arch=$(dpkg --print-architecture)
+maintainer=$(sed -n 's/^Maintainer: //p' packaging/debian/control)
 # The date of the last commit, so that the same commit gives the same package.
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
 export SOURCE_DATE_EPOCH
@@ -39,8 +40,11 @@ completion bash "$root/usr/share/bash-completion/completions/portcullis"
 completion zsh "$root/usr/share/zsh/vendor-completions/_portcullis"
 completion fish "$root/usr/share/fish/vendor_completions.d/portcullis.fish"
 
-install -m 0644 README.md docs/design.md docs/operations.md docs/glossary.md "$doc/"
-gzip -9nc CHANGELOG.md >"$doc/changelog.gz"
+install -m 0644 README.md CHANGELOG.md docs/design.md docs/operations.md docs/glossary.md "$doc/"
+{
+    printf 'portcullis (%s) unstable; urgency=medium\n\n  * What changed is in CHANGELOG.md beside this file.\n\n' "$version"
+    printf ' -- %s  %s\n' "$maintainer" "$(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")"
+} | gzip -9nc >"$doc/changelog.gz"
 install -m 0644 packaging/copyright "$doc/copyright"
 # The crates inside the binary, with their licences.
 if command -v cargo >/dev/null; then
