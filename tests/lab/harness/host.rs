@@ -10,7 +10,7 @@ use super::sys::{Fail, Outcome, millis, now, run_quietly, secs, wait_until};
 use portcullis::base::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
-use std::io::{PipeReader, PipeWriter};
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -261,6 +261,24 @@ impl Host {
         let limit = format!("{:.1}", limit.as_secs_f64());
         command.args(["timeout", "-k", "1", &limit]).args(as_user(user)).args(words);
         Ok(command.stdin(Stdio::null()).output()?)
+    }
+
+    /// [`Host::exec_within`] as root, with both outputs handed over line by line as they come. Returns exit code and text.
+    pub fn exec_live(&self, limit: Duration, words: &[&str], mut on_line: impl FnMut(&str)) -> Outcome<(i32, String)> {
+        let mut command = self.enter()?;
+        let limit = format!("{:.1}", limit.as_secs_f64());
+        command.args(["timeout", "-k", "1", &limit, "sh", "-c", r#"exec "$@" 2>&1"#, "live"]).args(words);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let mut text = String::new();
+        if let Some(out) = child.stdout.take() {
+            for line in BufReader::new(out).lines() {
+                let line = line?;
+                on_line(&line);
+                text.push_str(&line);
+                text.push('\n');
+            }
+        }
+        Ok((child.wait()?.code().unwrap_or(-1), text))
     }
 
     /// [`Host::exec_within`] a minute, where anything but exit code 0 is a failure. Returns standard output.
