@@ -391,6 +391,9 @@ pub fn sweep_leftovers() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some(rest) = name.strip_prefix("pclab-") else { continue };
         let maker = rest.split('-').next().unwrap_or_default().to_owned();
+        if !is_number(&maker) {
+            continue;
+        }
         let owner = fs::read_to_string(entry.path().join("owner")).unwrap_or_else(|_| maker.clone());
         if alive(owner.trim()) || alive(&maker) {
             kept.push(maker);
@@ -402,11 +405,14 @@ pub fn sweep_leftovers() {
     for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some((maker, _)) = name.strip_prefix("pc").and_then(|rest| rest.split_once('-')) else { continue };
-        let is_pid = !maker.is_empty() && maker.bytes().all(|byte| byte.is_ascii_digit());
-        if is_pid && !alive(maker) && !kept.iter().any(|pid| pid == maker) {
+        if is_number(maker) && !alive(maker) && !kept.iter().any(|pid| pid == maker) {
             sweep_namespaces(maker);
         }
     }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn sweep_namespaces(maker: &str) {
