@@ -48,6 +48,22 @@ fn nothing_is_left_behind() {
 }
 
 #[test]
+fn a_kept_lab_lives_until_its_keeper_is_ended() {
+    let _one = crate::one_lab();
+    let lab = Lab::new(Options::new("kept")).unwrap();
+    let (dir, ns, init) = (lab.dir.clone(), lab.a.ns().to_owned(), lab.a.host.init_pid().unwrap());
+    let keeper = i32::try_from(lab.keep().unwrap()).unwrap();
+    pause(millis(300));
+    let alive = host::is_alive(init) && dir.exists() && crate::harness::sys::netns_path(&ns).exists();
+    host::send(keeper, rustix::process::Signal::TERM).unwrap();
+    let gone = wait_until(secs(10), "the kept lab gone", || {
+        Ok(!host::is_alive(init) && !dir.exists() && !crate::harness::sys::netns_path(&ns).exists())
+    });
+    assert!(alive, "a kept lab ended with its value");
+    gone.unwrap();
+}
+
+#[test]
 fn both_witnesses_get_a_configuration_and_two_active_are_noticed() {
     let text = {
         crate::harness::postgres::Template::once().unwrap();

@@ -17,14 +17,19 @@ use harness::config::Options;
 use harness::sys::{Fail, Outcome};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 static ONE_LAB: Mutex<()> = Mutex::new(());
+
+/// Held for as long as a lab stands.
+fn one_lab() -> MutexGuard<'static, ()> {
+    ONE_LAB.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Builds the lab, runs the test in it, and on failure shows everybody's logs before the lab is torn down.
 /// `LAB_LOGS=DIR` copies the logs there in any case.
 fn in_lab(options: Options, test: impl FnOnce(&Lab) -> Outcome) {
-    let _one = ONE_LAB.lock().unwrap_or_else(PoisonError::into_inner);
+    let _one = one_lab();
     let start = harness::sys::now();
     let name = options.name;
     let lab = Lab::new(options).unwrap_or_else(|error| panic!("the lab {name} cannot be built: {error}"));

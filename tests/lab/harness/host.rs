@@ -10,7 +10,7 @@ use super::sys::{Fail, Outcome, millis, now, run_quietly, secs, wait_until};
 use portcullis::base::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
-use std::io::{PipeReader, PipeWriter};
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -263,6 +263,24 @@ impl Host {
         Ok(command.stdin(Stdio::null()).output()?)
     }
 
+    /// [`Host::exec_within`] as root, with both outputs handed over line by line as they come. Returns exit code and text.
+    pub fn exec_live(&self, limit: Duration, words: &[&str], mut on_line: impl FnMut(&str)) -> Outcome<(i32, String)> {
+        let mut command = self.enter()?;
+        let limit = format!("{:.1}", limit.as_secs_f64());
+        command.args(["timeout", "-k", "1", &limit, "sh", "-c", r#"exec "$@" 2>&1"#, "live"]).args(words);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let mut text = String::new();
+        if let Some(out) = child.stdout.take() {
+            for line in BufReader::new(out).lines() {
+                let line = line?;
+                on_line(&line);
+                text.push_str(&line);
+                text.push('\n');
+            }
+        }
+        Ok((child.wait()?.code().unwrap_or(-1), text))
+    }
+
     /// [`Host::exec_within`] a minute, where anything but exit code 0 is a failure. Returns standard output.
     pub fn exec(&self, user: &str, words: &[&str]) -> Outcome<String> {
         let output = self.exec_within(secs(60), user, words)?;
@@ -373,6 +391,9 @@ pub fn sweep_leftovers() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some(rest) = name.strip_prefix("pclab-") else { continue };
         let maker = rest.split('-').next().unwrap_or_default().to_owned();
+        if !is_number(&maker) {
+            continue;
+        }
         let owner = fs::read_to_string(entry.path().join("owner")).unwrap_or_else(|_| maker.clone());
         if alive(owner.trim()) || alive(&maker) {
             kept.push(maker);
@@ -384,11 +405,14 @@ pub fn sweep_leftovers() {
     for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some((maker, _)) = name.strip_prefix("pc").and_then(|rest| rest.split_once('-')) else { continue };
-        let is_pid = !maker.is_empty() && maker.bytes().all(|byte| byte.is_ascii_digit());
-        if is_pid && !alive(maker) && !kept.iter().any(|pid| pid == maker) {
+        if is_number(maker) && !alive(maker) && !kept.iter().any(|pid| pid == maker) {
             sweep_namespaces(maker);
         }
     }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn sweep_namespaces(maker: &str) {

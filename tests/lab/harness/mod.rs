@@ -43,7 +43,7 @@ pub struct Lab {
 impl Lab {
     /// Wires and machines, folders, secrets and configuration; nothing runs on them yet.
     pub fn new(options: Options) -> Outcome<Lab> {
-        postgres::Template::once()?;
+        let template = postgres::Template::once()?;
         let pid = std::process::id();
         let prefix = format!("pc{pid}");
         let dir = PathBuf::from(format!("/tmp/pclab-{pid}-{}", options.name));
@@ -59,6 +59,7 @@ impl Lab {
         let lifeline = Lifeline::new(&dir, &namespaces)?;
         fs::create_dir(&dir)?;
         fs::write(dir.join("owner"), pid.to_string())?;
+        template.lend_program(&dir)?;
         fs::write(dir.join("resolv.conf"), "nameserver 192.0.2.53\noptions timeout:1 attempts:2\n")?;
         let switch = Switch::build(&prefix)?;
         let [plug_a, plug_b, plug_dns, plug_client] = plugs;
@@ -134,6 +135,7 @@ impl Lab {
     pub fn keep(mut self) -> Outcome<u32> {
         let keeper = self.lifeline.hand_over()?;
         fs::write(self.dir.join("owner"), keeper.to_string())?;
+        fs::write(self.dir.join("keeper"), keeper.to_string())?;
         for host in [&self.a.host, &self.b.host, &self.witness.host, &self.client] {
             host.forget();
         }

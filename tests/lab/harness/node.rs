@@ -93,6 +93,18 @@ impl Node {
         self.host.address()
     }
 
+    fn program(&self) -> String {
+        self.host.lab_dir.join("portcullis").display().to_string()
+    }
+
+    /// The command line of a verb of the program, as run inside this node.
+    pub fn command_line(&self, words: &[&str]) -> Vec<String> {
+        let config = self.config.display().to_string();
+        let mut line = vec![self.program(), "--config".to_owned(), config, "--node".to_owned(), self.name().to_owned()];
+        line.extend(words.iter().map(|word| (*word).to_owned()));
+        line
+    }
+
     /// The node's gate as clients dial it by address.
     pub fn gate(&self) -> Outcome<SocketAddr> {
         Ok(format!("{}:{GATE_PORT}", self.address()).parse()?)
@@ -100,19 +112,15 @@ impl Node {
 
     /// Starts the daemon as root, as a unit without a service manager would, and waits until its status page answers.
     pub fn start_daemon(&self) -> Outcome {
-        let program = Template::once()?.program.display().to_string();
-        let config = self.config.display().to_string();
         let filter = std::env::var("LAB_LOG").unwrap_or_else(|_| "info".to_owned());
-        let words = [&program, "--config", &config, "--node", self.name(), "daemon"];
+        let line = self.command_line(&["daemon"]);
+        let words: Vec<&str> = line.iter().map(String::as_str).collect();
         let pid = self.host.spawn(&self.log, &[("RUST_LOG", &filter)], &words)?;
         *self.daemon.lock().unwrap_or_else(PoisonError::into_inner) = Some(pid);
         wait_until(secs(10), &format!("the daemon on {} to answer", self.name()), || {
-            if !is_alive(pid) {
-                return Err(Fail(format!("the daemon ended: {}", tail(&self.log, 5))));
-            }
-            self.status().map(|_| true)
-        })
-        .map(drop)
+            Ok(!is_alive(pid) || self.status().map(|_| true)?)
+        })?;
+        if is_alive(pid) { Ok(()) } else { Err(Fail(format!("the daemon ended: {}", tail(&self.log, 5)))) }
     }
 
     /// A signal to the daemon; after SIGKILL it is gone when this returns. Returns the moment just before the signal.
@@ -172,13 +180,20 @@ impl Node {
     }
 
     pub fn cli_as(&self, user: &str, words: &[&str]) -> Outcome<Said> {
-        let program = Template::once()?.program.display().to_string();
-        let config = self.config.display().to_string();
-        let mut line = vec![program.as_str(), "--config", &config, "--node", self.name()];
-        line.extend(words);
+        let line = self.command_line(words);
+        let line: Vec<&str> = line.iter().map(String::as_str).collect();
         let started = now();
         let output = self.host.exec_within(VERB_LIMIT, user, &line)?;
         Ok(Said::of(words.join(" "), started, &output))
+    }
+
+    /// [`Node::cli`] whose lines are handed over as they come.
+    pub fn cli_live(&self, words: &[&str], on_line: impl FnMut(&str)) -> Outcome<Said> {
+        let line = self.command_line(words);
+        let line: Vec<&str> = line.iter().map(String::as_str).collect();
+        let started = now();
+        let (code, out) = self.host.exec_live(VERB_LIMIT, &line, on_line)?;
+        Ok(Said { line: words.join(" "), code, out, err: String::new(), started, ended: now() })
     }
 
     /// GET from the node's status server, asked inside the node: works while its network is cut.

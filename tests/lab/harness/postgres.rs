@@ -38,14 +38,13 @@ pub fn newest_bin_dir() -> Option<PathBuf> {
     dirs.filter(|(_, dir)| dir.join("initdb").exists()).max().map(|(_, dir)| dir)
 }
 
-/// Made once per test process: an empty cluster to copy, and a copy of the program where user postgres can reach it.
+/// Made once per process: an empty cluster to copy, and a copy of the program on the same file system as the labs.
 #[derive(Debug)]
 pub struct Template {
     pub bin_dir: PathBuf,
     /// The freshly initialised cluster.
     cluster: PathBuf,
-    /// Copy of the program under test.
-    pub program: PathBuf,
+    program: PathBuf,
     owner: (u32, u32),
     _lifeline: Lifeline,
 }
@@ -79,6 +78,13 @@ impl Template {
         words.extend(["-D".to_owned(), cluster.display().to_string()]);
         run(&words.iter().map(String::as_str).collect::<Vec<_>>())?;
         Ok(Template { bin_dir, cluster, program, owner, _lifeline: lifeline })
+    }
+
+    /// Puts the program under test into a lab's folder, where user postgres can reach it. Returns its path.
+    pub fn lend_program(&self, lab_dir: &Path) -> Outcome<PathBuf> {
+        let there = lab_dir.join("portcullis");
+        fs::hard_link(&self.program, &there)?;
+        Ok(there)
     }
 
     /// Gives a file or directory to the system user with the mode.

@@ -65,7 +65,7 @@ impl Witness {
     pub fn embedded(host: Host, key: &str, config: &Path) -> Outcome<Witness> {
         let dir = host.lab_dir.join("witness");
         fs::create_dir_all(&dir)?;
-        let program = super::postgres::Template::once()?.program.display().to_string();
+        let program = host.lab_dir.join("portcullis").display().to_string();
         let command = vec![program, "--config".to_owned(), config.display().to_string(), "witness".to_owned()];
         Witness::new(host, Kind::Embedded, key, dir, command)
     }
