@@ -5,7 +5,7 @@
 //! contract, and that no panic shows a backtrace.
 
 use super::verbs::{CheckConfigArgs, Cli, Command, Globals, LogFormat};
-use super::{init, manual};
+use super::{init, manual, online};
 use crate::base::config::Config;
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
@@ -74,22 +74,8 @@ fn dispatch(globals: &Globals, command: Command) -> Result<u8, Fault> {
         Command::Maintenance(_) => not_built("maintenance"),
         Command::Doctor(_) => not_built("doctor"),
         Command::Drill(_) => not_built("drill"),
-        Command::Daemon => not_built("daemon"),
-        Command::Status(_) => not_built("status"),
-        Command::Nodes(_) => not_built("nodes"),
-        Command::Promote(_) => not_built("promote"),
-        Command::Switchover(_) => not_built("switchover"),
-        Command::Rejoin(_) => not_built("rejoin"),
-        Command::Events(_) => not_built("events"),
-        Command::Fence(_) => not_built("fence"),
-        Command::Unfence => not_built("unfence"),
-        Command::Pause => not_built("pause"),
-        Command::Resume => not_built("resume"),
-        Command::Check => not_built("check"),
-        Command::Cgi => not_built("cgi"),
-        Command::Probe(_) => not_built("probe"),
-        Command::Witness => not_built("witness"),
         Command::MayStartPrimary => not_built("may-start-primary"),
+        online => online::dispatch(globals, &online).unwrap_or_else(|| not_built("this verb")),
     }
 }
 
@@ -243,7 +229,7 @@ fn verb(args: &[OsString]) -> Option<String> {
 fn start_logging(format: LogFormat, is_server: bool) {
     let quiet = if is_server { "info" } else { "warn" };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(quiet));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{quiet},hickory_server=warn")));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Json => builder.json().init(),

@@ -63,13 +63,6 @@ impl Proofs {
     }
 }
 
-/// The kernel lifetime for a VIP whose lease has `left`: whole seconds, half a second taken off, rounded down; `None`
-/// below one second (design.md section 2; S8).
-pub fn kernel_lifetime(left: Duration) -> Option<u32> {
-    let seconds = left.checked_sub(Duration::from_millis(500))?.as_secs();
-    u32::try_from(seconds).ok().filter(|seconds| *seconds >= 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,13 +87,5 @@ mod tests {
         assert_eq!(proofs.deadline(Duration::from_secs(3)), at(13), "a late answer never shortens");
         proofs.void();
         assert_eq!(proofs.deadline(Duration::from_secs(3)), Instant::ZERO);
-    }
-
-    #[test]
-    fn the_kernel_never_holds_a_vip_longer_than_the_lease() {
-        assert_eq!(kernel_lifetime(Duration::from_millis(2990)), Some(2));
-        assert_eq!(kernel_lifetime(Duration::from_millis(2499)), Some(1));
-        assert_eq!(kernel_lifetime(Duration::from_millis(1499)), None);
-        assert_eq!(kernel_lifetime(Duration::ZERO), None);
     }
 }

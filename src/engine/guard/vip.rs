@@ -3,8 +3,8 @@
 
 use super::{Guard, RENEW_EVERY};
 use crate::base::time::{Duration, Instant};
-use crate::engine::lease::kernel_lifetime;
 use crate::engine::turn::{Effect, Event, Now};
+use crate::wire::arp::kernel_lifetime;
 use std::net::IpAddr;
 
 /// How much before its kernel lifetime a removal must come to count as somebody's deed.
