@@ -177,8 +177,7 @@ pub(crate) async fn log_in(
     if startup.minor > 0 || !startup.options.is_empty() {
         say(client, &NegotiateProtocolVersion::new(PROTOCOL_3_0, startup.options.clone())).await?;
     }
-    let asker =
-        Asker { address: peer.ip(), tls: client.is_tls(), user: &startup.user, database: &startup.database };
+    let asker = Asker { address: peer.ip(), tls: client.is_tls(), user: &startup.user, database: &startup.database };
     let refuse = |what: &str| {
         let encryption = if asker.tls { "SSL encryption" } else { "no encryption" };
         proxy.gate.count_auth_failure();

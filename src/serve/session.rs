@@ -91,6 +91,10 @@ async fn session(mut client: ClientStream, peer: SocketAddr, startup: Startup, p
     // On the heap: the pump moves no more, and an idle session's task stays small.
     let mut pump = Box::new(pump);
     let end = drive(&mut pump, &proxy, &pass, &entry.slot).await;
+    if end == End::Shut {
+        // Where nobody cut it, it lapsed: all others hear it from the first that notices.
+        proxy.gate.note_lapse(&proxy.lapsed);
+    }
     let last_word = last_word(end, &proxy, &pass);
     let (client, whole) = pump.into_client();
     drop(entry);
@@ -144,7 +148,9 @@ fn last_word(end: End, proxy: &Proxy, pass: &Pass) -> Option<Refusal> {
                 "portcullis: outcome unknown: the command was cancelled while it waited for the standby, which did \
                  not confirm it in time",
             )
-            .hint("It is committed on this node, but would be lost if the other took over now. Look before trying again."),
+            .hint(
+                "It is committed on this node, but would be lost if the other took over now. Look before trying again.",
+            ),
         ),
         End::Malformed(malformed) => Some(Refusal::new("08P01", malformed.0)),
     }

@@ -32,7 +32,9 @@ pub fn load(cert_file: &Path, key_file: &Path) -> Result<TlsAcceptor, Fault> {
     let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-        .map_err(|e| fault(cert_file, format!("certificate and key do not serve ({e}); check that they belong together")))?;
+        .map_err(|e| {
+            fault(cert_file, format!("certificate and key do not serve ({e}); check that they belong together"))
+        })?;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 

@@ -296,13 +296,17 @@ fn address<'a>(fields: &mut impl Iterator<Item = &'a Vec<Word>>) -> Result<Addre
     if word.is("samehost") || word.is("samenet") {
         return Err(not_built(&word.text));
     }
-    let bad = |why: &str| format!("\"{}\" is not an address ({why}); write it as ADDRESS/BITS", word.text.escape_debug());
+    let bad =
+        |why: &str| format!("\"{}\" is not an address ({why}); write it as ADDRESS/BITS", word.text.escape_debug());
     if word.text.contains('/') {
         let net: IpNet = word.text.parse().map_err(|_| bad("not CIDR notation"))?;
         return Ok(Address::Net(net.trunc()));
     }
     let Ok(ip) = word.text.parse::<IpAddr>() else {
-        return Err(format!("\"{}\": a host name as address is not built yet; write ADDRESS/BITS", word.text.escape_debug()));
+        return Err(format!(
+            "\"{}\": a host name as address is not built yet; write ADDRESS/BITS",
+            word.text.escape_debug()
+        ));
     };
     let mask = fields.next().ok_or_else(|| bad("the mask is missing"))?;
     let mask: IpAddr = single(mask, "mask")?.text.parse().map_err(|_| bad("the word after it is no mask"))?;
@@ -319,9 +323,7 @@ fn method(field: &[Word]) -> Result<Method, String> {
         "md5" | "cert" | "peer" => {
             Err(format!("method \"{}\" is not built yet; use scram-sha-256, trust or reject", word.text))
         }
-        other => {
-            Err(format!("method \"{}\" is unknown; use scram-sha-256, trust or reject", other.escape_debug()))
-        }
+        other => Err(format!("method \"{}\" is unknown; use scram-sha-256, trust or reject", other.escape_debug())),
     }
 }
 

@@ -38,10 +38,16 @@ pub struct Malformed(pub &'static str);
 pub enum Opening {
     Ssl,
     GssEnc,
-    Cancel { pid: i32, key: Vec<u8> },
+    Cancel {
+        pid: i32,
+        key: Vec<u8>,
+    },
     Startup(Startup),
     /// Another major version of the protocol.
-    OldProtocol { major: u16, minor: u16 },
+    OldProtocol {
+        major: u16,
+        minor: u16,
+    },
 }
 
 /// A startup message of protocol 3.
@@ -61,7 +67,11 @@ pub struct Startup {
 /// Bytes that follow the length word of an opening packet, or why it is refused.
 pub fn opening_rest(length_word: [u8; 4]) -> Result<usize, Malformed> {
     let length = usize::try_from(u32::from_be_bytes(length_word)).unwrap_or(usize::MAX);
-    if (8..=MAX_OPENING).contains(&length) { Ok(length - 4) } else { Err(Malformed("invalid length of startup packet")) }
+    if (8..=MAX_OPENING).contains(&length) {
+        Ok(length - 4)
+    } else {
+        Err(Malformed("invalid length of startup packet"))
+    }
 }
 
 /// Reads an opening packet without its length word.
@@ -91,7 +101,8 @@ pub fn opening(body: &[u8]) -> Result<Opening, Malformed> {
 
 fn startup(minor: u16, mut rest: &[u8]) -> Result<Startup, Malformed> {
     const LAYOUT: Malformed = Malformed("invalid startup packet layout: expected terminator as last byte");
-    let mut found = Startup { minor, user: String::new(), database: String::new(), parameters: vec![], options: vec![] };
+    let mut found =
+        Startup { minor, user: String::new(), database: String::new(), parameters: vec![], options: vec![] };
     let name_text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| Malformed("names must be UTF-8"));
     loop {
         let name = cstring(&mut rest).ok_or(LAYOUT)?;
@@ -151,7 +162,8 @@ impl Startup {
     /// The client asks for a replication connection.
     pub fn wants_replication(&self) -> bool {
         self.parameters.iter().any(|(name, value)| {
-            name == b"replication" && !matches!(&value.to_ascii_lowercase()[..], b"false" | b"off" | b"no" | b"0" | b"f" | b"n")
+            name == b"replication"
+                && !matches!(&value.to_ascii_lowercase()[..], b"false" | b"off" | b"no" | b"0" | b"f" | b"n")
         })
     }
 }

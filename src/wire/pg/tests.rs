@@ -120,7 +120,13 @@ fn openings_are_told_apart() {
     assert_eq!(startup.options, ["_pq_.x"]);
     assert_eq!(&startup.encode()[4..], b"\0\x03\0\0user\0app\0database\0app\0client_encoding\0LATIN1\0\0");
     assert!(matches!(opening(b"\0\x02\0\0rest"), Ok(Opening::OldProtocol { major: 2, minor: 0 })));
-    for bad in [&b"\0\x03\0\0"[..], b"\0\x03\0\0\0", b"\0\x03\0\0user\0a\0", b"\0\x03\0\0user\0a\0\0x", b"\0\x03\0\0user\0\xff\0\0"] {
+    for bad in [
+        &b"\0\x03\0\0"[..],
+        b"\0\x03\0\0\0",
+        b"\0\x03\0\0user\0a\0",
+        b"\0\x03\0\0user\0a\0\0x",
+        b"\0\x03\0\0user\0\xff\0\0",
+    ] {
         assert!(opening(bad).is_err(), "{bad:?}");
     }
     for bad in [0u32, 7, 10_001, u32::MAX] {

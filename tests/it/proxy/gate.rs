@@ -59,8 +59,8 @@ async fn a_cut_in_the_middle_of_a_message_just_closes() {
     let mut raw = Raw::trusty(&front).await;
     raw.send(&query("select repeat('x', 64000000)")).await;
     // The row is under way and we do not read it.
-    raw.stream.readable().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    raw.stream.peek(&mut [0; 1]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
     front.gate.cut(REASON);
     let mut all = Vec::new();
     let _ = tokio::io::AsyncReadExt::read_to_end(&mut raw.stream, &mut all).await;
@@ -208,7 +208,8 @@ async fn show_pool_nodes_is_answered_by_the_gate() {
          1,192.0.2.12,5432,up,up,0.500000,standby,standby,0,false,120,streaming,sync,2026-11-20 15:21:12"
     );
     let mut psql = front.psql("trusty", "", "show pool_nodes");
-    let with_head = crate::front::output(psql.args(["-F,", "-P", "tuples_only=off", "-P", "footer=off"])).await.unwrap();
+    let with_head =
+        crate::front::output(psql.args(["-F,", "-P", "tuples_only=off", "-P", "footer=off"])).await.unwrap();
     assert_eq!(
         with_head.lines().next().unwrap(),
         "node_id,hostname,port,status,pg_status,lb_weight,role,pg_role,select_cnt,load_balance_node,replication_delay,\

@@ -9,9 +9,15 @@ use tokio::io::AsyncReadExt;
 #[tokio::test(flavor = "multi_thread")]
 async fn scram_lets_in_whom_postgresql_would() {
     let front = open().await;
-    assert_eq!(front.query("app", "select current_user, session_user, current_database()").await.unwrap(), "app|app|app");
+    assert_eq!(
+        front.query("app", "select current_user, session_user, current_database()").await.unwrap(),
+        "app|app|app"
+    );
     // From the backend's side too it is that very role, by SCRAM.
-    assert_eq!(front.query("app", "select usename from pg_stat_activity where pid = pg_backend_pid()").await.unwrap(), "app");
+    assert_eq!(
+        front.query("app", "select usename from pg_stat_activity where pid = pg_backend_pid()").await.unwrap(),
+        "app"
+    );
     let wrong = output(&mut front.psql("app", "wrong", "select 1")).await.unwrap_err();
     assert!(wrong.contains("FATAL:  password authentication failed for user \"app\""), "{wrong}");
     let mut failures = 1;
@@ -55,13 +61,17 @@ async fn a_changed_password_counts_at_once() {
     assert!(output(&mut front.psql("fickle", "one", "select 1")).await.is_err());
     assert_eq!(output(&mut front.psql("fickle", "two", "select 1")).await.unwrap(), "1");
     // The admin connection is lost, and made again.
-    front.pg.admin("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'portcullis roles'").unwrap();
+    front
+        .pg
+        .admin("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'portcullis roles'")
+        .unwrap();
     assert_eq!(output(&mut front.psql("fickle", "two", "select 1")).await.unwrap(), "1");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_decide_in_order_and_refuse_in_postgresqls_words() {
-    let hba = "host all app all reject\nhost all trusty,app all trust\nhost app idle all trust\nhost postgres all all trust";
+    let hba =
+        "host all app all reject\nhost all trusty,app all trust\nhost app idle all trust\nhost postgres all all trust";
     let front = open_with(Setup { hba, ..Setup::default() }).await;
     assert_eq!(front.query("trusty", "select current_user").await.unwrap(), "trusty");
     let rejected = front.query("app", "select 1").await.unwrap_err();
@@ -71,7 +81,9 @@ async fn rules_decide_in_order_and_refuse_in_postgresqls_words() {
     );
     let no_entry = front.query("old", "select 1").await.unwrap_err();
     assert!(
-        no_entry.contains("FATAL:  no pg_hba.conf entry for host \"127.0.0.1\", user \"old\", database \"app\", no encryption"),
+        no_entry.contains(
+            "FATAL:  no pg_hba.conf entry for host \"127.0.0.1\", user \"old\", database \"app\", no encryption"
+        ),
         "{no_entry}"
     );
 }
@@ -83,11 +95,8 @@ async fn trust_still_needs_postgresqls_consent_and_says_which_line() {
     assert!(refused.contains("does not let the gate in as role \"app\""), "{refused}");
     assert!(refused.contains("local all app peer map=portcullis"), "{refused}");
     // What is about the role itself stays PostgreSQL's to say.
-    front.pg.admin("alter role trusty nologin").unwrap();
-    let nologin = front.query("trusty", "select 1").await;
-    front.pg.admin("alter role trusty login").unwrap();
-    let nologin = nologin.unwrap_err();
-    assert!(nologin.contains("role \"trusty\" is not permitted to log in"), "{nologin}");
+    let nologin = front.query("lame", "select 1").await.unwrap_err();
+    assert!(nologin.contains("role \"lame\" is not permitted to log in"), "{nologin}");
     let missing = output(front.psql("trusty", "", "select 1").env("PGDATABASE", "nowhere")).await.unwrap_err();
     assert!(missing.contains("database \"nowhere\" does not exist"), "{missing}");
 }
@@ -156,7 +165,11 @@ async fn tls_serves_with_scram_large_results_and_its_own_rules() {
     let (_dir, acceptor) = certificate();
     let hba = "hostnossl all all all reject\nhostssl all all all scram-sha-256";
     let front = open_with(Setup { tls: Some(acceptor), hba, ..Setup::default() }).await;
-    let mut psql = front.psql("app", PASSWORD, "select 'in'; select sum(length(x)) from (select repeat('x', 1000) x from generate_series(1, 100)) y");
+    let mut psql = front.psql(
+        "app",
+        PASSWORD,
+        "select 'in'; select sum(length(x)) from (select repeat('x', 1000) x from generate_series(1, 100)) y",
+    );
     psql.env("PGSSLMODE", "require");
     assert_eq!(output(&mut psql).await.unwrap(), "in\n100000");
     let mut psql = front.psql("app", PASSWORD, "select repeat('y', 99) from generate_series(1, 50000)");
@@ -164,7 +177,9 @@ async fn tls_serves_with_scram_large_results_and_its_own_rules() {
     assert_eq!(output(&mut psql).await.unwrap().len(), 50_000 * 100 - 1);
     for version in ["TLSv1.2", "TLSv1.3"] {
         let mut psql = front.psql("app", PASSWORD, "select 1");
-        psql.env("PGSSLMODE", "require").env("PGSSLMINPROTOCOLVERSION", version).env("PGSSLMAXPROTOCOLVERSION", version);
+        psql.env("PGSSLMODE", "require")
+            .env("PGSSLMINPROTOCOLVERSION", version)
+            .env("PGSSLMAXPROTOCOLVERSION", version);
         assert_eq!(output(&mut psql).await.unwrap(), "1", "{version}");
     }
     let plain = front.query("app", "select 1").await.unwrap_err();
@@ -193,10 +208,9 @@ async fn encryption_we_have_not_is_declined_and_the_client_goes_on() {
     raw.send(&startup(0, &[("user", "trusty"), ("database", "app")])).await;
     assert!(raw.until_ready().await.ends_with("Ki"));
     let mut twice = Raw::connect(&front).await;
-    for _ in 0..2 {
-        twice.send(&SSL_REQUEST).await;
-    }
-    assert_eq!(twice.stream.read_u8().await.unwrap_or(b'E'), b'N');
+    twice.send(&SSL_REQUEST).await;
+    assert_eq!(twice.stream.read_u8().await.unwrap(), b'N');
+    twice.send(&SSL_REQUEST).await;
     assert_eq!(twice.error().await.0, "08P01");
     let required = output(front.psql("app", PASSWORD, "select 1").env("PGSSLMODE", "require")).await.unwrap_err();
     assert!(required.contains("server does not support SSL"), "{required}");

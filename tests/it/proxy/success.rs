@@ -117,7 +117,11 @@ async fn an_open_gate_ends_no_backend_that_waits_for_its_standby() {
     drop(raw);
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(front.pg.admin(&waits).unwrap(), "1", "it still waits although its client is gone");
-    assert_eq!(front.pg.admin("\\c app\nselect count(*) from client_gone").unwrap(), "0", "and shows its row to nobody");
+    assert_eq!(
+        front.pg.admin("\\c app\nselect count(*) from client_gone").unwrap(),
+        "0",
+        "and shows its row to nobody"
+    );
     front.pg.admin(&format!("{}; ", waits.replace("count(*)", "pg_cancel_backend(pid)"))).unwrap();
     eventually("it ends", async || front.pg.admin(&waits).unwrap() == "0").await;
     front.pg.admin("\\c app\ndrop table client_gone").unwrap();
