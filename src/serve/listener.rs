@@ -73,6 +73,8 @@ pub(crate) struct Proxy {
     pub(crate) confirm: Confirm,
     pub(crate) door: Arc<PathBuf>,
     pub(crate) roles: Roles,
+    /// What clients read after a lease ran out.
+    pub(crate) lapsed: String,
     /// For the salts of roles that do not exist.
     pub(crate) mock_secret: [u8; 32],
     /// Connections, logged in or not.
@@ -114,6 +116,7 @@ pub async fn run(
         snapshots,
         confirm,
         door,
+        lapsed: format!("portcullis: node {} no longer serves (its lease ran out)", options.node),
         mock_secret: login::random(),
         clients: AtomicU32::new(0),
     });
@@ -121,8 +124,7 @@ pub async fn run(
     for address in addresses(&options.listen, &options.vips) {
         tasks.spawn(keep_listening(address, Arc::clone(&proxy)));
     }
-    tasks
-        .spawn(watch_deadline(gate, format!("portcullis: node {} no longer serves (its lease ran out)", options.node)));
+    tasks.spawn(watch_deadline(proxy));
     // None of them ends by itself.
     while tasks.join_next().await.is_some() {}
 }
@@ -145,7 +147,8 @@ fn addresses(listen: &[SocketAddr], vips: &[IpAddr]) -> Vec<SocketAddr> {
 
 /// Notices a lease that runs out with nobody there to say so, and ends sessions and sockets. Only courtesy: nothing
 /// passes a lapsed gate anyway.
-async fn watch_deadline(gate: Arc<Gate>, reason: String) {
+async fn watch_deadline(proxy: Arc<Proxy>) {
+    let gate = &proxy.gate;
     let mut view = gate.watch();
     loop {
         let deadline = gate.deadline();
@@ -156,7 +159,7 @@ async fn watch_deadline(gate: Arc<Gate>, reason: String) {
         }
         let left = deadline.since(gate.now());
         if left.is_zero() {
-            gate.note_lapse(&reason);
+            gate.note_lapse(&proxy.lapsed);
         } else {
             // The runtime's timers stand still in suspend; so do all sessions, and each asks the gate.
             tokio::time::sleep(left.max(LAPSE_WATCH_MIN)).await;

@@ -91,6 +91,10 @@ async fn session(mut client: ClientStream, peer: SocketAddr, startup: Startup, p
     // On the heap: the pump moves no more, and an idle session's task stays small.
     let mut pump = Box::new(pump);
     let end = drive(&mut pump, &proxy, &pass, &entry.slot).await;
+    if end == End::Shut {
+        // Where nobody cut it, it lapsed: all others hear it from the first that notices.
+        proxy.gate.note_lapse(&proxy.lapsed);
+    }
     let last_word = last_word(end, &proxy, &pass);
     let (client, whole) = pump.into_client();
     drop(entry);

@@ -128,7 +128,8 @@ fn startup(minor: u16, mut rest: &[u8]) -> Result<Startup, Malformed> {
     }
     // Names are cut as PostgreSQL cuts them (NAMEDATALEN), so that our rules and its rules see the same ones.
     for name in [&mut found.user, &mut found.database] {
-        name.truncate(name.floor_char_boundary(63));
+        let cut = (0..=name.len().min(63)).rev().find(|at| name.is_char_boundary(*at)).unwrap_or(0);
+        name.truncate(cut);
     }
     Ok(found)
 }
@@ -287,11 +288,9 @@ impl Exchange {
             // Query, FunctionCall.
             b'Q' | b'F' => self.outstanding += 1,
             // Sync; one that comes while the backend reads COPY data is ignored by it (chapter 55.2.6).
-            b'S' => {
-                if !self.copy_in {
-                    self.outstanding += 1;
-                    self.unsynced = false;
-                }
+            b'S' if !self.copy_in => {
+                self.outstanding += 1;
+                self.unsynced = false;
             }
             // Parse, Bind, Describe, Execute, Close, Flush.
             b'P' | b'B' | b'D' | b'E' | b'C' | b'H' => self.unsynced = true,

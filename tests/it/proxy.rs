@@ -2,6 +2,8 @@
 //!
 //! One cluster is shared by the tests that run at the same time; the last one stops it and removes it.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "proxy/front.rs"]
 mod front;
 #[path = "proxy/gate.rs"]

@@ -5,7 +5,7 @@ use futures_util::FutureExt;
 use portcullis::base::time::{Duration, Instant};
 use portcullis::engine::status::*;
 use portcullis::io::clock;
-use portcullis::serve::gate::Gate;
+use portcullis::serve::gate::{Gate, ReadClock};
 use portcullis::serve::listener::{Confirm, ProxyOptions, run};
 use portcullis::serve::tls::TlsAcceptor;
 use portcullis::wire::hba::HbaFile;
@@ -21,6 +21,7 @@ pub struct Setup {
     pub tls: Option<TlsAcceptor>,
     pub max_clients: u32,
     pub query_wait: Duration,
+    pub clock: ReadClock,
 }
 
 impl Default for Setup {
@@ -30,6 +31,7 @@ impl Default for Setup {
             tls: None,
             max_clients: 100,
             query_wait: Duration::from_secs(30),
+            clock: clock::now,
         }
     }
 }
@@ -65,7 +67,7 @@ pub async fn open_with(setup: Setup) -> Front {
 
 pub async fn shut_with(setup: Setup) -> Front {
     let pg = tokio::task::spawn_blocking(shared).await.unwrap();
-    let gate = Gate::new(clock::now);
+    let gate = Gate::new(setup.clock);
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let options = ProxyOptions {
         listen: vec![address],

@@ -2,7 +2,9 @@
 
 use crate::front::{Setup, eventually, open, open_with, shut_with};
 use crate::raw::*;
+use portcullis::base::time::Instant;
 use portcullis::io::clock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
@@ -59,8 +61,8 @@ async fn a_cut_in_the_middle_of_a_message_just_closes() {
     let mut raw = Raw::trusty(&front).await;
     raw.send(&query("select repeat('x', 64000000)")).await;
     // The row is under way and we do not read it.
-    raw.stream.readable().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    raw.stream.peek(&mut [0; 1]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
     front.gate.cut(REASON);
     let mut all = Vec::new();
     let _ = tokio::io::AsyncReadExt::read_to_end(&mut raw.stream, &mut all).await;
@@ -69,7 +71,7 @@ async fn a_cut_in_the_middle_of_a_message_just_closes() {
 }
 
 /// Writes one after another on a session that is already open and returns when each answer came.
-async fn answers_until_the_end(raw: &mut Raw) -> (Vec<portcullis::base::time::Instant>, Option<String>) {
+async fn answers_until_the_end(raw: &mut Raw) -> (Vec<Instant>, Option<String>) {
     let mut answered = Vec::new();
     let mut said = None;
     loop {
@@ -111,6 +113,43 @@ async fn a_lapse_nobody_announces_ends_all_answers_by_the_deadline() {
         assert_eq!(text, "portcullis: node alp no longer serves (its lease ran out)");
         assert!(session.is_closed().await);
     }
+}
+
+static SUSPENDED: AtomicU64 = AtomicU64::new(0);
+
+/// CLOCK_BOOTTIME of a machine that was suspended: it jumped, while the timers of the runtime stood still.
+fn after_suspend() -> Instant {
+    clock::now() + Duration::from_secs(SUSPENDED.load(Ordering::SeqCst))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_machine_wakes_up_with_a_shut_gate() {
+    let setup = || Setup { clock: after_suspend, ..Setup::default() };
+    // An answer that PostgreSQL gives after the wake-up.
+    let front = shut_with(setup()).await;
+    front.gate.extend(after_suspend() + Duration::from_secs(60));
+    front.wait_for_door().await;
+    let mut raw = Raw::trusty(&front).await;
+    raw.send(&query("select pg_sleep(0.3)")).await;
+    eventually("it sleeps", async || front.gate.busy() == 1).await;
+    SUSPENDED.fetch_add(3600, Ordering::SeqCst);
+    let (code, _, before) = raw.error().await;
+    assert_eq!((&*code, &*before), ("57P01", ""), "nothing passes down");
+    // A question that comes after the wake-up; the clock jumps on for the new gate.
+    let front = shut_with(setup()).await;
+    front.gate.extend(after_suspend() + Duration::from_secs(60));
+    front.wait_for_door().await;
+    let mut raw = Raw::trusty(&front).await;
+    assert_eq!(raw.ask(&query("create sequence touched")).await, "Ci");
+    SUSPENDED.fetch_add(3600, Ordering::SeqCst);
+    raw.send(&query("select nextval('touched')")).await;
+    let (code, _, before) = raw.error().await;
+    assert_eq!((&*code, &*before), ("57P01", ""));
+    let touched = front.pg.admin("\\c app\nselect is_called from touched; drop sequence touched").unwrap();
+    assert_eq!(touched, "f", "nothing passes up");
+    // Nor does a login begin, nor a cancel request pass.
+    let refused = TcpStream::connect(front.address).await.is_err();
+    assert!(refused || front.query("trusty", "select 1").await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -95,11 +95,8 @@ async fn trust_still_needs_postgresqls_consent_and_says_which_line() {
     assert!(refused.contains("does not let the gate in as role \"app\""), "{refused}");
     assert!(refused.contains("local all app peer map=portcullis"), "{refused}");
     // What is about the role itself stays PostgreSQL's to say.
-    front.pg.admin("alter role trusty nologin").unwrap();
-    let nologin = front.query("trusty", "select 1").await;
-    front.pg.admin("alter role trusty login").unwrap();
-    let nologin = nologin.unwrap_err();
-    assert!(nologin.contains("role \"trusty\" is not permitted to log in"), "{nologin}");
+    let nologin = front.query("lame", "select 1").await.unwrap_err();
+    assert!(nologin.contains("role \"lame\" is not permitted to log in"), "{nologin}");
     let missing = output(front.psql("trusty", "", "select 1").env("PGDATABASE", "nowhere")).await.unwrap_err();
     assert!(missing.contains("database \"nowhere\" does not exist"), "{missing}");
 }
@@ -211,10 +208,9 @@ async fn encryption_we_have_not_is_declined_and_the_client_goes_on() {
     raw.send(&startup(0, &[("user", "trusty"), ("database", "app")])).await;
     assert!(raw.until_ready().await.ends_with("Ki"));
     let mut twice = Raw::connect(&front).await;
-    for _ in 0..2 {
-        twice.send(&SSL_REQUEST).await;
-    }
-    assert_eq!(twice.stream.read_u8().await.unwrap_or(b'E'), b'N');
+    twice.send(&SSL_REQUEST).await;
+    assert_eq!(twice.stream.read_u8().await.unwrap(), b'N');
+    twice.send(&SSL_REQUEST).await;
     assert_eq!(twice.error().await.0, "08P01");
     let required = output(front.psql("app", PASSWORD, "select 1").env("PGSSLMODE", "require")).await.unwrap_err();
     assert!(required.contains("server does not support SSL"), "{required}");

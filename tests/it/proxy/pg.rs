@@ -19,11 +19,12 @@ synchronous_commit = local
 ";
 const HBA: &str = "
 local all postgres trust
-local all trusty trust
+local all trusty,lame trust
 local all all scram-sha-256
 ";
 const ROLES: &str = "
 create role trusty login superuser;
+create role lame nologin;
 create role app login password 'correct horse';
 create role expired login password 'correct horse' valid until '2001-01-01';
 create role idle nologin password 'correct horse';

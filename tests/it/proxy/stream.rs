@@ -2,6 +2,7 @@
 
 use crate::front::{eventually, open, output};
 use crate::raw::*;
+use std::io::Write;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -16,22 +17,22 @@ fn resident() -> u64 {
 async fn copy_of_fifty_megabytes_comes_back_identical() {
     let front = open().await;
     let (there, back) = (front.pg.scratch("there"), front.pg.scratch("back"));
-    let mut text = String::with_capacity(52 << 20);
-    let mut seed = 1u64;
-    while text.len() < 50 << 20 {
+    // Through files: other tests measure the memory of this process.
+    let mut file = std::io::BufWriter::new(std::fs::File::create(&there).unwrap());
+    let (mut seed, mut written) = (1u64, 0);
+    while written < 50 << 20 {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let width = usize::try_from(seed >> 56).unwrap();
-        text.push_str(&format!("{seed:016x}"));
-        text.extend(std::iter::repeat_n('z', width));
-        text.push('\n');
+        writeln!(file, "{seed:016x}{:z>width$}", "").unwrap();
+        written += 17 + width;
     }
-    std::fs::write(&there, &text).unwrap();
+    drop(file);
     let mut psql = front.psql("trusty", "", "drop table if exists copied");
-    psql.args(["-c", "create unlogged table copied(line text)"]);
-    psql.args(["-c", &format!("\\copy copied from '{}'", there.display())]);
-    psql.args(["-c", &format!("\\copy copied to '{}'", back.display())]);
+    psql.args(["-c", "create unlogged table copied(n serial, line text)"]);
+    psql.args(["-c", &format!("\\copy copied(line) from '{}'", there.display())]);
+    psql.args(["-c", &format!("\\copy (select line from copied order by n) to '{}'", back.display())]);
     output(&mut psql).await.unwrap();
-    assert!(std::fs::read(&back).unwrap() == text.as_bytes(), "what came back differs");
+    output(tokio::process::Command::new("cmp").args([&there, &back])).await.expect("what came back differs");
     output(&mut front.psql("trusty", "", "drop table copied")).await.unwrap();
     for file in [there, back] {
         std::fs::remove_file(file).unwrap();
@@ -123,7 +124,7 @@ async fn an_error_amid_a_pipeline_is_heard_before_any_sync() {
     let pipeline = [extended("select 1"), extended("select 1/0"), extended("select 2")].concat();
     raw.send(&pipeline).await;
     let (code, _, before) = raw.error().await;
-    assert_eq!((&*code, &*before), ("22012", "12DC12"));
+    assert_eq!((&*code, &*before), ("22012", "12DC1"));
     assert_eq!(raw.ask(&SYNC).await, "i", "the rest was skipped");
     assert_eq!(raw.ask(&query("select 3")).await, "TDCi");
     assert_eq!(raw.ask(&[query("select 1/0"), query("select 4")].concat()).await, "Ei");
