@@ -199,6 +199,7 @@ fn snapshot() -> Snapshot {
         postgres: PostgresStatus::default(),
         journal: JournalStatus::default(),
         advice: None,
+        turn_running: true,
         counters: Counters::default(),
     }
 }
