@@ -112,7 +112,7 @@ fn read_secrets(config: &Config, node: &Node) -> Result<Secrets, Fault> {
 
 fn read_hba(path: &Path) -> Result<HbaFile, Fault> {
     match std::fs::read_to_string(path) {
-        Ok(text) => HbaFile::parse(&text, &path.display().to_string())
+        Ok(text) => HbaFile::parse(&path.display().to_string(), &text)
             .map_err(|errors| bad(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(HbaFile::default()),
         Err(error) => Err(bad(format!("{} cannot be read: {error}; auth.hba_file names it", path.display()))),

@@ -44,6 +44,9 @@ const USER_TIMEOUT: Duration = Duration::from_secs(900);
 /// Shortest sleep of the watch over the deadline; what it adds to the life of a listening socket, not of a session.
 const LAPSE_WATCH_MIN: Duration = Duration::from_millis(1);
 
+/// Backend connections reckoned with when the descriptor limit is raised: PostgreSQL's `max_connections` is below it.
+const BACKENDS_MAX: u32 = 4096;
+
 /// Says whether the peer has flushed past the present LSN, or the record allows being alone (R4).
 pub type Confirm = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
 
@@ -83,7 +86,7 @@ pub(crate) struct Proxy {
 
 /// Raises the soft limit of descriptors to what `max_clients` sessions need, or says that it cannot.
 pub fn raise_descriptor_limit(max_clients: u32) -> Result<(), Fault> {
-    let needed = u64::from(max_clients) * 2 + 2 * u64::from(CROWD);
+    let needed = u64::from(max_clients) + u64::from(max_clients.min(BACKENDS_MAX)) + 2 * u64::from(CROWD);
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= needed) {
         return Ok(());
