@@ -292,4 +292,25 @@ mod tests {
         let specific = addresses(&[parse("192.0.2.11:6432")], &vips);
         assert_eq!(specific, [parse("192.0.2.11:6432"), parse("192.0.2.100:6432"), parse("[2001:db8::100]:6432")]);
     }
+
+    #[tokio::test]
+    async fn both_families_listen_on_one_port_and_again_at_once() {
+        let port = (0..2000u16).map(|n| 30_000 + n).find(|port| bind(SocketAddr::from(([0, 0, 0, 0], *port))).is_ok());
+        let port = port.expect("a free port");
+        for _ in 0..3 {
+            let v6 = bind(format!("[::]:{port}").parse().expect("address")).expect("v6");
+            let v4 = bind(SocketAddr::from(([0, 0, 0, 0], port))).expect("v4 beside v6");
+            let client = TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
+            let accepted = v4.accept().await.expect("accepts");
+            prepare(&accepted.0).expect("options");
+            // Closed from this side first: the port lingers in TIME_WAIT.
+            drop((accepted, v4, v6));
+            drop(client);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_not_here_yet_can_be_listened_on() {
+        assert!(bind("192.0.2.77:30999".parse().expect("address")).is_ok());
+    }
 }

@@ -397,7 +397,7 @@ impl Pump {
                     self.exchange.pass_backend(header, bytes, &mut at);
                     // Everything asked for was answered, and no cancel request is on its way.
                     let settled = header.kind == b'Z'
-                        && self.exchange.outstanding() == 0
+                        && self.exchange.is_all_answered()
                         && self.slot.cancels.load(Ordering::SeqCst) == 0;
                     if settled && self.slot.doubt.load(Ordering::Relaxed) {
                         self.slot.doubt.store(false, Ordering::SeqCst);

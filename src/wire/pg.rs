@@ -236,7 +236,7 @@ impl Exchange {
 
     /// Nothing in flight in either direction, though perhaps in a transaction.
     pub fn is_quiet(&self) -> bool {
-        self.outstanding == 0 && !self.unsynced && !self.copy_in && self.client_left == 0 && self.backend_left == 0
+        self.is_all_answered() && self.client_left == 0 && self.backend_left == 0
     }
 
     /// At a transaction boundary.
@@ -244,9 +244,9 @@ impl Exchange {
         self.status == b'I' && self.is_quiet()
     }
 
-    /// Requests passed whose ReadyForQuery has not passed yet.
-    pub fn outstanding(&self) -> u64 {
-        self.outstanding
+    /// The client has asked for nothing that was not answered to its end.
+    pub fn is_all_answered(&self) -> bool {
+        self.outstanding == 0 && !self.unsynced && !self.copy_in
     }
 
     /// Transaction status of the last ReadyForQuery.
