@@ -108,7 +108,7 @@ impl Guard {
         }
     }
 
-    pub(super) fn on_pg_observed(&mut self, now: Now, asked: Instant, report: PgReport, fx: &mut Vec<Effect>) {
+    pub(super) fn on_pg_observed(&mut self, now: Now, asked: Instant, mut report: PgReport, fx: &mut Vec<Effect>) {
         if asked < self.pg.look_from {
             return;
         }
@@ -117,6 +117,10 @@ impl Guard {
             self.pg.barrier = None;
             self.pg.barrier_passed = false;
             self.pg.ahead = 0;
+        }
+        if let Some(before) = self.pg.report.as_ref().filter(|_| !new_start && report.in_recovery) {
+            // Without a walreceiver a standby only knows the timeline of its last restart point; it never goes back.
+            report.timeline = report.timeline.max(before.timeline);
         }
         if !self.pg.up {
             let what = if report.in_recovery { "a standby" } else { "a primary" };
