@@ -167,10 +167,6 @@ fn a_dead_node_is_replaced_stays_shut_and_rejoins() {
             ms(rejoined.started, rejoined.ended),
             log.acks.len()
         );
-        let conninfo =
-            a.postgres.sql("postgres", "SELECT application_name FROM pg_stat_replication").unwrap_or_default();
-        ensure!(conninfo.is_empty(), "the rejoined node has a standby of its own: {conninfo}");
-        let _ = now();
         Ok(())
     });
 }
