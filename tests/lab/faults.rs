@@ -5,7 +5,7 @@ use crate::harness::client::{Target, Writer, WriterOptions, lost};
 use crate::harness::config::Options;
 use crate::harness::net::{VIP, address_gone, connects, who_answers_arp};
 use crate::harness::node::{GATE_PORT, text_at};
-use crate::harness::sys::{Fail, millis, ms, never, now, secs, wait_until};
+use crate::harness::sys::{Fail, millis, ms, never, secs, wait_until};
 use crate::in_lab;
 use rustix::process::Signal;
 
@@ -138,8 +138,9 @@ fn a_dead_node_is_replaced_stays_shut_and_rejoins() {
         ensure!(!connects(client, a.address(), GATE_PORT)?, "the old gate accepts connections");
         let writable = a.postgres.is_read_only().map(|read_only| !read_only).unwrap_or(false);
         ensure!(!writable, "the old primary came up writable");
-        let twice = a.start_postgres_as_the_unit_does()?;
-        ensure!(!twice || a.postgres.is_read_only()?, "the old primary may start writable while the daemon runs");
+        // Asked again while the daemon runs: yes only if it has made a standby of it meanwhile.
+        let standby = a.postgres.data_dir.join("standby.signal").exists();
+        ensure!(!a.may_start_primary()? || standby, "the old primary may start writable while the daemon runs");
 
         let rejoined = b.cli(&["rejoin", "a"])?.expect(0)?;
         b.wait_in_sync(secs(30))?;
@@ -166,10 +167,6 @@ fn a_dead_node_is_replaced_stays_shut_and_rejoins() {
             ms(rejoined.started, rejoined.ended),
             log.acks.len()
         );
-        let conninfo =
-            a.postgres.sql("postgres", "SELECT application_name FROM pg_stat_replication").unwrap_or_default();
-        ensure!(conninfo.is_empty(), "the rejoined node has a standby of its own: {conninfo}");
-        let _ = now();
         Ok(())
     });
 }

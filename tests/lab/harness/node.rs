@@ -166,9 +166,18 @@ impl Node {
 
     /// `ExecStartPre=portcullis may-start-primary`, then `pg_ctl start`.
     pub fn start_postgres_as_the_unit_does(&self) -> Outcome<bool> {
+        let allowed = self.may_start_primary()?;
+        if allowed {
+            self.postgres.start(&self.host)?;
+        }
+        Ok(allowed)
+    }
+
+    /// The answer to the PostgreSQL unit's question, asked as the unit's user.
+    pub fn may_start_primary(&self) -> Outcome<bool> {
         let said = self.cli_as(SYSTEM_USER, &["may-start-primary"])?;
         match said.code {
-            0 => self.postgres.start(&self.host).map(|()| true),
+            0 => Ok(true),
             3 => Ok(false),
             other => Err(Fail(format!("may-start-primary ended with {other}, not 0 or 3: {}{}", said.out, said.err))),
         }
