@@ -223,7 +223,7 @@ fn leave_running(lab: Lab) -> Outcome {
          \x20                (or host={VIP}; try SHOW pool_nodes)\n\
          \x20 this node      {dir}/portcullis-midna status\n\
          \x20 move it back   {dir}/portcullis-alp switchover\n\
-         \x20 health         {dir}/portcullis-alp doctor\n\
+         \x20 health         {dir}/portcullis-alp check\n\
          \x20 a shell        {dir}/on-alp bash\n\
          \x20 logs           {dir}/*.log\n\
          To end it: make demo-stop   (or: kill {keeper})",

@@ -129,13 +129,13 @@ impl Report {
         );
         println!("  longest outage      {:>10.3} s   beginning at {}", gap.as_secs_f64(), after(Some(from)));
         println!(
-            "  acknowledged writes {acks:>12}   {} sessions, {} errors met",
+            "  acknowledged writes {acks:>12}   {} sessions; {} attempts failed meanwhile",
             log.writer.sessions.len(),
             log.writer.errors.len()
         );
         println!("  lost writes         {lost:>12}   missing on {old} {}, on {new} {}", self.lost[0], self.lost[1]);
         println!("  promote command     {:>10.3} s   Enter to prompt", seconds(ms(self.promote.0, self.promote.1)));
-        println!("  probe               {probe_summary}");
+        println!("  probe               {}", probe_line(probe_summary));
         println!("  client's log        {written}");
         println!();
         if lost > 0 {
@@ -146,6 +146,16 @@ impl Report {
         }
         lost == 0 && bounded && acks > 0
     }
+}
+
+/// The prober's own summary in one line; its words as they are when they cannot be read.
+fn probe_line(summary: &str) -> String {
+    let Ok(value) = serde_json::from_str::<serde_json::Value>(summary) else { return summary.to_owned() };
+    let number = |pointer: &str| value.pointer(pointer).and_then(serde_json::Value::as_u64);
+    let parts = (number("/ticks"), number("/longest_outage_ms/update"), number("/lost_writes"));
+    let (Some(ticks), Some(longest), Some(lost)) = parts else { return summary.to_owned() };
+    let longest = Duration::from_millis(longest).as_secs_f64();
+    format!("{ticks} ticks, longest outage of updates {longest:.3} s, lost writes {lost}")
 }
 
 /// Milliseconds as seconds, for people.
