@@ -96,6 +96,7 @@ pub mod app {
     pub mod hands;
     pub mod init;
     pub mod manual;
+    pub mod may_start;
     pub mod online;
     pub mod probe;
     pub mod render;

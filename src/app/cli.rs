@@ -74,7 +74,6 @@ fn dispatch(globals: &Globals, command: Command) -> Result<u8, Fault> {
         Command::Maintenance(_) => not_built("maintenance"),
         Command::Doctor(_) => not_built("doctor"),
         Command::Drill(_) => not_built("drill"),
-        Command::MayStartPrimary => not_built("may-start-primary"),
         online => online::dispatch(globals, &online).unwrap_or_else(|| not_built("this verb")),
     }
 }

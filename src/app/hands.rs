@@ -12,7 +12,7 @@ use crate::engine::turn::{Effect, Event, PeerAnswer, PeerQuestion, PgOutput, PgT
 use crate::io::dns::Authority;
 use crate::io::journal::Journal;
 use crate::io::postgres::{Cluster, Peer, PgError, StopMode, slot_name};
-use crate::io::vip::VipHand;
+use crate::io::vip::{PROBE_TIME, VipHand};
 use crate::serve::gate::Gate;
 use crate::serve::http::ControlReply;
 use crate::serve::peer::PeerClient;
@@ -335,7 +335,7 @@ async fn vip_task(
                 }
                 None
             }
-            VipTask::Probe => match made.probe(Duration::from_secs(1)).await {
+            VipTask::Probe => match made.probe(PROBE_TIME).await {
                 Ok(claim) => Some(Event::VipProbed { address, claimed_by: claim.map(mac_text) }),
                 Err(why) => Some(Event::VipBindFailed { address, why }),
             },

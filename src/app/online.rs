@@ -3,7 +3,7 @@
 use super::client::{self, Out, PromoteArgs, Target};
 use super::render::Style;
 use super::verbs::{Command, Globals, ProbeArgs, Since};
-use super::{cli, daemon, probe, witness};
+use super::{cli, daemon, may_start, probe, witness};
 use crate::base::config::Config;
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
@@ -17,6 +17,7 @@ pub fn dispatch(globals: &Globals, command: &Command) -> Option<Result<u8, Fault
         Command::Daemon => run_daemon(globals),
         Command::Witness => run_witness(globals),
         Command::Probe(args) => run_probe(args),
+        Command::MayStartPrimary => run_may_start(globals),
         Command::Check => with_target(globals, async |target, out| Ok(client::check(target, out).await)),
         Command::Status(args) => {
             let (json, watch) = (args.json, args.watch);
@@ -97,6 +98,19 @@ fn run_daemon(globals: &Globals) -> Result<u8, Fault> {
     let config = globals.load()?;
     let me = globals.this_node(&config)?;
     daemon::run(config, &me, &globals.config).map(|()| 0)
+}
+
+fn run_may_start(globals: &Globals) -> Result<u8, Fault> {
+    let config = globals.load()?;
+    let me = globals.this_node(&config)?;
+    let node = config.node(&me).ok_or_else(|| Fault::new(ExitCode::Config, format!("no [[node]] is named {me}")))?;
+    match runtime()?.block_on(may_start::may_start(&config, node))? {
+        Ok(why) => {
+            cli::print(&format!("yes: {why}\n"));
+            Ok(cli::code(ExitCode::Done))
+        }
+        Err(why) => Err(Fault::new(ExitCode::Refused, format!("PostgreSQL must not start as a primary: {why}"))),
+    }
 }
 
 fn run_probe(args: &ProbeArgs) -> Result<u8, Fault> {

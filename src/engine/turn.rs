@@ -281,6 +281,10 @@ pub struct PeerState {
     pub in_sync: bool,
     /// The replication role and the slot of the other node are there.
     pub prepared: bool,
+    /// A standby whose `primary_conninfo` is the daemon's own.
+    pub adopted: bool,
+    /// An unfinished rejoin: its data is not promotable.
+    pub rejoining: bool,
     pub procedure: Option<ProcedureBrief>,
 }
 

@@ -34,6 +34,37 @@ fn options() -> OpenOptions {
     options
 }
 
+/// Replays the journal of `state_dir` without its lock, for who only asks; `None`: there is none.
+///
+/// # Errors
+/// One sentence: it cannot be read or is damaged.
+pub fn replay(state_dir: &Path) -> Result<Option<Durable>, String> {
+    let path = state_dir.join(FILE);
+    match std::fs::read(&path) {
+        Ok(bytes) => read_state(&path, &bytes).map(|(state, _)| Some(state)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("{} cannot be read: {error}", path.display())),
+    }
+}
+
+fn read_state(path: &Path, bytes: &[u8]) -> Result<(Durable, frame::Decoded), String> {
+    let decoded = frame::decode(bytes).map_err(|why| {
+        format!(
+            "{}: {why}; nothing may be concluded from it: set the file aside and bring this node back with `rejoin`",
+            path.display()
+        )
+    })?;
+    let mut state = Durable::default();
+    for (sequence, payload) in &decoded.records {
+        let entry: Entry = serde_json::from_slice(payload).map_err(|error| {
+            let why = format!("record {sequence} is not understood ({error})");
+            format!("{}: {why}; was it written by a newer version?", path.display())
+        })?;
+        state.apply(&entry);
+    }
+    Ok((state, decoded))
+}
+
 impl Journal {
     /// Opens (or begins) the journal of `state_dir` and replays it. A torn tail is cut off; the second value says so.
     ///
@@ -54,22 +85,7 @@ impl Journal {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(told("the journal cannot be read", &error)),
         };
-        let decoded = frame::decode(&bytes).map_err(|why| {
-            format!(
-                "{}: {why}; nothing may be concluded from it: set the file aside and bring this node back with `rejoin`",
-                path.display()
-            )
-        })?;
-        let mut state = Durable::default();
-        for (sequence, payload) in &decoded.records {
-            let entry: Entry = serde_json::from_slice(payload).map_err(|error| {
-                format!(
-                    "{}: record {sequence} is not understood ({error}); was it written by a newer version?",
-                    path.display()
-                )
-            })?;
-            state.apply(&entry);
-        }
+        let (state, decoded) = read_state(&path, &bytes)?;
         let mut file = options().open(&path).map_err(|e| told("the journal cannot be opened", &e))?;
         let len = decoded.good_len as u64;
         if decoded.torn {

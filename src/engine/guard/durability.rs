@@ -66,6 +66,12 @@ impl Guard {
         rows.next().is_none().then_some(row)
     }
 
+    /// The replication role and the peer's slot are there for this start of PostgreSQL.
+    pub(super) fn is_prepared(&self) -> bool {
+        let start = self.pg.report.as_ref().map(|r| r.start);
+        self.pg.up && start.is_some() && self.pg.prepared_start == start && self.pg.task.is_none()
+    }
+
     fn standby_streams(&self) -> bool {
         self.standby_row().is_some_and(|r| r.state == "streaming")
     }
@@ -323,20 +329,11 @@ impl Guard {
         let Some(record) = self.record_sync() else { return };
         let list = listed(&report.sync_list);
         let peer = self.peer_name();
-        let peer_rejoins = self
-            .peer
-            .state
-            .as_ref()
-            .and_then(|p| p.procedure.as_ref())
-            .is_some_and(|p| p.kind == "rejoin" && p.ended.is_none());
-        let ready = self.standby_streams()
-            && self
-                .peer
-                .state
-                .as_ref()
-                .and_then(|p| p.pg.as_ref())
-                .is_some_and(|pg| pg.streaming && pg.system_id == report.system_id)
-            && !peer_rejoins;
+        let peer_ready = self.peer.state.as_ref().is_some_and(|p| {
+            let streams = p.pg.as_ref().is_some_and(|pg| pg.streaming && pg.system_id == report.system_id);
+            streams && p.adopted && !p.rejoining
+        });
+        let ready = self.standby_streams() && self.is_prepared() && peer_ready;
         let wanted = match &record {
             Some(name) if list != Listed::One(name.as_str()) => Some((Phase::Correcting, Some(name.clone()))),
             Some(_) => None,

@@ -110,6 +110,7 @@ impl Guard {
         match result {
             Ok(_) => {
                 self.pg.demoted = true;
+                self.pg.adopted = self.pg.adopted || owner == PgOwner::Follow;
                 let text = match (owner, self.setup.fence_postgres) {
                     (PgOwner::Follow, _) => format!("PostgreSQL follows {} as its standby", self.setup.peer),
                     (_, FencePostgres::Stop) => "PostgreSQL was stopped".to_owned(),

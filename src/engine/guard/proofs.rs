@@ -581,7 +581,9 @@ impl Guard {
             }),
             pg_present: self.pg_present || self.pg.report.is_some(),
             in_sync: self.in_sync(),
-            prepared: self.pg.prepared_start.is_some() && self.pg.task.is_none(),
+            prepared: self.is_prepared(),
+            adopted: self.pg.adopted && self.pg.task.is_none(),
+            rejoining: self.durable.rejoining,
             procedure: self.procedure_brief(),
         }
     }

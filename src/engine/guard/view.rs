@@ -221,6 +221,11 @@ impl Guard {
                     "standby"
                 };
                 let is_standby = role == "standby";
+                // The walsender's own view is of one moment; the peer's word is up to a poll old.
+                let lsn = match row.filter(|_| peer && is_standby) {
+                    Some(row) => row.replay_lsn.or(row.flush_lsn).or(lsn),
+                    None => lsn,
+                };
                 let delay = match (is_standby, primary_lsn, lsn) {
                     (true, Some(primary), Some(lsn)) => Some(primary.0.saturating_sub(lsn.0)),
                     (false, ..) => Some(0),

@@ -1,0 +1,101 @@
+//! `may-start-primary`: may the local cluster start writable (R6)? Asked by the PostgreSQL unit, with or without the
+//! daemon: the journal first, then the witness, at most 10 s.
+//!
+//! **Invariant:** the answer is yes only with a record, read now, that names this node at the very epoch it completed;
+//! everything unknown is no.
+
+use crate::base::config::{Config, DnsMode, Node};
+use crate::base::fault::Fault;
+use crate::base::time::Duration;
+use crate::engine::durable::Durable;
+use crate::engine::evidence::{self, Memory, Seen, Verdict};
+use crate::engine::setup::Setup;
+use crate::io::dns::Authority;
+use crate::io::journal::replay;
+use crate::io::{clock, files};
+use crate::wire::dns::{ServiceNames, TsigKey};
+use std::sync::Arc;
+
+/// For each attempt; with pauses they stay below the contract's 10 s.
+const ASK_LIMIT: Duration = Duration::from_secs(2);
+const ATTEMPTS: u32 = 4;
+
+/// Neither here nor at the witness is anything a primary could collide with.
+const VIRGIN: &str = "a fresh pair: no epoch was ever held, and the witness has no marker";
+
+/// `Ok` with the reason why it may; `Err` with the reason why not.
+///
+/// # Errors
+/// A fault of the configuration (exit code 2).
+pub async fn may_start(config: &Config, node: &Node) -> Result<Result<String, String>, Fault> {
+    let bad = |why: String| Fault::new(crate::base::fault::ExitCode::Config, why);
+    if node.postgres.data_dir.join("standby.signal").exists() {
+        return Ok(Ok("it starts as a standby".to_owned()));
+    }
+    let durable = match replay(&config.state_dir) {
+        Ok(Some(durable)) => durable,
+        Ok(None) => Durable::default(),
+        Err(why) => return Ok(Err(why)),
+    };
+    if let Some(reason) = &durable.fenced {
+        return Ok(Err(format!("this node is fenced: {reason}; rejoin it, or promote")));
+    }
+    if !durable.is_holder() && !durable.is_virgin() {
+        return Ok(Err("this node is not the active one; rejoin it, or promote".to_owned()));
+    }
+    let Some(dns) = config.dns.as_ref().filter(|dns| dns.mode == DnsMode::Update) else {
+        return Ok(Err("only the peer can confirm the epoch here: start the daemon, it starts PostgreSQL".to_owned()));
+    };
+    let Some(server) = dns.servers.first() else {
+        return Ok(Err("dns.servers is not set, so the daemon has to ask; start it".to_owned()));
+    };
+    let names = Arc::new(ServiceNames::new(&dns.zone, &config.service.name).map_err(bad)?);
+    let key = match &dns.tsig {
+        Some(tsig) => {
+            let secret = files::tsig_secret(&tsig.key_file).map_err(bad)?;
+            let text = data_encoding::BASE64.encode(secret.expose());
+            Some(Arc::new(TsigKey::new(&tsig.name, &tsig.algorithm, &text).map_err(bad)?))
+        }
+        None => None,
+    };
+    let boot = clock::boot_id().unwrap_or_default();
+    let setup = Setup::new(config, &node.name, vec![server.to_string()], String::new(), 0, boot);
+    let authority = Authority::new(*server, names, key);
+    let mut silence = String::new();
+    for _ in 0..ATTEMPTS {
+        match authority.ask(ASK_LIMIT).await {
+            Ok(reading) => return Ok(judge(&setup, &durable, &evidence::see(&setup, &reading))),
+            Err(why) => silence = why,
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    Ok(Err(format!("the witness {server} does not answer ({silence}); the daemon starts PostgreSQL when proof comes")))
+}
+
+fn judge(setup: &Setup, durable: &Durable, seen: &Seen) -> Result<String, String> {
+    if durable.is_virgin() {
+        return match (evidence::marker_of(seen), seen) {
+            (Some(marker), _) => Err(format!(
+                "this node has no state of its own, but the record names {} at epoch {}; rejoin it, or promote",
+                marker.active, marker.epoch
+            )),
+            (None, Seen::Nothing { why }) => Err(format!("the record says nothing: {why}")),
+            (None, _) => Ok(VIRGIN.to_owned()),
+        };
+    }
+    let memory = Memory { epoch: durable.won, seq: durable.seq, seen: durable.seen };
+    // Another boot of this very node is what a reboot looks like.
+    let mut seen = seen.clone();
+    if let Seen::Agreed { marker } = &mut seen
+        && marker.active == setup.me
+    {
+        marker.boot = setup.boot.clone();
+    }
+    match evidence::judge(setup, memory, true, &seen) {
+        Verdict::Here => Ok(format!("the record confirms epoch {}", durable.complete)),
+        Verdict::Higher { epoch, active } => Err(format!("{active} took over at epoch {epoch}; rejoin this node")),
+        Verdict::Elsewhere { node } => Err(format!("the record names {node}")),
+        Verdict::Nothing { why } => Err(format!("the record says nothing: {why}")),
+        Verdict::Lagging => Err("the witness gave an old answer".to_owned()),
+    }
+}
