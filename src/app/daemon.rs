@@ -3,7 +3,7 @@
 
 use crate::app::driver::{Driver, EVENTS_WAITING, Request, read_clocks};
 use crate::app::hands::{Hands, mac_text};
-use crate::base::config::{Config, DnsMode, Node};
+use crate::base::config::{Auth, Config, DnsMode, Node};
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
@@ -20,13 +20,13 @@ use crate::io::vip::VipHand;
 use crate::io::{clock, files, postgres, privileges};
 use crate::serve::gate::Gate;
 use crate::serve::http::{Ask, Views, bind_control, control_router, router, serve_tcp};
-use crate::serve::listener::{self, Confirm, ProxyOptions};
+use crate::serve::listener::{self, Confirm, ProxyOptions, Rules};
 use crate::serve::peer::{PeerClient, PeerCounters, PeerIdentity, listen as peer_listen};
 use crate::serve::tls;
 use crate::wire::dns::{ServiceNames, TsigKey};
 use crate::wire::hba::HbaFile;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -58,8 +58,7 @@ struct Secrets {
     identity: Arc<PeerIdentity>,
     tsig: Option<Arc<TsigKey>>,
     cluster: Arc<Cluster>,
-    hba: HbaFile,
-    tls: Option<tokio_rustls::TlsAcceptor>,
+    rules: Arc<Rules>,
 }
 
 fn bad(text: impl Into<String>) -> Fault {
@@ -85,7 +84,7 @@ pub fn run(config: Config, me: &NodeName, config_file: &Path) -> Result<(), Faul
         .thread_name("control")
         .build()
         .map_err(|error| bad(format!("no runtime: {error}")))?;
-    runtime.block_on(serve(config, node, secrets))
+    runtime.block_on(serve(config, node, secrets, config_file.to_owned()))
 }
 
 fn read_secrets(config: &Config, node: &Node) -> Result<Secrets, Fault> {
@@ -102,12 +101,17 @@ fn read_secrets(config: &Config, node: &Node) -> Result<Secrets, Fault> {
     };
     let mut cluster = Cluster::from_config(config, node).map_err(|error| bad(error.to_string()))?;
     cluster.replication.password = files::replication_password(&config.replication.password_file).map_err(bad)?;
-    let hba = read_hba(&config.auth.hba_file)?;
-    let tls = match (&config.auth.tls_cert_file, &config.auth.tls_key_file) {
+    let (hba, tls) = read_rules(&config.auth)?;
+    Ok(Secrets { identity, tsig, cluster: Arc::new(cluster), rules: Rules::new(hba, tls) })
+}
+
+fn read_rules(auth: &Auth) -> Result<(HbaFile, Option<tls::TlsAcceptor>), Fault> {
+    let hba = read_hba(&auth.hba_file)?;
+    let tls = match (&auth.tls_cert_file, &auth.tls_key_file) {
         (Some(cert), Some(key)) => Some(tls::load(cert, key)?),
         _ => None,
     };
-    Ok(Secrets { identity, tsig, cluster: Arc::new(cluster), hba, tls })
+    Ok((hba, tls))
 }
 
 fn read_hba(path: &Path) -> Result<HbaFile, Fault> {
@@ -127,7 +131,8 @@ async fn find_servers(config: &Config) -> Result<Vec<SocketAddr>, Fault> {
     find_authorities(&dns.zone).await.map_err(|why| bad(format!("dns.servers is not set and {why}; set it")))
 }
 
-async fn serve(config: Config, node: Node, secrets: Secrets) -> Result<(), Fault> {
+async fn serve(config: Config, node: Node, secrets: Secrets, config_file: PathBuf) -> Result<(), Fault> {
+    let rules = Arc::clone(&secrets.rules);
     let servers = find_servers(&config).await?;
     let (journal, durable, torn) = Journal::open(&config.state_dir).map_err(bad)?;
     if torn {
@@ -159,7 +164,9 @@ async fn serve(config: Config, node: Node, secrets: Secrets) -> Result<(), Fault
     let (snapshot_tx, snapshot_rx) = watch::channel(snapshot);
     let beat = Arc::new(AtomicU64::new(now.boot.as_nanos()));
 
-    spawn_senses(&config, &node, &secrets, &parts, &event_tx, &request_tx, report_tx, &peer_name);
+    let peer_counters = Arc::new(PeerCounters::default());
+    let senses = Senses { events: &event_tx, requests: &request_tx, counters: &peer_counters };
+    spawn_senses(&config, &node, &secrets, &parts, &senses, report_tx, &peer_name);
     spawn_pages(&config, control, &gate, &beat, &snapshot_rx, &request_tx);
     let proxy = spawn_proxy(&config, &node, secrets, &gate, snapshot_rx.clone(), report_rx)?;
 
@@ -178,9 +185,10 @@ async fn serve(config: Config, node: Node, secrets: Secrets) -> Result<(), Fault
         event_log,
         first,
         next_ticket: 1,
+        peer_counters,
         watchdog,
     };
-    driver.run(stop_signal()).await;
+    driver.run(stop_signal(move || reload(&config_file, &rules))).await;
     proxy.shutdown_background();
     tracing::info!("stopped");
     Ok(())
@@ -224,18 +232,23 @@ fn make_parts(
     })
 }
 
-#[allow(clippy::too_many_arguments)]
+/// Where the senses report to.
+struct Senses<'a> {
+    events: &'a mpsc::Sender<Event>,
+    requests: &'a mpsc::Sender<Request>,
+    counters: &'a Arc<PeerCounters>,
+}
+
 fn spawn_senses(
     config: &Config,
     node: &Node,
     secrets: &Secrets,
     parts: &Parts,
-    events: &mpsc::Sender<Event>,
-    requests: &mpsc::Sender<Request>,
+    to: &Senses<'_>,
     reports: watch::Sender<Option<(Instant, PgReport)>>,
     peer: &NodeName,
 ) {
-    let sender = events.clone();
+    let sender = to.events.clone();
     tokio::spawn(postgres::watch(Arc::clone(&secrets.cluster), PG_LOOK_EVERY, PG_LOOK_LIMIT, move |asked, answer| {
         let event = match answer {
             Ok(report) => {
@@ -248,8 +261,8 @@ fn spawn_senses(
         // Full: the next look comes in a quarter of a second.
         let _full = sender.try_send(event);
     }));
-    let counters = Arc::new(PeerCounters::default());
-    let requests = requests.clone();
+    let counters = Arc::clone(to.counters);
+    let requests = to.requests.clone();
     let peer = peer.clone();
     let handler = move |from: NodeName, question: PeerQuestion| {
         let requests = requests.clone();
@@ -268,7 +281,7 @@ fn spawn_senses(
     };
     tokio::spawn(peer_listen(node.peer_listen, Arc::clone(&secrets.identity), counters, handler));
     if let Some(vip) = &config.vip {
-        tokio::spawn(watch_links(vip.addresses.clone(), parts.vip_interface.clone(), events.clone()));
+        tokio::spawn(watch_links(vip.addresses.clone(), parts.vip_interface.clone(), to.events.clone()));
     }
 }
 
@@ -365,8 +378,7 @@ fn spawn_proxy(
         socket_dir: node.postgres.socket_dir.clone(),
         port: node.postgres.port,
         admin_user: config.postgres.admin_user.clone(),
-        hba: secrets.hba,
-        tls: secrets.tls,
+        rules: secrets.rules,
         max_clients: config.pool.max_clients,
         query_wait: config.pool.query_wait,
         node: node.name.clone(),
@@ -424,8 +436,21 @@ fn past_events(path: &Path) -> Vec<EventRow> {
     rows.into_iter().skip(skip).collect()
 }
 
-/// SIGTERM or SIGINT. SIGHUP says what a reload does today.
-async fn stop_signal() {
+/// What a reload applies: who is let in and the gate's certificate, for sessions that begin after it. A file with an
+/// error changes nothing. Everything else of the configuration needs a restart, and says so when it differs.
+fn reload(config_file: &Path, rules: &Rules) {
+    let read = files::load_config(config_file).and_then(|config| read_rules(&config.auth));
+    match read {
+        Ok((hba, tls)) => {
+            rules.replace(hba, tls);
+            tracing::info!("reloaded auth.hba_file and the TLS certificate; other keys take effect at a restart");
+        }
+        Err(fault) => tracing::error!("nothing was reloaded: {fault}"),
+    }
+}
+
+/// SIGTERM or SIGINT; SIGHUP calls `reload`.
+async fn stop_signal(reload: impl Fn()) {
     use tokio::signal::unix::{SignalKind, signal};
     let streams = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
     let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = streams else {
@@ -435,9 +460,7 @@ async fn stop_signal() {
         tokio::select! {
             _ = terminate.recv() => return,
             _ = interrupt.recv() => return,
-            _ = hangup.recv() => {
-                tracing::warn!("SIGHUP: nothing is reloaded yet; restart the daemon to apply a changed configuration");
-            }
+            _ = hangup.recv() => reload(),
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::engine::turn::{Command, Effect, Event, Now, PeerAnswer, PeerQuestion,
 use crate::io::clock;
 use crate::serve::gate::Gate;
 use crate::serve::http::{ControlReply, ControlRequest};
+use crate::serve::peer::PeerCounters;
 use serde_json::Value;
 use std::io::Write;
 use std::path::PathBuf;
@@ -48,6 +49,7 @@ pub struct Driver {
     /// Effects of the guard's own start.
     pub first: Vec<Effect>,
     pub next_ticket: Ticket,
+    pub peer_counters: Arc<PeerCounters>,
     pub watchdog: bool,
 }
 
@@ -105,7 +107,11 @@ impl Driver {
         };
         self.guard.handle(now, counts, &mut effects);
         self.execute(effects);
-        self.snapshots.send_replace(Arc::new(self.guard.snapshot(now)));
+        let mut snapshot = self.guard.snapshot(now);
+        let refused = self.peer_counters.each();
+        snapshot.counters.peer_refused_connections =
+            refused.iter().filter(|(label, _)| *label != "accepted").map(|(_, count)| count).sum();
+        self.snapshots.send_replace(Arc::new(snapshot));
     }
 
     fn tell_systemd(&self) {

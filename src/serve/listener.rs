@@ -21,7 +21,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -50,6 +50,34 @@ const BACKENDS_MAX: u32 = 4096;
 /// Says whether the peer has flushed past the present LSN, or the record allows being alone (R4).
 pub type Confirm = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
 
+/// Who is let in and with which certificate: replaced by a reload, for sessions that begin after it.
+pub struct Rules {
+    hba: RwLock<Arc<HbaFile>>,
+    tls: RwLock<Option<TlsAcceptor>>,
+}
+
+impl Rules {
+    /// `HbaFile::default()` without a file; `tls` from [`super::tls::load`].
+    pub fn new(hba: HbaFile, tls: Option<TlsAcceptor>) -> Arc<Rules> {
+        Arc::new(Rules { hba: RwLock::new(Arc::new(hba)), tls: RwLock::new(tls) })
+    }
+
+    /// Replaces both at once.
+    pub fn replace(&self, hba: HbaFile, tls: Option<TlsAcceptor>) {
+        // A poisoned lock cannot be: nothing panics while it is held, and a panic ends the process.
+        *self.hba.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(hba);
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
+    }
+
+    pub(crate) fn hba(&self) -> Arc<HbaFile> {
+        Arc::clone(&self.hba.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn tls(&self) -> Option<TlsAcceptor> {
+        self.tls.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// Everything the proxy is told once.
 pub struct ProxyOptions {
     pub listen: Vec<SocketAddr>,
@@ -59,10 +87,7 @@ pub struct ProxyOptions {
     pub socket_dir: PathBuf,
     pub port: u16,
     pub admin_user: String,
-    /// `HbaFile::default()` without a file.
-    pub hba: HbaFile,
-    /// From [`super::tls::load`].
-    pub tls: Option<TlsAcceptor>,
+    pub rules: Arc<Rules>,
     pub max_clients: u32,
     pub query_wait: Duration,
     pub node: NodeName,

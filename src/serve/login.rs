@@ -190,7 +190,7 @@ pub(crate) async fn log_in(
             ),
         )
     };
-    let proof = match proxy.options.hba.method(asker) {
+    let proof = match proxy.options.rules.hba().method(asker) {
         None => return Err(refuse("no pg_hba.conf entry").into()),
         Some(Method::Reject) => return Err(refuse("pg_hba.conf rejects connection").into()),
         Some(Method::Trust) => Proof::Trust,

@@ -28,7 +28,8 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Serves one accepted connection to its end.
 pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, proxy: Arc<Proxy>, pass: Pass, crowded: bool) {
-    let opening = tokio::time::timeout(LOGIN_TIMEOUT, login::open(stream, proxy.options.tls.as_ref()));
+    let tls = proxy.options.rules.tls();
+    let opening = tokio::time::timeout(LOGIN_TIMEOUT, login::open(stream, tls.as_ref()));
     let opened = tokio::select! {
         biased;
         () = pass.ended() => return,

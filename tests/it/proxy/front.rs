@@ -6,7 +6,7 @@ use portcullis::base::time::{Duration, Instant};
 use portcullis::engine::status::*;
 use portcullis::io::clock;
 use portcullis::serve::gate::{Gate, ReadClock};
-use portcullis::serve::listener::{Confirm, ProxyOptions, run};
+use portcullis::serve::listener::{Confirm, ProxyOptions, run, Rules};
 use portcullis::serve::tls::TlsAcceptor;
 use portcullis::wire::hba::HbaFile;
 use std::net::{SocketAddr, TcpListener};
@@ -75,8 +75,7 @@ pub async fn shut_with(setup: Setup) -> Front {
         socket_dir: pg.socket_dir().to_owned(),
         port: PORT,
         admin_user: "postgres".to_owned(),
-        hba: HbaFile::parse("hba.conf", setup.hba).unwrap(),
-        tls: setup.tls,
+        rules: Rules::new(HbaFile::parse("hba.conf", setup.hba).unwrap(), setup.tls),
         max_clients: setup.max_clients,
         query_wait: setup.query_wait,
         node: "alp".parse().unwrap(),
