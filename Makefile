@@ -7,16 +7,18 @@ CARGO ?= cargo
 # rustup's place, for a root shell that was not logged in to.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 export CARGO_TERM_PROGRESS_WHEN ?= never
+DEMO = $${CARGO_TARGET_DIR:-target}/debug/examples/demo
 
-.PHONY: help check fix test demo bench soak deb
+.PHONY: help check fix test demo demo-stop bench soak deb
 
 help:
-	@echo 'make check   the house rules: format, lints, pure floors, tidy, licences; writes nothing'
-	@echo 'make fix     format, and apply what clippy can'
-	@echo 'make test    set up, then all tests (root: network namespaces, real PostgreSQL and BIND)'
-	@echo 'make demo    set up, then a failover of two real PostgreSQL nodes on this machine; KEEP=1 leaves it running'
-	@echo 'make deb     the Debian package, in $${CARGO_TARGET_DIR:-target}/debian'
-	@echo 'make bench   not built yet;  make soak: not built yet'
+	@echo 'make check      the house rules: format, lints, pure floors, tidy, licences; writes nothing'
+	@echo 'make fix        format, apply what clippy can, write the golden help texts anew'
+	@echo 'make test       set up, then all tests (root: network namespaces, real PostgreSQL and BIND)'
+	@echo 'make demo       set up, then a failover of two real PostgreSQL nodes on this machine; KEEP=1 leaves it running'
+	@echo 'make demo-stop  end what KEEP=1 left running'
+	@echo 'make deb        the Debian package, in $${CARGO_TARGET_DIR:-target}/debian'
+	@echo 'make bench      not built yet;  make soak: not built yet'
 
 check:
 	$(CARGO) fmt --check
@@ -36,12 +38,18 @@ fix:
 
 test:
 	packaging/setup.sh
-	$(CARGO) test --locked --no-fail-fast
+	CARGO="$(CARGO)" tests/run.sh
 
-demo:
+demo: build-demo
+	$(DEMO) $(if $(KEEP),--keep)
+
+demo-stop: build-demo
+	$(DEMO) --stop
+
+.PHONY: build-demo
+build-demo:
 	packaging/setup.sh
-	$(CARGO) build --locked --quiet --bin portcullis
-	$(CARGO) run --locked --quiet --example demo -- $(if $(KEEP),--keep)
+	$(CARGO) build --locked --quiet --bin portcullis --example demo
 
 bench:
 	@echo 'bench: not built yet; it comes with the data path'

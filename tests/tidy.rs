@@ -340,11 +340,12 @@ fn the_repository_has_what_it_promises() {
         "systemd/portcullis-witness.service",
         "packaging/setup.sh",
         "packaging/deb.sh",
+        "tests/run.sh",
     ];
     let missing: Vec<String> =
         files.iter().filter(|file| !root().join(file).is_file()).map(|file| (*file).to_owned()).collect();
     none("files are missing", &missing);
-    for script in [".ci/run", "packaging/setup.sh", "packaging/deb.sh"] {
+    for script in [".ci/run", "packaging/setup.sh", "packaging/deb.sh", "tests/run.sh"] {
         let mode = fs::metadata(root().join(script)).expect("there").permissions().mode();
         assert!(mode & 0o111 != 0, "{script} is not executable");
         assert!(text(script).contains("set -e"), "{script} goes on after an error");

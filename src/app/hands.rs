@@ -1,7 +1,8 @@
 //! Executes effects. Each hand works by itself and answers with an event; none of them can hold up the turn.
 //!
-//! **Invariant:** `Cut` and `Extend` are executed inline by the driver and are not here. A hand that is slow delays only
-//! its own answer: the journal has a thread, each VIP a task with its effects in order, everything else a task per effect.
+//! **Invariant:** `Cut` and `Extend` are executed inline by the driver and are not here. A hand that is slow delays
+//! only its own answer: the journal has a thread, each VIP a task with its effects in order, everything else a task per
+//! effect.
 
 use crate::app::daemon::Parts;
 use crate::base::ids::OpId;
@@ -21,7 +22,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
-/// Effects that wait for one VIP. More cannot wait: the guard asks for a renewal every 400 ms. Full: that one is dropped.
+/// Effects that wait for one VIP. More cannot wait: the guard asks for a renewal every 400 ms. Full: that one is
+/// dropped.
 const VIP_WAITING: usize = 64;
 /// A settings change, a checkpoint, a promotion.
 const PG_LIMIT: Duration = Duration::from_secs(60);

@@ -314,6 +314,7 @@ pub struct ProcedureBrief {
 
 /// Questions on the peer channel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "the pulse is the message of every poll; one is in flight at a time")]
 pub enum PeerQuestion {
     /// Here is my state; what is yours; and (when `pledge` is set) will you keep your hands off this epoch?
     Pulse { state: PeerState, pledge: Option<PledgeAsk> },
@@ -342,6 +343,7 @@ pub struct PledgeAsk {
 
 /// Answers on the peer channel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "the pulse is the message of every poll; one is in flight at a time")]
 pub enum PeerAnswer {
     Pulse {
         state: PeerState,

@@ -3,7 +3,8 @@
 //! A filter in the kernel lets only such frames through (ARP, or neighbour advertisements), so that a busy link does
 //! not wake the daemon. The interface is not made promiscuous. Needs CAP_NET_RAW.
 //!
-//! What this is NOT: `pnet_datalink` (promiscuous, every protocol, a thread that blocks). It builds and judges no frame:
+//! What this is NOT: `pnet_datalink` (promiscuous, every protocol, a thread that blocks). It builds and judges no
+//! frame:
 //! `wire::arp` does, and it repeats what the filter tests.
 
 use socket2::{Domain, SockAddr, SockFilter, Socket, Type};
@@ -26,7 +27,8 @@ impl PacketSocket {
     /// Opens and binds; must be called inside a tokio runtime. Errors: EPERM without CAP_NET_RAW, ENODEV when the
     /// interface is gone, ENXIO on sending while it is down.
     pub fn open(interface_index: u32, address: IpAddr) -> io::Result<PacketSocket> {
-        // Protocol 0 hears nothing: nothing unfiltered is queued before the filter stands and `bind` names the protocol.
+        // Protocol 0 hears nothing: nothing unfiltered is queued before the filter stands and `bind` names the
+        // protocol.
         let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
         socket.attach_filter(&filter(address))?;
         let protocol = if address.is_ipv4() { libc::ETH_P_ARP } else { libc::ETH_P_IPV6 };
@@ -45,8 +47,8 @@ impl PacketSocket {
         }
     }
 
-    /// The next frame, cut to the buffer. ENETDOWN once when the interface goes down or away; after it has come up again
-    /// the same socket hears on. Cancel-safe.
+    /// The next frame, cut to the buffer. ENETDOWN once when the interface goes down or away; after it has come up
+    /// again the same socket hears on. Cancel-safe.
     pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let mut ready = self.socket.ready(Interest::READABLE | Interest::ERROR).await?;

@@ -117,8 +117,8 @@ impl Authority {
             },
             () = &mut deadline => return unsent(format!("no answer within {limit:?}")),
         };
-        // Until the answer is here, closing the socket throws away what the kernel has not delivered yet, also when this
-        // call is dropped: an update left in a send buffer could otherwise land minutes later.
+        // Until the answer is here, closing the socket throws away what the kernel has not delivered yet, also when
+        // this call is dropped: an update left in a send buffer could otherwise land minutes later.
         if let Err(error) = abort_on_close(&stream, true) {
             return unsent(sentence(error));
         }

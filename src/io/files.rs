@@ -7,6 +7,7 @@
 
 use crate::base::config::{Config, ConfigError, Lines, Secret};
 use crate::base::fault::{ExitCode, Fault};
+use crate::wire::hba::HbaFile;
 use data_encoding::BASE64;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -90,7 +91,32 @@ pub fn prove_files(config: &Config, lines: &Lines, file: &Path) -> (Vec<ConfigEr
         )),
         Err(error) => prove("replication.password_file", Err(error)),
     }
+    errors.extend(hba_errors(&config.auth.hba_file, lines, file));
     (errors, warnings)
+}
+
+/// Every line of `hba_file` that the gate would not understand, named by that file and its own line. The file may be
+/// missing (contract: then scram-sha-256 for everyone).
+fn hba_errors(hba: &Path, lines: &Lines, config: &Path) -> Vec<ConfigError> {
+    let error = |file: &Path, line: usize, text: &str| {
+        let (problem, remedy) = text.split_once("; ").unwrap_or((text, "correct the line"));
+        let (problem, remedy) = (problem.to_owned(), remedy.to_owned());
+        ConfigError { file: file.to_owned(), line, key: "auth.hba_file".to_owned(), problem, remedy }
+    };
+    let unreadable = |why: &str| {
+        let text = format!("{} {why}; let the daemon's user read it: chmod 0644 {0}", hba.display());
+        vec![error(config, lines.of("auth.hba_file"), &text)]
+    };
+    if matches!(fs::metadata(hba), Err(error) if error.kind() == io::ErrorKind::NotFound) {
+        return Vec::new();
+    }
+    let text = match read(hba, LARGEST_CONFIG).map(String::from_utf8) {
+        Ok(Ok(text)) => text,
+        Ok(Err(_)) => return unreadable("is not UTF-8 text"),
+        Err(error) => return unreadable(&format!("cannot be read ({error})")),
+    };
+    let errors = HbaFile::parse(&hba.display().to_string(), &text).err().unwrap_or_default();
+    errors.iter().map(|wrong| error(hba, wrong.line, &wrong.problem)).collect()
 }
 
 /// The bytes of a secret file, as they stand.

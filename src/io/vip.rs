@@ -121,7 +121,8 @@ impl VipHand {
         &self.vip
     }
 
-    /// Binds the VIP, or renews it, for `valid_secs` from now (`wire::arp::kernel_lifetime`); then the kernel removes it.
+    /// Binds the VIP, or renews it, for `valid_secs` from now (`wire::arp::kernel_lifetime`); then the kernel removes
+    /// it.
     pub async fn bind(&self, valid_secs: u32) -> Result<(), String> {
         if valid_secs == 0 || valid_secs > LIFETIME_LONGEST {
             return Err(format!(
@@ -190,8 +191,8 @@ impl VipHand {
         Ok(self.link().await?.up)
     }
 
-    /// Asks the link thrice, 50 ms apart, who holds the VIP, and listens for `limit` ([`PROBE_TIME`]). `Some`: the MAC of
-    /// another machine that answered, claimed it, or probes for it too. Errors when the question cannot be asked:
+    /// Asks the link thrice, 50 ms apart, who holds the VIP, and listens for `limit` ([`PROBE_TIME`]). `Some`: the MAC
+    /// of another machine that answered, claimed it, or probes for it too. Errors when the question cannot be asked:
     /// silence on a dead link proves nothing.
     pub async fn probe(&self, limit: Duration) -> Result<Option<Mac>, String> {
         let link = self.link().await?;

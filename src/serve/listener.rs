@@ -118,7 +118,8 @@ pub fn raise_descriptor_limit(max_clients: u32) -> Result<(), Fault> {
     }
     let fault = || {
         let text = format!(
-            "pool.max_clients = {max_clients} needs {needed} file descriptors, but the limit is {}; raise LimitNOFILE or lower it",
+            "pool.max_clients = {max_clients} needs {needed} file descriptors, but the limit is {}; raise LimitNOFILE \
+             or lower it",
             limit.maximum.map_or_else(|| "unknown".to_owned(), |n| n.to_string())
         );
         Fault::new(ExitCode::Config, text)

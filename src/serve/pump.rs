@@ -272,8 +272,8 @@ impl Pump {
         self.read_client(cx)
     }
 
-    /// A client's message begins while nothing is in flight: hold it, answer it, or let it pass. `None`: more of it must
-    /// be read first.
+    /// A client's message begins while nothing is in flight: hold it, answer it, or let it pass. `None`: more of it
+    /// must be read first.
     fn at_rest(&mut self, cx: &mut Context<'_>, header: Header) -> Option<Result<bool, End>> {
         if self.gate().is_paused() && self.exchange.at_rest() {
             let wait = self.proxy.options.query_wait;

@@ -35,7 +35,8 @@ struct Kept {
 /// PostgreSQL could not be asked; for the log, never for a client.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the roles of PostgreSQL cannot be read as its superuser over {door}: {why}; check that it runs and lets the daemon's user in"
+    "the roles of PostgreSQL cannot be read as its superuser over {door}: {why}; check that it runs and lets the \
+     daemon's user in"
 )]
 pub(crate) struct Unreadable {
     door: String,

@@ -393,7 +393,9 @@ mod tests {
 
         #[test]
         fn nearly_right_frames_never_panic(
-            v6 in any::<bool>(), edits in proptest::collection::vec((0usize..100, any::<u8>()), 0..6), cut in 0usize..100,
+            v6 in any::<bool>(),
+            edits in proptest::collection::vec((0usize..100, any::<u8>()), 0..6),
+            cut in 0usize..100,
         ) {
             let mut frame = if v6 { unsolicited_advertisement(THEIRS, VIP6) } else { gratuitous_reply(THEIRS, VIP) };
             for (at, value) in edits {

@@ -346,8 +346,10 @@ mod tests {
     #[test]
     fn the_first_match_decides_and_no_match_refuses() {
         let file = parse(
-            "# comment\n\nlocal all all peer\nhost all bad 0.0.0.0/0 reject # why\nhost app,\"two words\" a,b 192.0.2.0/24 scram-sha-256\n\
-             hostssl sameuser all all trust\nhostnossl \"all\" all 127.0.0.1 255.255.255.255 trust\nhost all all ::1/128 trust\n",
+            "# comment\n\nlocal all all peer\nhost all bad 0.0.0.0/0 reject # why\n\
+             host app,\"two words\" a,b 192.0.2.0/24 scram-sha-256\n\
+             hostssl sameuser all all trust\nhostnossl \"all\" all 127.0.0.1 255.255.255.255 trust\n\
+             host all all ::1/128 trust\n",
         );
         assert_eq!(ask(&file, "127.0.0.1", false, "bad", "app"), Some(Method::Reject));
         assert_eq!(ask(&file, "192.0.2.9", false, "a", "two words"), Some(Method::ScramSha256));
@@ -400,7 +402,10 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn arbitrary_text_never_panics(text in "\\PC{0,200}", near in "(host|local|hostssl)[ \",a-z0-9./\\\\#\n+@]{0,80}") {
+        fn arbitrary_text_never_panics(
+            text in "\\PC{0,200}",
+            near in "(host|local|hostssl)[ \",a-z0-9./\\\\#\n+@]{0,80}",
+        ) {
             let _ = HbaFile::parse("f", &text);
             let _ = HbaFile::parse("f", &near);
         }

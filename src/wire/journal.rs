@@ -133,8 +133,11 @@ mod tests {
         }
 
         #[test]
-        fn what_is_encoded_decodes_to_the_same(payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 0..20)) {
-            let bytes: Vec<u8> = payloads.iter().enumerate().flat_map(|(i, p)| encode(i as u64 + 1, p).expect("short")).collect();
+        fn what_is_encoded_decodes_to_the_same(
+            payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 0..20),
+        ) {
+            let encoded = payloads.iter().enumerate().map(|(i, p)| encode(i as u64 + 1, p).expect("short"));
+            let bytes: Vec<u8> = encoded.flatten().collect();
             let decoded = decode(&bytes).expect("whole");
             prop_assert!(!decoded.torn);
             prop_assert_eq!(decoded.records.into_iter().map(|(_, p)| p).collect::<Vec<_>>(), payloads);

@@ -1,5 +1,5 @@
-//! PostgreSQL's protocol 3 (PostgreSQL 15, chapters 55.2 and 55.7), as little of it as a gate needs: the opening packets,
-//! message headers, where a session stands, and the few messages the gate says itself.
+//! PostgreSQL's protocol 3 (PostgreSQL 15, chapters 55.2 and 55.7), as little of it as a gate needs: the opening
+//! packets, message headers, where a session stands, and the few messages the gate says itself.
 //!
 //! What it is NOT: it never looks into rows, copy data or statements (but for a short query at rest, which may be one
 //! of ours), and it keeps no message. Decoding is by hand, because this is a stranger's input and must not panic;

@@ -345,7 +345,10 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn arbitrary_messages_never_panic(a in proptest::collection::vec(proptest::num::u8::ANY, 0..200), b in "[cnrpv=,a-zA-Z0-9+/]{0,80}") {
+        fn arbitrary_messages_never_panic(
+            a in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
+            b in "[cnrpv=,a-zA-Z0-9+/]{0,80}",
+        ) {
             let _ = Server::start(verifier_cheap(), &a, OURS);
             let _ = Server::start(verifier_cheap(), b.as_bytes(), OURS);
             if let Ok((server, _)) = Server::start(verifier_cheap(), CLIENT_FIRST.as_bytes(), OURS) {

@@ -132,6 +132,34 @@ fn check_config_names_file_line_key_and_remedy_of_every_error() {
 }
 
 #[test]
+fn check_config_names_the_line_of_hba_file_that_the_gate_would_not_take() {
+    let (dir, file) = good();
+    let hba = dir.path().join("hba.conf").to_str().expect("UTF-8").to_owned();
+    let text = fs::read_to_string(&file).expect("written");
+    let at = text.lines().position(|line| line.starts_with("# hba_file = ")).expect("the example names it");
+    let mut lines: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
+    assert_eq!(lines[at - 1], "# [auth]");
+    lines[at - 1] = "[auth]".to_owned();
+    lines[at] = format!("hba_file = \"{hba}\"");
+    fs::write(&file, lines.join("\n")).expect("ours");
+    // Not there: scram-sha-256 for everyone.
+    assert_exit(&portcullis(&["check-config", &file]), 0);
+    fs::write(&hba, "# who may\nhost all all 192.0.2.0/24 scram-sha-256\n").expect("ours");
+    assert_exit(&portcullis(&["check-config", &file]), 0);
+    fs::write(&hba, "# who may\nhost all all 192.0.2.0/24 md5\nhost all all nowhere trust\n").expect("ours");
+    let output = portcullis(&["check-config", &file]);
+    assert_exit(&output, 2);
+    let said: Vec<String> = stderr(&output).lines().filter(|line| !line.contains("warning")).map(Into::into).collect();
+    assert_eq!(said.len(), 2, "{said:#?}");
+    assert!(said[0].starts_with(&format!("portcullis: {hba}:2: auth.hba_file: ")), "{said:#?}");
+    assert!(said[0].ends_with("; use scram-sha-256, trust or reject"), "{said:#?}");
+    assert!(said[1].starts_with(&format!("portcullis: {hba}:3: auth.hba_file: ")), "{said:#?}");
+    fs::write(&hba, [0xff, 0xfe]).expect("ours");
+    let said = stderr(&portcullis(&["check-config", &file]));
+    assert!(said.contains(&format!("{file}:{}: auth.hba_file: ", at + 1)) && said.contains("UTF-8"), "{said}");
+}
+
+#[test]
 fn check_config_of_no_file_or_no_text_is_an_error() {
     let dir = tempfile::tempdir().expect("a directory");
     let gone = dir.path().join("gone.toml");

@@ -160,7 +160,9 @@ fn dns_takes_signed_updates_and_survives_a_kill(lab: &Lab) -> Outcome {
     dns.freeze()?;
     ensure!(dns.service_addresses().is_err(), "a frozen server answers");
     dns.thaw()?;
-    let unsigned = lab.client.exec_within(secs(5), "", &["sh", "-c", "printf 'server 192.0.2.53\\nzone example.org\\nupdate add x.example.org 5 A 192.0.2.9\\nsend\\n' | nsupdate -t 2"])?;
+    let script = "printf 'server 192.0.2.53\\nzone example.org\\nupdate add x.example.org 5 A 192.0.2.9\\nsend\\n' \
+                  | nsupdate -t 2";
+    let unsigned = lab.client.exec_within(secs(5), "", &["sh", "-c", script])?;
     ensure!(!unsigned.status.success(), "an unsigned update was taken");
     dns.move_record_to(lab.a.address())
 }

@@ -50,8 +50,8 @@ fn writes_flow_and_promote_moves_the_service_without_loss() {
         let again = b.cli(&["promote", "--yes"])?.expect(0)?;
         let (gap, _) = log.longest_gap();
         eprintln!(
-            "planned: {} acknowledged, none lost; promote took {} ms, longest outage {} ms, {} errors; dry run said {} lines; \
-             promote again: {}",
+            "planned: {} acknowledged, none lost; promote took {} ms, longest outage {} ms, {} errors; dry run said {} \
+             lines; promote again: {}",
             log.acks.len(),
             ms(said.started, said.ended),
             gap.as_millis(),

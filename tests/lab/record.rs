@@ -142,7 +142,8 @@ fn both_voters_gone_shuts_within_the_lease_and_one_back_opens_within_3s() {
         let opened_peer = ms(back, now());
         Writer::start_flowing(client, WriterOptions::once(3, a.gate()?))?;
         eprintln!(
-            "voters: last ack {} ms after the cut; open again {opened_dns} ms after DNS, {opened_peer} ms after the peer",
+            "voters: last ack {} ms after the cut; open again {opened_dns} ms after DNS, {opened_peer} ms after the \
+             peer",
             ms(cut, last)
         );
         Ok(())

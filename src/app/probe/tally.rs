@@ -258,8 +258,8 @@ impl Summary {
             "summary": true, "ticks": self.ticks, "outages": outages.collect::<Vec<_>>(),
             "outages_unlisted": self.outages_unlisted, "longest_outage_ms": longest, "reconnects": self.reconnects,
             "acknowledged_writes": self.acknowledged, "verified_writes": self.verified,
-            "refused_writes": self.refused, "unknown_writes": self.unknown, "lost_writes": self.lost_writes(), "missing": missing,
-            "verify_error": error,
+            "refused_writes": self.refused, "unknown_writes": self.unknown, "lost_writes": self.lost_writes(),
+            "missing": missing, "verify_error": error,
         })
     }
 

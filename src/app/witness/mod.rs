@@ -1,4 +1,5 @@
-//! `portcullis witness`: the embedded authoritative server of one zone, a tiny compare-and-swap register with a DNS face.
+//! `portcullis witness`: the embedded authoritative server of one zone, a tiny compare-and-swap register with a DNS
+//! face.
 //!
 //! ```text
 //!  sockets, framing, time-outs (hickory-server) -> responder (TSIG, question or update)
@@ -108,8 +109,8 @@ pub async fn run(options: WitnessOptions, shutdown: impl Future<Output = ()>) ->
     }
 }
 
-/// The zone of an empty store: SOA, NS, the service's first addresses, and the address of the name server where it is in
-/// the zone and the witness listens on a particular one.
+/// The zone of an empty store: SOA, NS, the service's first addresses, and the address of the name server where it is
+/// in the zone and the witness listens on a particular one.
 fn first_zone(options: &WitnessOptions, names: &ServiceNames, store: &Store) -> Result<Zone, Fault> {
     let config = |why: String| Fault::new(ExitCode::Config, why);
     let mut ns = Name::from_ascii(&options.ns)

@@ -1,7 +1,8 @@
 //! The zone on disk: one JSON file with a checksum, replaced as a whole.
 //!
 //! **Invariants:** when `Store::write` returns `Ok`, the new zone survives a crash of the machine; a crash at any
-//! moment leaves the old file or the new one; a file whose checksum does not fit is never served; one process at a time.
+//! moment leaves the old file or the new one; a file whose checksum does not fit is never served; one process at a
+//! time.
 
 use super::zone::Zone;
 use crate::base::fault::{ExitCode, Fault};
@@ -95,8 +96,8 @@ impl Store {
         let read = file.take(MAX_FILE).read_to_end(&mut bytes).map_err(|error| error.to_string());
         read.and_then(|_| decode(&bytes)).map(Some).map_err(|why| {
             fault(format!(
-                "the witness's store {} is damaged ({why}); nothing is served from it: restore it from a backup, or move it \
-                 away and run `portcullis promote` on the node that shall be active",
+                "the witness's store {} is damaged ({why}); nothing is served from it: restore it from a \
+                 backup, or move it away and run `portcullis promote` on the node that shall be active",
                 self.path.display()
             ))
         })

@@ -13,6 +13,8 @@ const SHORTEST_MARGIN: Duration = Duration::from_millis(100);
 const LONGEST_TTL: Duration = Duration::from_secs(0x7fff_ffff);
 /// The label before the service name under which the marker stands, with its dot.
 const MARKER_PREFIX_LENGTH: usize = "_portcullis.".len();
+/// What the marker's `sync=` says of a primary that is alone (design.md section 4); no node can be called so.
+const NO_STANDBY: &str = "none";
 
 /// Notes an error for each relation that does not hold.
 pub(super) fn relations(config: &Config, notes: &Notes<'_>) {
@@ -83,6 +85,10 @@ fn names(config: &Config, notes: &Notes<'_>) {
 
 fn nodes(config: &Config, notes: &Notes<'_>) {
     for (index, node) in config.nodes.iter().enumerate() {
+        if node.name.as_str() == NO_STANDBY {
+            let problem = format!("\"{NO_STANDBY}\" is the marker's word for \"no standby\"");
+            notes.error(&place(&config.nodes, index, "name"), problem, "give the node another name");
+        }
         for (before, other) in config.nodes.iter().take(index).enumerate() {
             let place = |key: &str| place(&config.nodes, index, key);
             if node.name == other.name {

@@ -233,6 +233,10 @@ fn dns(section: Section<'_>, service: Option<&str>) -> Option<Dns> {
             .ok_or_else(|| format!("\"{}\" is none of {}", text.escape_debug(), TSIG_ALGORITHMS.join(", ")))
     });
     let key_file = section.path_of("tsig_key_file");
+    if mode == DnsMode::Update && section.string("tsig_key_file").is_some_and(|path| path.is_empty()) {
+        let remedy = "name the file of the key, \"/etc/portcullis/tsig.key\"";
+        section.error("tsig_key_file", "is empty, and in update mode every question and update is signed", remedy);
+    }
     let tsig = Tsig {
         name: tsig_name.unwrap_or_else(|| "portcullis".to_owned()),
         algorithm: algorithm.unwrap_or_else(|| "hmac-sha256".to_owned()),

@@ -102,6 +102,8 @@ fn each_error_names_file_line_key_and_remedy() {
             &["\"socket_dir\""],
         ),
         (with("name = \"alp\"", "name = \"alp\"\nvotter = true"), 6, "node.alp.votter", &["\"voter\""]),
+        (with("name = \"midna\"", "name = \"none\""), 11, "node.none.name", &["no standby", "another name"]),
+        (plus("tsig_key_file = \"\"\n"), 21, "dns.tsig_key_file", &["is empty", "signed", "/etc/portcullis/tsig.key"]),
         // syntax
         (with("name = \"alp\"", "name = alp"), 5, "TOML", &[]),
         (plus("[dns]\n"), 21, "TOML", &["duplicate"]),

@@ -1,4 +1,5 @@
-//! What a person asks of this node, and commands given on the wrong one: they are run by the peer and watched from here.
+//! What a person asks of this node, and commands given on the wrong one: they are run by the peer and watched from
+//! here.
 
 use super::Guard;
 use super::proofs::PeerAskedFor;

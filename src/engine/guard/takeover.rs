@@ -9,6 +9,9 @@
 //!
 //! **Invariant:** the order is refuse (durable), consent, compare-and-swap and read-back, wait; nothing is promoted
 //! before R2's three points hold, and *complete* is durable before the gate may open.
+//!
+//! Over 600 lines: it is one procedure. Which step may follow which, and what a failure at each still allows, is proven
+//! by reading the steps side by side, in their order.
 
 use super::durability::AloneFor;
 use super::proofs::{AskedFor, PEER_LIMIT, PeerAskedFor};
@@ -384,8 +387,8 @@ impl Guard {
         let Some((_, seen)) = t.record.clone() else {
             let why = if t.failure.is_empty() { "no answer".to_owned() } else { t.failure.clone() };
             let text = format!(
-                "the witness does not answer ({why}); nothing was changed; bring {} back, --peer-is-off does not replace \
-                 the record",
+                "the witness does not answer ({why}); nothing was changed; bring {} back, --peer-is-off does not \
+                 replace the record",
                 self.setup.servers.first().map_or("it", String::as_str)
             );
             self.end_takeover(now, 3, &text, fx);
@@ -655,7 +658,8 @@ impl Guard {
             let addresses: Vec<String> =
                 self.setup.addresses_of(&self.setup.me).iter().map(ToString::to_string).collect();
             let text = format!(
-                "change the address record to {} now, and leave it so for at least {:.0} s; every authority is being watched",
+                "change the address record to {} now, and leave it so for at least {:.0} s; every authority is \
+                 being watched",
                 addresses.join(", "),
                 self.wait().as_secs_f64().ceil()
             );

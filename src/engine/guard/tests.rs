@@ -1,5 +1,7 @@
 //! Two whole guards against a small simulated world: one witness, one wire, two PostgreSQLs, virtual time. After every
 //! event: never two gates that could pass traffic. (The seeded simulation with faults is tests/sim, a later issue.)
+//!
+//! Over 600 lines: the world and the cases it plays stand together: each case is read against what the world does.
 
 use super::Guard;
 use crate::base::config::{DnsMode, FencePostgres};

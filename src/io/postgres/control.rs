@@ -374,7 +374,8 @@ mod tests {
 
     #[test]
     fn control_data_is_read_by_its_full_labels() {
-        let text = "pg_control version number:            1300\nDatabase system identifier:           7318000000000000001\n\
+        let text = "pg_control version number:            1300\n\
+            Database system identifier:           7318000000000000001\n\
             Database cluster state:               shut down\nLatest checkpoint location:           0/1530F40\n\
             Latest checkpoint's REDO location:    0/1530F00\nLatest checkpoint's TimeLineID:       3\n\
             Latest checkpoint's PrevTimeLineID:   2\n";

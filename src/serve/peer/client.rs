@@ -88,8 +88,8 @@ impl PeerClient {
         PeerClient { identity, peer, address, refusals, link: Mutex::new(None) }
     }
 
-    /// One question, one answer, within `limit` in all, connecting included; many may be in flight. An answer that comes
-    /// later is dropped. Must be called inside a tokio runtime.
+    /// One question, one answer, within `limit` in all, connecting included; many may be in flight. An answer that
+    /// comes later is dropped. Must be called inside a tokio runtime.
     pub async fn ask<Q: Serialize, A: DeserializeOwned>(&self, question: &Q, limit: Duration) -> Result<A, PeerError> {
         let answer = timeout(limit, self.ask_body(question, None)).await.map_err(|_| PeerError::Timeout)??;
         Ok(peer::from_body(answer)?)

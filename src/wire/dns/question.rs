@@ -164,8 +164,8 @@ fn serial(record: &Record) -> Option<u32> {
     }
 }
 
-/// The error code, and the one inside the TSIG record where there is one (RFC 8945 section 5.3.2). It is read before any
-/// verification: an answer with BADKEY or BADSIG cannot be signed.
+/// The error code, and the one inside the TSIG record where there is one (RFC 8945 section 5.3.2). It is read before
+/// any verification: an answer with BADKEY or BADSIG cannot be signed.
 fn refusal(message: &Message, code: ResponseCode, name: &Name) -> String {
     let inner = message.signature().and_then(|record| record.data.error);
     match inner {
@@ -342,7 +342,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), cut in 0usize..400, at in 0usize..400, with: u8) {
+        fn arbitrary_bytes_never_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..300),
+            cut in 0usize..400,
+            at in 0usize..400,
+            with: u8,
+        ) {
             let question = ask(Asked::Marker, Some(&key()));
             let _ = question.read(&bytes, NOW);
             let mut real = answer(&question, |m| {

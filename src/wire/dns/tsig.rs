@@ -93,7 +93,8 @@ pub enum TsigFault {
 }
 
 /// Verifies the signature of `bytes` (RFC 8945 section 5.2: key, MAC, then time). `parsed` is the same message decoded;
-/// `request_mac` is given for an answer. The time is judged last, so that [`TsigFault::BadTime`] is always of a holder of the key.
+/// `request_mac` is given for an answer. The time is judged last, so that [`TsigFault::BadTime`] is always of a holder
+/// of the key.
 pub fn verify(
     key: &TsigKey,
     bytes: &[u8],

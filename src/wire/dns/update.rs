@@ -39,8 +39,8 @@ impl Update {
     /// `prerequisite`.
     ///
     /// The prerequisites hold every record of A, AAAA and TXT as read ("RRset exists, value dependent", RFC 2136
-    /// section 2.4.2), and "RRset does not exist" (2.4.3) for a type that was empty. The update deletes the three RRsets
-    /// and adds the new ones whole.
+    /// section 2.4.2), and "RRset does not exist" (2.4.3) for a type that was empty. The update deletes the three
+    /// RRsets and adds the new ones whole.
     pub fn new(
         names: &ServiceNames,
         prerequisite: &RecordPair,
@@ -110,11 +110,13 @@ impl Update {
         let (zone, key) = (Plain(&self.zone), Plain(self.key.name()));
         match (inner, code) {
             (Some(TsigError::BadKey), _) => format!(
-                "the server does not know the TSIG key {key} ({}); compare dns.tsig_name and dns.tsig_algorithm with its configuration",
+                "the server does not know the TSIG key {key} ({}); compare dns.tsig_name and \
+                 dns.tsig_algorithm with its configuration",
                 self.key.algorithm()
             ),
             (Some(TsigError::BadSig), _) => format!(
-                "the server finds the signature with TSIG key {key} wrong (BADSIG); compare the secret in dns.tsig_key_file with its own"
+                "the server finds the signature with TSIG key {key} wrong (BADSIG); compare the secret in \
+                 dns.tsig_key_file with its own"
             ),
             (Some(TsigError::BadTime), _) => match server_s {
                 Some(server_s) => format!(
@@ -125,7 +127,8 @@ impl Update {
             },
             (_, ResponseCode::NotAuth) => {
                 format!(
-                    "the server is not the primary of zone {zone} (NOTAUTH); put the server that takes updates first in dns.servers"
+                    "the server is not the primary of zone {zone} (NOTAUTH); put the server that takes updates \
+                     first in dns.servers"
                 )
             }
             (_, ResponseCode::Refused) => {

@@ -1,3 +1,5 @@
+//! The client of the daemon: what each verb prints and how it exits, against a daemon that is played here.
+
 use crate::control::{daemon, end, line};
 use crate::states::{active, fenced, serve};
 use portcullis::app::client::{Out, PromoteArgs, Target, check, events, nodes, parse_since, promote, run, status};

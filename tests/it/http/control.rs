@@ -1,3 +1,5 @@
+//! The control socket: rights, commands, streams, and what a bad request gets.
+
 use crate::states::{active, views};
 use portcullis::base::fault::ExitCode;
 use portcullis::serve::http::{Command, ControlReply, bind_control, control_router};

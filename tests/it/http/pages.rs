@@ -1,3 +1,5 @@
+//! What the read-only HTTP server answers in each state, over loopback.
+
 use crate::states::{active, fenced, lapsed, passive, paused, serve};
 use portcullis::engine::status::Snapshot;
 use std::collections::{BTreeMap, HashMap};

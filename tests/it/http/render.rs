@@ -1,3 +1,5 @@
+//! What people see of each state, against golden files; `UPDATE_GOLDEN=1` writes them.
+
 use crate::states::{active, fenced, lapsed, passive, paused};
 use portcullis::app::render::check::{Level, check};
 use portcullis::app::render::{Style, cgi, nodes, status};

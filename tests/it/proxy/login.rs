@@ -76,7 +76,10 @@ async fn rules_decide_in_order_and_refuse_in_postgresqls_words() {
     assert_eq!(front.query("trusty", "select current_user").await.unwrap(), "trusty");
     let rejected = front.query("app", "select 1").await.unwrap_err();
     assert!(
-        rejected.contains("FATAL:  pg_hba.conf rejects connection for host \"127.0.0.1\", user \"app\", database \"app\", no encryption"),
+        rejected.contains(
+            "FATAL:  pg_hba.conf rejects connection for host \"127.0.0.1\", user \"app\", \
+             database \"app\", no encryption"
+        ),
         "{rejected}"
     );
     let no_entry = front.query("old", "select 1").await.unwrap_err();

@@ -85,7 +85,8 @@ async fn a_client_that_sends_and_never_reads_holds_no_memory() {
     let front = open().await;
     let mut raw = Raw::trusty(&front).await;
     let before = resident();
-    // The other way round: nothing is read, so the backend stops, so the gate stops reading us. It must block, not grow.
+    // The other way round: nothing is read, so the backend stops, so the gate stops reading us. It must block, not
+    // grow.
     let one = extended("select repeat('r', 4000)").repeat(100);
     let mut sent = 0;
     while let Ok(result) = tokio::time::timeout(Duration::from_secs(1), raw.stream.write_all(&one)).await {

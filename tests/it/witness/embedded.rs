@@ -26,8 +26,8 @@ const CHILD: &str = "PORTCULLIS_TEST_WITNESS";
 const KILLS: u64 = 12;
 const SERVICES: usize = 4;
 
-/// Not a test by itself: the witness as a process of its own, for the tests that kill it. (To be replaced by `portcullis
-/// witness`.)
+/// Not a test by itself: the witness as a process of its own, for the tests that kill it. (To be replaced by
+/// `portcullis witness`.)
 #[tokio::test]
 async fn serves_when_started_as_a_child() {
     let Ok(told) = std::env::var(CHILD) else { return };
@@ -55,7 +55,8 @@ fn seq_of(pair: &RecordPair) -> u64 {
     }
 }
 
-/// Updates its own name as fast as it can until the server is gone. Returns the last acknowledged `seq` and the last sent.
+/// Updates its own name as fast as it can until the server is gone. Returns the last acknowledged `seq` and the last
+/// sent.
 async fn writes_until_the_end(address: SocketAddr, name: String) -> (u64, u64) {
     let authority = authority(address, &name, Some(key()));
     let mut pair = read(&authority).await.pair;

@@ -35,8 +35,8 @@ pub async fn loses_the_answer(server: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Takes one request over TCP and keeps it. When `release` is told to, the request goes to the server after all, and the
-/// server's answer comes out of the second channel.
+/// Takes one request over TCP and keeps it. When `release` is told to, the request goes to the server after all, and
+/// the server's answer comes out of the second channel.
 pub async fn holds_the_request(server: SocketAddr) -> (SocketAddr, oneshot::Sender<()>, oneshot::Receiver<Vec<u8>>) {
     let (address, listener) = listen().await;
     let (release, released) = oneshot::channel();

@@ -196,8 +196,10 @@ fn start_bind() -> Server {
     let port = address.port();
     let config = format!(
         "options {{ directory \"{0}\"; listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; \
-         recursion no; dnssec-validation no; notify no; allow-transfer {{ none; }}; pid-file none; session-keyfile none; }};\n\
-         controls {{ }};\n{1}zone \"{ZONE}\" {{ type primary; file \"{0}/zone.db\"; allow-update {{ key \"{KEY_NAME}\"; }}; }};\n",
+         recursion no; dnssec-validation no; notify no; allow-transfer {{ none; }}; pid-file none; \
+         session-keyfile none; }};\n\
+         controls {{ }};\n{1}zone \"{ZONE}\" {{ type primary; file \"{0}/zone.db\"; \
+         allow-update {{ key \"{KEY_NAME}\"; }}; }};\n",
         path.display(),
         key_clause(),
     );

@@ -263,7 +263,8 @@ impl Host {
         Ok(command.stdin(Stdio::null()).output()?)
     }
 
-    /// [`Host::exec_within`] as root, with both outputs handed over line by line as they come. Returns exit code and text.
+    /// [`Host::exec_within`] as root, with both outputs handed over line by line as they come. Returns exit code and
+    /// text.
     pub fn exec_live(&self, limit: Duration, words: &[&str], mut on_line: impl FnMut(&str)) -> Outcome<(i32, String)> {
         let mut command = self.enter()?;
         let limit = format!("{:.1}", limit.as_secs_f64());

@@ -104,7 +104,8 @@ impl Switch {
     pub fn cut_between(&self, one: &Plug, other: &Plug) -> Outcome {
         let (x, y) = (&one.port, &other.port);
         self.nft(&format!(
-            "add rule bridge lab cuts iifname {x} oifname {y} drop; add rule bridge lab cuts iifname {y} oifname {x} drop"
+            "add rule bridge lab cuts iifname {x} oifname {y} drop; \
+             add rule bridge lab cuts iifname {y} oifname {x} drop"
         ))
     }
 

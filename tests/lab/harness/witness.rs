@@ -48,8 +48,9 @@ impl Witness {
         );
         fs::write(dir.join("zone"), zone)?;
         let conf = format!(
-            "options {{ directory \"{dir}\"; listen-on port 53 {{ {address}; }}; listen-on-v6 {{ none; }}; recursion no;\n\
-             dnssec-validation no; notify no; pid-file none; allow-query {{ any; }}; session-keyfile \"{dir}/session.key\"; }};\n\
+            "options {{ directory \"{dir}\"; listen-on port 53 {{ {address}; }}; listen-on-v6 {{ none; }};\n\
+             recursion no; dnssec-validation no; notify no; pid-file none; allow-query {{ any; }};\n\
+             session-keyfile \"{dir}/session.key\"; }};\n\
              controls {{ }};\n\
              key \"{KEY_NAME}\" {{ algorithm hmac-sha256; secret \"{key}\"; }};\n\
              zone \"{ZONE}\" {{ type primary; file \"zone\"; allow-update {{ key \"{KEY_NAME}\"; }}; }};\n",
