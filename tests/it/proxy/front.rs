@@ -6,7 +6,7 @@ use portcullis::base::time::{Duration, Instant};
 use portcullis::engine::status::*;
 use portcullis::io::clock;
 use portcullis::serve::gate::{Gate, ReadClock};
-use portcullis::serve::listener::{Confirm, ProxyOptions, run, Rules};
+use portcullis::serve::listener::{Confirm, ProxyOptions, Rules, run};
 use portcullis::serve::tls::TlsAcceptor;
 use portcullis::wire::hba::HbaFile;
 use std::net::{SocketAddr, TcpListener};
