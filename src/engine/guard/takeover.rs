@@ -402,7 +402,9 @@ impl Guard {
             p.pg.as_ref().is_some_and(|pg| !pg.in_recovery) && p.complete > Epoch::NONE && p.complete == p.won
         });
         let planned = peer_serves && self.pg.report.as_ref().is_some_and(|r| r.in_recovery && self.pg.up);
-        let loss = self.judge_loss(&seen, planned);
+        // A record older than an epoch known here (a restored zone) says nothing of what was acknowledged since.
+        let stale = marker.as_ref().map_or(Epoch::NONE, |m| m.epoch) < highest && self.durable.complete < highest;
+        let loss = self.judge_loss(&seen, planned, stale, highest);
         for line in self.facts(now, &seen, alive, planned, &loss, epoch) {
             self.say(now, &line, fx);
         }
@@ -439,7 +441,9 @@ impl Guard {
         if let Some(t) = &mut self.takeover {
             t.epoch = epoch;
             t.planned = planned;
-            t.void = marker.as_ref().is_some_and(|m| m.active == self.setup.me && m.epoch == self.durable.complete);
+            t.void = marker.as_ref().is_some_and(|m| {
+                m.active == self.setup.me && m.epoch == self.durable.complete && m.epoch == highest
+            });
             t.loss = matches!(loss, Loss::Possible(_));
         }
         if planned {
@@ -456,7 +460,7 @@ impl Guard {
     }
 
     /// What a takeover over this record would lose (R4).
-    fn judge_loss(&self, seen: &Seen, planned: bool) -> Loss {
+    fn judge_loss(&self, seen: &Seen, planned: bool, stale: bool, highest: Epoch) -> Loss {
         let Some(report) = self.pg.report.as_ref().filter(|_| self.pg.up) else {
             let error = self.pg.error.clone().unwrap_or_else(|| "not seen yet".to_owned());
             return Loss::NotPromotable(format!("the local PostgreSQL is not up ({error}); start it first"));
@@ -466,7 +470,16 @@ impl Guard {
                 "an unfinished rejoin: the data here is not whole; run rejoin again".to_owned(),
             );
         }
+        let older = || {
+            Loss::Possible(format!(
+                "epoch {highest} is known here and the record does not show it (a restored zone?): what was acknowledged \
+                 at it may not be here"
+            ))
+        };
         let Some(marker) = evidence::marker_of(seen) else {
+            if stale && !planned && self.setup.mode == DnsMode::Update {
+                return older();
+            }
             return self.judge_unmarked(report.in_recovery, planned);
         };
         if marker.sysid != report.system_id {
@@ -474,6 +487,9 @@ impl Guard {
                 "this PostgreSQL has system identifier {}, the record says {}: other data",
                 report.system_id, marker.sysid
             ));
+        }
+        if stale && !planned {
+            return older();
         }
         if marker.active == self.setup.me && marker.epoch == self.durable.complete {
             return Loss::None("this node was the active one: no acknowledged write is missing".to_owned());

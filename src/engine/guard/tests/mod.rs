@@ -307,3 +307,28 @@ fn a_consent_is_not_taken_back_by_a_late_put_back() {
     assert!(world.is_open(1));
     let _shape: Option<PeerAnswer> = None;
 }
+
+/// S5: b served epoch 2, the zone was restored to "a at epoch 1". What a holds is neither whole nor alone.
+#[test]
+fn a_restored_zone_makes_the_old_node_neither_lossless_nor_sure_that_nobody_serves() {
+    let mut world = World::running();
+    world.kill_all(0);
+    let old = world.record.clone();
+    let ticket = world.promote(1, false);
+    assert_eq!(world.end_of(1, ticket).0, 0);
+    world.start(0);
+    world.run_until(secs(10), "a is fenced and demoted", |w| w.durable(0).fenced.is_some() && w.nodes[0].pg.up);
+    world.wire_up = false;
+    world.run_for(secs(3));
+    // b has just proved its epoch; a is asked to serve on the restored record.
+    world.record = old;
+    let ticket = world.promote(0, false);
+    let (exit, text) = world.end_of(0, ticket);
+    assert_eq!(exit, 3, "{text}");
+    assert!(text.contains("epoch e2") || text.contains("epoch 2"), "{text}");
+    world.loss_accepted = true;
+    let begun = world.now;
+    let ticket = world.promote(0, true);
+    assert_eq!(world.end_of(0, ticket).0, 0);
+    assert!(world.now.since(begun) >= MS * 3261, "W was waited out");
+}
