@@ -250,6 +250,14 @@ impl Guard {
     /// Gives up, puts back what can be put back, and says with which exit code and why.
     pub(super) fn fail_takeover(&mut self, now: Now, exit: u8, why: &str, fx: &mut Vec<Effect>) {
         let Some(t) = &mut self.takeover else { return };
+        if matches!(t.step, Step::Lowering { .. }) {
+            // It could not be written that the attempt is over: *refused* stays.
+            let text = format!("{}; {why}", t.failure);
+            self.end_takeover(now, 4, &text, fx);
+            return;
+        }
+        // From here on the record is ours, whatever could not be written.
+        let exit = if exit == 1 && matches!(t.step, Step::Winning | Step::Completing) { 4 } else { exit };
         t.failure = why.to_owned();
         let put_back = t.prepared && !t.consent_asked;
         let attempt = t.id;

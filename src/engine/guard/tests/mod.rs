@@ -332,3 +332,30 @@ fn a_restored_zone_makes_the_old_node_neither_lossless_nor_sure_that_nobody_serv
     assert_eq!(world.end_of(0, ticket).0, 0);
     assert!(world.now.since(begun) >= MS * 3261, "W was waited out");
 }
+
+/// The update landed, then the disk was full: *refused* must not be lowered, and the procedure must end.
+#[test]
+fn a_full_disk_after_the_update_landed_ends_half_way_and_keeps_refusing() {
+    let mut world = World::running();
+    world.kill_all(0);
+    let ticket = world.promote(1, false);
+    world.run_until(secs(10), "the update landed", |w| w.marker().is_some_and(|m| m.epoch == Epoch(2)));
+    world.nodes[1].journal_broken = true;
+    world.run_for(MS * 100);
+    world.nodes[1].journal_broken = false;
+    let (exit, text) = world.end_of(1, ticket);
+    assert_eq!(exit, 4, "{text}");
+    assert_eq!(world.durable(1).refused, Epoch(1), "the update stands");
+}
+
+#[test]
+fn an_attempt_that_cannot_be_lowered_ends_all_the_same() {
+    let mut world = World::running();
+    let ticket = world.promote(1, false);
+    world.run_until(secs(10), "refused", |w| w.durable(1).refused == Epoch(1));
+    world.wire_up = false;
+    world.dns_up = false;
+    world.nodes[1].journal_broken = true;
+    let (exit, text) = world.end_of(1, ticket);
+    assert_eq!(exit, 4, "{text}");
+}
