@@ -25,8 +25,7 @@ impl Guard {
         self.proofs.void();
         self.unbind_vips(fx);
         self.shut(now, GateState::Fenced, reason.clone(), fx);
-        self.handover = None;
-        self.release_clients(fx);
+        self.end_handover(fx);
         self.pg.demoted = false;
         self.pg.retry_at = now.boot;
         self.note(now, fx, "fenced", format!("fenced at {number}: {reason}"));

@@ -359,3 +359,44 @@ fn an_attempt_that_cannot_be_lowered_ends_all_the_same() {
     let (exit, text) = world.end_of(1, ticket);
     assert_eq!(exit, 4, "{text}");
 }
+
+/// The taker gives up while the old primary is being stopped: the gate opens again only when the PostgreSQL that was
+/// started anew has been seen and R6's wait is over; never on what was seen before it was stopped.
+#[test]
+fn a_switchover_given_up_while_stopping_opens_only_on_the_new_start() {
+    let mut world = World::running();
+    world.promote(1, false);
+    world.run_until(secs(5), "the old primary is being stopped", |w| {
+        w.snapshot(1).procedure.is_some_and(|p| p.step == "stopping the old primary")
+            && w.snapshot(0).procedure.is_some_and(|p| p.step == "stopping PostgreSQL")
+    });
+    let attempt = world.snapshot(1).procedure.expect("runs").id;
+    world.kill(1);
+    world.give(0, Event::PeerAsked { ticket: 9, question: Box::new(PeerQuestion::PutBack { attempt }) });
+    let start = world.nodes[0].pg.start;
+    let end = world.now + secs(20);
+    while world.now < end && !world.is_open(0) {
+        world.step();
+        assert!(!world.is_open(0) || (world.nodes[0].pg.up && world.nodes[0].pg.start > start), "open on an old look");
+    }
+    assert!(world.is_open(0), "put back: {:?}", world.snapshot(0).gate);
+}
+
+/// Arming is under way when a switchover asks for the checkpoint; later this node must be able to go alone again.
+#[test]
+fn a_switchover_in_the_middle_of_arming_leaves_nothing_stuck() {
+    for wait in 0..60 {
+        let mut world = World::new();
+        world.run_until(secs(20), "named", |w| w.nodes[0].pg.list == "\"b\"" || w.is_open(0) && wait > 30);
+        world.run_for(MS * wait);
+        let ticket = world.promote(1, false);
+        world.end_of(1, ticket);
+        world.run_until(secs(60), "one of them is in sync", |w| {
+            w.snapshot(0).replication.in_sync && w.snapshot(1).replication.in_sync
+        });
+        let back = usize::from(!world.is_open(1));
+        let ticket = world.promote(1 - back, false);
+        let (exit, text) = world.end_of(1 - back, ticket);
+        assert_eq!(exit, 0, "{wait}: {text}");
+    }
+}
