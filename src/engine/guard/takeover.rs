@@ -130,6 +130,8 @@ pub(super) struct Takeover {
     /// The peer consented, or the third point of R2 is void (the marker names this node's own complete epoch).
     consented: bool,
     void: bool,
+    /// The old primary was stopped and all of its WAL replayed here: whatever `sync=` says, nothing is missing.
+    handed_over: bool,
     loss: bool,
     marker: Option<Marker>,
     failure: String,
@@ -187,6 +189,7 @@ impl Guard {
             consent_asked: false,
             consented: false,
             void: false,
+            handed_over: false,
             loss: false,
             marker: None,
             failure: String::new(),
@@ -699,7 +702,8 @@ impl Guard {
             None => None,
         };
         let loss = t.loss || old.is_some_and(|m| m.loss && own);
-        let purpose = Purpose::Takeover { epoch: t.epoch, judged: pair, sync, loss };
+        let handed_over = t.handed_over && t.consented;
+        let purpose = Purpose::Takeover { epoch: t.epoch, judged: pair, sync, loss, handed_over };
         if self.start_job(now, purpose, fx) {
             self.step(now, Step::Recording, None, fx);
         } else if let Some(t) = &mut self.takeover {
@@ -823,6 +827,9 @@ impl Guard {
                     .is_some_and(|r| r.timeline == timeline && r.replay_lsn.is_some_and(|replay| replay > checkpoint));
                 if there {
                     self.say(now, "the standby has replayed everything", fx);
+                    if let Some(t) = &mut self.takeover {
+                        t.handed_over = true;
+                    }
                     self.begin_refusing(now, true, fx);
                 } else if late {
                     self.fail_takeover(
