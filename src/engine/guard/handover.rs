@@ -202,6 +202,8 @@ impl Guard {
     fn latch_consent(&mut self, now: Now, ticket: Ticket, attempt: u64, epoch: Epoch, fx: &mut Vec<Effect>) {
         self.end_handover(fx);
         self.pg.demoted = false;
+        self.pg.following = false;
+        self.pg.consented_at = now.boot;
         self.fence_now = Some((epoch, format!("consented to {} taking epoch {epoch}", self.setup.peer)));
         self.note(
             now,

@@ -93,6 +93,9 @@ struct PgMemory {
     retry_at: Instant,
     /// Demoted once in this life: an operator who stops it afterwards is obeyed.
     demoted: bool,
+    /// Demoted to follow the winner of a switchover.
+    following: bool,
+    consented_at: Instant,
     prepared_start: Option<u64>,
     adopted: bool,
 }

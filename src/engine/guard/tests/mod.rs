@@ -400,3 +400,33 @@ fn a_switchover_in_the_middle_of_arming_leaves_nothing_stuck() {
         assert_eq!(exit, 0, "{wait}: {text}");
     }
 }
+
+/// The old node consented, the taker died before its compare-and-swap: the old node must be able to go back.
+#[test]
+fn a_node_that_consented_in_vain_can_be_unfenced() {
+    let mut world = World::running();
+    world.promote(1, false);
+    world.run_until(secs(10), "consented", |w| w.durable(0).consented);
+    world.kill_all(1);
+    world.run_for(secs(20));
+    assert!(world.nodes[0].pg.up && world.nodes[0].pg.in_recovery, "read-only, but there");
+    let ticket = world.command(0, Command::Unfence);
+    let (exit, text) = world.end_of(0, ticket);
+    assert_eq!(exit, 0, "{text}");
+    assert!(world.is_open(0));
+}
+
+/// A taker that died half-way with its PostgreSQL, already promoted: no unit may start that, so the daemon does.
+#[test]
+fn a_taker_that_died_half_way_with_its_postgres_can_finish() {
+    let mut world = World::running();
+    world.kill_all(0);
+    world.promote(1, false);
+    world.run_until(secs(10), "promoted", |w| !w.nodes[1].pg.in_recovery);
+    world.kill_all(1);
+    world.start(1);
+    world.run_for(secs(5));
+    let ticket = world.promote(1, false);
+    let (exit, text) = world.end_of(1, ticket);
+    assert_eq!(exit, 0, "{text}");
+}
