@@ -257,7 +257,7 @@ impl Guard {
         match (phase, result) {
             (Phase::Naming, Ok(_)) => {
                 self.durability.phase = Phase::Barrier;
-                self.pg_task(PgOwner::Durability, PgTask::RearmBarrier, fx);
+                self.pg_task_next(PgOwner::Durability, PgTask::RearmBarrier, fx);
             }
             (Phase::Barrier, Ok(PgOutput::Lsn(lsn))) => {
                 self.durability.phase = Phase::Confirming { lsn, until: now.boot + CONFIRM_LIMIT };
@@ -347,7 +347,7 @@ impl Guard {
         };
         if let Some((phase, name)) = wanted {
             self.durability.phase = phase;
-            self.pg_task(PgOwner::Durability, PgTask::SetSyncList(name), fx);
+            self.pg_task_next(PgOwner::Durability, PgTask::SetSyncList(name), fx);
         }
     }
 

@@ -8,6 +8,9 @@ use crate::engine::durable::Entry;
 use crate::engine::status::GateState;
 use crate::engine::turn::{Effect, Now, PgOutput, PgTask};
 
+/// How long after a consent PostgreSQL stays stopped for the winner before it is started as a standby of nobody.
+const WINNER_LIMIT: Duration = Duration::from_secs(15);
+
 impl Guard {
     /// Why this node is fenced, whether or not that is on disk yet.
     pub(super) fn fenced(&self) -> Option<String> {
@@ -25,9 +28,9 @@ impl Guard {
         self.proofs.void();
         self.unbind_vips(fx);
         self.shut(now, GateState::Fenced, reason.clone(), fx);
-        self.handover = None;
-        self.release_clients(fx);
+        self.end_handover(fx);
         self.pg.demoted = false;
+        self.pg.following = false;
         self.pg.retry_at = now.boot;
         self.note(now, fx, "fenced", format!("fenced at {number}: {reason}"));
         let entry = Entry::Fenced { number, reason, at: now.rfc3339() };
@@ -59,24 +62,38 @@ impl Guard {
 
     /// Takes PostgreSQL out of service while fenced; follows the winner after a consent.
     pub(super) fn advance_fence(&mut self, now: Now, fx: &mut Vec<Effect>) {
-        if self.fenced().is_none() || self.pg.task.is_some() || now.boot < self.pg.retry_at {
+        // A taker that died half-way is as much out of service, but nobody may start its PostgreSQL writable either.
+        let half_way = self.durable.won > self.durable.complete;
+        if (self.fenced().is_none() && !half_way) || self.pg.task.is_some() || now.boot < self.pg.retry_at {
             return;
         }
         let consenting = self.writing.iter().any(|(_, e, _)| e.iter().any(|e| matches!(e, Entry::Consented { .. })));
         if consenting || self.takeover.is_some() || self.rejoin.is_some() || self.handover.is_some() {
             return;
         }
+        let down = !self.pg.up && self.pg.error.is_some() && self.pg_present && !self.pg.demoted;
+        let demote = self.setup.fence_postgres == FencePostgres::Demote;
         if self.durable.consented && self.fence_now.is_none() {
-            self.follow_the_winner(now, fx);
+            // A winner that does not come must not leave this node without a PostgreSQL that `unfence` could use.
+            if down && demote && now.boot >= self.pg.consented_at + WINNER_LIMIT {
+                self.pg_task(PgOwner::Demotion, PgTask::Demote { follow_peer: false }, fx);
+            } else {
+                self.follow_the_winner(now, fx);
+            }
+            return;
+        }
+        if self.fenced().is_none() {
+            if down && demote {
+                self.pg_task(PgOwner::Demotion, PgTask::Demote { follow_peer: false }, fx);
+            }
             return;
         }
         let primary = self.pg.up && self.pg.report.as_ref().is_some_and(|r| !r.in_recovery);
-        let down = !self.pg.up && self.pg.error.is_some() && self.pg_present;
         let task = match self.setup.fence_postgres {
             FencePostgres::Keep => return,
             FencePostgres::Stop if primary => PgTask::Stop,
             FencePostgres::Stop => return,
-            FencePostgres::Demote if primary || (down && !self.pg.demoted) => PgTask::Demote { follow_peer: false },
+            FencePostgres::Demote if primary || down => PgTask::Demote { follow_peer: false },
             FencePostgres::Demote => return,
         };
         self.pg_task(PgOwner::Demotion, task, fx);
@@ -89,7 +106,7 @@ impl Guard {
         if !won {
             return;
         }
-        if self.pg.demoted {
+        if self.pg.following {
             let streams = self.pg.up && self.pg.report.as_ref().is_some_and(|r| r.in_recovery && r.streaming);
             let writing = self.writing.iter().any(|(_, e, _)| e.contains(&Entry::FenceEnded));
             if streams && !writing {
@@ -110,6 +127,7 @@ impl Guard {
         match result {
             Ok(_) => {
                 self.pg.demoted = true;
+                self.pg.following = owner == PgOwner::Follow;
                 self.pg.adopted = self.pg.adopted || owner == PgOwner::Follow;
                 let text = match (owner, self.setup.fence_postgres) {
                     (PgOwner::Follow, _) => format!("PostgreSQL follows {} as its standby", self.setup.peer),

@@ -31,6 +31,8 @@ enum Stage {
 pub(super) struct Handover {
     pub(super) attempt: u64,
     stage: Stage,
+    /// The PostgreSQL task the stage waits for: one of an earlier stage or attempt says nothing.
+    waits_for: Option<OpId>,
     pub(super) deadline: Instant,
 }
 
@@ -69,7 +71,7 @@ impl Guard {
         } else {
             let op = OpId(self.id());
             self.handover =
-                Some(Handover { attempt, stage: Stage::Draining { op, ticket }, deadline: now.boot + SILENCE_LIMIT });
+                Some(Handover { attempt, stage: Stage::Draining { op, ticket }, waits_for: None, deadline: now.boot + SILENCE_LIMIT });
             self.gate.paused = true;
             let text = format!("{} asked for a switchover to epoch {epoch}; holding clients", self.setup.peer);
             self.note(now, fx, "switchover_prepared", text);
@@ -101,11 +103,31 @@ impl Guard {
         };
         handover.stage = Stage::Checkpointing { ticket };
         handover.deadline = now.boot + SILENCE_LIMIT * 3;
-        self.pg_task_next(PgOwner::Handover, PgTask::Checkpoint, fx);
+        self.handover_task(PgTask::Checkpoint, fx);
     }
 
-    pub(super) fn on_handover_pg(&mut self, now: Now, result: Result<PgOutput, String>, fx: &mut Vec<Effect>) {
-        let Some(handover) = &mut self.handover else { return };
+    fn handover_task(&mut self, task: PgTask, fx: &mut Vec<Effect>) {
+        let op = self.pg_task_next(PgOwner::Handover, task, fx);
+        if let Some(handover) = &mut self.handover {
+            handover.waits_for = Some(op);
+        }
+    }
+
+    /// It is over on this side; what it still wanted of PostgreSQL does not begin any more.
+    pub(super) fn end_handover(&mut self, fx: &mut Vec<Effect>) {
+        self.handover = None;
+        self.forget_waiting(PgOwner::Handover);
+        self.release_clients(fx);
+    }
+
+    pub(super) fn on_handover_pg(
+        &mut self,
+        now: Now,
+        op: OpId,
+        result: Result<PgOutput, String>,
+        fx: &mut Vec<Effect>,
+    ) {
+        let Some(handover) = self.handover.as_mut().filter(|h| h.waits_for == Some(op)) else { return };
         handover.deadline = now.boot + SILENCE_LIMIT;
         let attempt = handover.attempt;
         match (handover.stage, result) {
@@ -114,7 +136,7 @@ impl Guard {
                 let reason = format!("switchover to {}", self.setup.peer);
                 self.shut(now, GateState::Shut, reason, fx);
                 self.unbind_vips(fx);
-                self.pg_task_next(PgOwner::Handover, PgTask::Stop, fx);
+                self.handover_task(PgTask::Stop, fx);
             }
             (Stage::Stopping { ticket }, Ok(PgOutput::Control(data))) if data.state == "shut down" => {
                 handover.stage = Stage::Stopped;
@@ -132,11 +154,10 @@ impl Guard {
             }
             (Stage::StoppingToConsent { ticket, .. }, Err(why)) => {
                 fx.push(refuse(ticket, &why));
-                self.handover = None;
+                self.end_handover(fx);
             }
             (Stage::PuttingBack { ticket }, result) => {
-                self.handover = None;
-                self.release_clients(fx);
+                self.end_handover(fx);
                 match &result {
                     Ok(_) => self.note(now, fx, "put_back", "the switchover was given up; serving on".to_owned()),
                     Err(why) => self.note(now, fx, "put_back_failed", format!("PostgreSQL did not start again: {why}")),
@@ -170,18 +191,19 @@ impl Guard {
         self.shut(now, GateState::Shut, reason, fx);
         let running = self.pg.up && self.pg.report.as_ref().is_some_and(|r| !r.in_recovery);
         let deadline = now.boot + SILENCE_LIMIT * 3;
-        self.handover = Some(Handover { attempt, stage: Stage::StoppingToConsent { ticket, epoch }, deadline });
+        self.handover = Some(Handover { attempt, stage: Stage::StoppingToConsent { ticket, epoch }, waits_for: None, deadline });
         if running {
-            self.pg_task_next(PgOwner::Handover, PgTask::Stop, fx);
+            self.handover_task(PgTask::Stop, fx);
             return;
         }
         self.latch_consent(now, ticket, attempt, epoch, fx);
     }
 
     fn latch_consent(&mut self, now: Now, ticket: Ticket, attempt: u64, epoch: Epoch, fx: &mut Vec<Effect>) {
-        self.handover = None;
-        self.release_clients(fx);
+        self.end_handover(fx);
         self.pg.demoted = false;
+        self.pg.following = false;
+        self.pg.consented_at = now.boot;
         self.fence_now = Some((epoch, format!("consented to {} taking epoch {epoch}", self.setup.peer)));
         self.note(
             now,
@@ -209,11 +231,10 @@ impl Guard {
         if stopped {
             handover.stage = Stage::PuttingBack { ticket };
             handover.deadline = now.boot + SILENCE_LIMIT * 3;
-            self.pg_task_next(PgOwner::Handover, PgTask::Start, fx);
+            self.handover_task(PgTask::Start, fx);
             return;
         }
-        self.handover = None;
-        self.release_clients(fx);
+        self.end_handover(fx);
         self.note(now, fx, "put_back", "the switchover was given up before PostgreSQL was touched".to_owned());
         if let Some(ticket) = ticket {
             fx.push(Effect::AnswerPeer { ticket, answer: Box::new(PeerAnswer::PutBack { attempt }) });

@@ -84,13 +84,18 @@ struct PgMemory {
     task: Option<(OpId, PgOwner)>,
     /// What the running task sets the list of synchronous standbys to.
     setting: Option<String>,
+    /// The running task stops or starts PostgreSQL: what was seen before says nothing afterwards.
+    restarts: bool,
     /// A look that began before the last task ended says nothing.
     look_from: Instant,
-    /// A procedure's task that waits for it to end.
-    next: Option<(PgOwner, PgTask)>,
+    /// Tasks that wait for it to end: at most one per owner.
+    next: VecDeque<(OpId, PgOwner, PgTask)>,
     retry_at: Instant,
     /// Demoted once in this life: an operator who stops it afterwards is obeyed.
     demoted: bool,
+    /// Demoted to follow the winner of a switchover.
+    following: bool,
+    consented_at: Instant,
     prepared_start: Option<u64>,
     adopted: bool,
 }
@@ -481,21 +486,39 @@ impl Guard {
         if self.pg.task.is_some() {
             return false;
         }
+        self.pg_task_next(owner, task, fx);
+        true
+    }
+
+    /// A procedure's task: begins when the one under way has ended. A newer one of the same owner replaces what waits.
+    fn pg_task_next(&mut self, owner: PgOwner, task: PgTask, fx: &mut Vec<Effect>) -> OpId {
         let op = OpId(self.id());
+        self.forget_waiting(owner);
+        self.pg.next.push_back((op, owner, task));
+        self.next_pg_task(fx);
+        op
+    }
+
+    /// The owner gave up: what it wanted and what has not begun must not begin any more.
+    fn forget_waiting(&mut self, owner: PgOwner) {
+        self.pg.next.retain(|(_, waiting, _)| *waiting != owner);
+    }
+
+    fn next_pg_task(&mut self, fx: &mut Vec<Effect>) {
+        if self.pg.task.is_some() {
+            return;
+        }
+        let Some((op, owner, task)) = self.pg.next.pop_front() else { return };
         self.pg.task = Some((op, owner));
+        self.pg.restarts = matches!(
+            task,
+            PgTask::Stop | PgTask::Start | PgTask::Demote { .. } | PgTask::Clone(_)
+        );
         self.pg.setting = match &task {
             PgTask::SetSyncList(name) => Some(name.as_ref().map(|n| format!("\"{n}\"")).unwrap_or_default()),
             _ => None,
         };
         fx.push(Effect::Pg { op, task });
-        true
-    }
-
-    /// A procedure's task: begins when the one under way has ended.
-    fn pg_task_next(&mut self, owner: PgOwner, task: PgTask, fx: &mut Vec<Effect>) {
-        if !self.pg_task(owner, task.clone(), fx) {
-            self.pg.next = Some((owner, task));
-        }
     }
 
     fn on_pg_done(&mut self, now: Now, op: OpId, result: Result<PgOutput, String>, fx: &mut Vec<Effect>) {
@@ -508,12 +531,16 @@ impl Guard {
         if let (Some(list), Ok(_), Some(report)) = (self.pg.setting.take(), &result, &mut self.pg.report) {
             report.sync_list = list;
         }
-        if let Some((owner, task)) = self.pg.next.take() {
-            self.pg_task(owner, task, fx);
+        if std::mem::take(&mut self.pg.restarts) {
+            self.pg.up = false;
+            self.pg.error = None;
+            self.pg.barrier = None;
+            self.pg.barrier_passed = false;
         }
+        self.next_pg_task(fx);
         match owner {
             PgOwner::Takeover => self.on_takeover_pg(now, result, fx),
-            PgOwner::Handover => self.on_handover_pg(now, result, fx),
+            PgOwner::Handover => self.on_handover_pg(now, op, result, fx),
             PgOwner::Rejoin => self.on_rejoin_pg(now, result, fx),
             PgOwner::Durability => self.on_durability_pg(now, result, fx),
             PgOwner::Demotion | PgOwner::Follow => self.on_demoted(now, owner, result, fx),

@@ -27,7 +27,14 @@ pub(super) enum Purpose {
     /// `sync=none` or `sync=<peer>` under our own epoch; the active node stays as it is.
     Sync(Option<NodeName>),
     /// A takeover, judged on this very record.
-    Takeover { epoch: Epoch, judged: RecordPair, sync: Option<NodeName>, loss: bool },
+    Takeover {
+        epoch: Epoch,
+        judged: RecordPair,
+        sync: Option<NodeName>,
+        loss: bool,
+        /// After a whole switchover a late `sync=` of the old node changes nothing that was judged.
+        handed_over: bool,
+    },
 }
 
 /// How a job ended.
@@ -272,8 +279,14 @@ impl Guard {
                 }
                 Ok((pair.addresses.clone(), next))
             }
-            Purpose::Takeover { epoch, judged, sync, loss } => {
-                if !pair.same_data(judged) && mine(*epoch).is_none() {
+            Purpose::Takeover { epoch, judged, sync, loss, handed_over } => {
+                let late_sync = || {
+                    let before = judged.marker.first().and_then(|text| text.parse::<Marker>().ok());
+                    let same = matches!((&before, current), (Some(before), Some(now))
+                        if before.epoch == now.epoch && before.active == now.active && before.boot == now.boot);
+                    *handed_over && same && judged.addresses == pair.addresses
+                };
+                if !pair.same_data(judged) && mine(*epoch).is_none() && !late_sync() {
                     return Err(match current {
                         Some(m) => format!("the record changed: it names {} at epoch {} now", m.active, m.epoch),
                         None => "the record changed while it was judged".to_owned(),

@@ -133,6 +133,8 @@ pub(super) struct Takeover {
     /// The peer consented, or the third point of R2 is void (the marker names this node's own complete epoch).
     consented: bool,
     void: bool,
+    /// The old primary was stopped and all of its WAL replayed here: whatever `sync=` says, nothing is missing.
+    handed_over: bool,
     loss: bool,
     marker: Option<Marker>,
     failure: String,
@@ -190,6 +192,7 @@ impl Guard {
             consent_asked: false,
             consented: false,
             void: false,
+            handed_over: false,
             loss: false,
             marker: None,
             failure: String::new(),
@@ -253,6 +256,14 @@ impl Guard {
     /// Gives up, puts back what can be put back, and says with which exit code and why.
     pub(super) fn fail_takeover(&mut self, now: Now, exit: u8, why: &str, fx: &mut Vec<Effect>) {
         let Some(t) = &mut self.takeover else { return };
+        if matches!(t.step, Step::Lowering { .. }) {
+            // It could not be written that the attempt is over: *refused* stays.
+            let text = format!("{}; {why}", t.failure);
+            self.end_takeover(now, 4, &text, fx);
+            return;
+        }
+        // From here on the record is ours, whatever could not be written.
+        let exit = if exit == 1 && matches!(t.step, Step::Winning | Step::Completing) { 4 } else { exit };
         t.failure = why.to_owned();
         let put_back = t.prepared && !t.consent_asked;
         let attempt = t.id;
@@ -405,7 +416,9 @@ impl Guard {
             p.pg.as_ref().is_some_and(|pg| !pg.in_recovery) && p.complete > Epoch::NONE && p.complete == p.won
         });
         let planned = peer_serves && self.pg.report.as_ref().is_some_and(|r| r.in_recovery && self.pg.up);
-        let loss = self.judge_loss(&seen, planned);
+        // A record older than an epoch known here (a restored zone) says nothing of what was acknowledged since.
+        let stale = marker.as_ref().map_or(Epoch::NONE, |m| m.epoch) < highest && self.durable.complete < highest;
+        let loss = self.judge_loss(&seen, planned, stale, highest);
         for line in self.facts(now, &seen, alive, planned, &loss, epoch) {
             self.say(now, &line, fx);
         }
@@ -442,7 +455,9 @@ impl Guard {
         if let Some(t) = &mut self.takeover {
             t.epoch = epoch;
             t.planned = planned;
-            t.void = marker.as_ref().is_some_and(|m| m.active == self.setup.me && m.epoch == self.durable.complete);
+            t.void = marker.as_ref().is_some_and(|m| {
+                m.active == self.setup.me && m.epoch == self.durable.complete && m.epoch == highest
+            });
             t.loss = matches!(loss, Loss::Possible(_));
         }
         if planned {
@@ -459,7 +474,7 @@ impl Guard {
     }
 
     /// What a takeover over this record would lose (R4).
-    fn judge_loss(&self, seen: &Seen, planned: bool) -> Loss {
+    fn judge_loss(&self, seen: &Seen, planned: bool, stale: bool, highest: Epoch) -> Loss {
         let Some(report) = self.pg.report.as_ref().filter(|_| self.pg.up) else {
             let error = self.pg.error.clone().unwrap_or_else(|| "not seen yet".to_owned());
             return Loss::NotPromotable(format!("the local PostgreSQL is not up ({error}); start it first"));
@@ -469,7 +484,16 @@ impl Guard {
                 "an unfinished rejoin: the data here is not whole; run rejoin again".to_owned(),
             );
         }
+        let older = || {
+            Loss::Possible(format!(
+                "epoch {highest} is known here and the record does not show it (a restored zone?): what was acknowledged \
+                 at it may not be here"
+            ))
+        };
         let Some(marker) = evidence::marker_of(seen) else {
+            if stale && !planned && self.setup.mode == DnsMode::Update {
+                return older();
+            }
             return self.judge_unmarked(report.in_recovery, planned);
         };
         if marker.sysid != report.system_id {
@@ -477,6 +501,9 @@ impl Guard {
                 "this PostgreSQL has system identifier {}, the record says {}: other data",
                 report.system_id, marker.sysid
             ));
+        }
+        if stale && !planned {
+            return older();
         }
         if marker.active == self.setup.me && marker.epoch == self.durable.complete {
             return Loss::None("this node was the active one: no acknowledged write is missing".to_owned());
@@ -679,7 +706,8 @@ impl Guard {
             None => None,
         };
         let loss = t.loss || old.is_some_and(|m| m.loss && own);
-        let purpose = Purpose::Takeover { epoch: t.epoch, judged: pair, sync, loss };
+        let handed_over = t.handed_over && t.consented;
+        let purpose = Purpose::Takeover { epoch: t.epoch, judged: pair, sync, loss, handed_over };
         if self.start_job(now, purpose, fx) {
             self.step(now, Step::Recording, None, fx);
         } else if let Some(t) = &mut self.takeover {
@@ -803,6 +831,9 @@ impl Guard {
                     .is_some_and(|r| r.timeline == timeline && r.replay_lsn.is_some_and(|replay| replay > checkpoint));
                 if there {
                     self.say(now, "the standby has replayed everything", fx);
+                    if let Some(t) = &mut self.takeover {
+                        t.handed_over = true;
+                    }
                     self.begin_refusing(now, true, fx);
                 } else if late {
                     self.fail_takeover(

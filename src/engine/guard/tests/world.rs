@@ -3,78 +3,129 @@
 //!
 //! Over 600 lines: the world and the cases it plays stand together: each case is read against what the world does.
 
-use super::Guard;
+use crate::engine::guard::Guard;
 use crate::base::config::{DnsMode, FencePostgres};
-use crate::base::ids::{Epoch, Lsn, NodeName, SystemId, TimelineId};
+use crate::base::ids::{Lsn, NodeName, SystemId, TimelineId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::{Durable, Entry};
 use crate::engine::lease::Timing;
 use crate::engine::report::{ControlData, PgReport, SourceFacts, StandbyRow};
 use crate::engine::setup::{NodeSetup, Setup};
-use crate::engine::status::{GateState, Role};
-use crate::engine::turn::{Command, Effect, Event, Now, PeerAnswer, PgOutput, PgTask};
+use crate::engine::turn::{Command, Effect, Event, Now, PgOutput, PgTask};
 use crate::wire::dns::{Reading, RecordPair, UpdateOutcome};
 use crate::wire::marker::Marker;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-const MS: Duration = Duration::from_millis(1);
+pub(super) const MS: Duration = Duration::from_millis(1);
 
-fn name(node: usize) -> NodeName {
+pub(super) fn name(node: usize) -> NodeName {
     ["a", "b"][node].parse().expect("valid")
 }
 
-fn address(node: usize) -> IpAddr {
+pub(super) fn address(node: usize) -> IpAddr {
     [[192, 0, 2, 11], [192, 0, 2, 12]][node].into()
 }
 
 #[derive(Debug, Clone)]
-struct Pg {
-    up: bool,
-    in_recovery: bool,
-    timeline: u32,
-    lsn: u64,
-    list: String,
-    follows: bool,
-    start: u64,
+pub(super) struct Pg {
+    pub(super) up: bool,
+    pub(super) in_recovery: bool,
+    pub(super) timeline: u32,
+    pub(super) lsn: u64,
+    pub(super) list: String,
+    pub(super) follows: bool,
+    pub(super) start: u64,
+    /// The writes this cluster holds: how many of each branch; every promotion begins a branch.
+    pub(super) data: Data,
+}
+
+pub(super) type Data = Vec<(u64, u64)>;
+
+fn holds(data: &Data, branch: u64, count: u64) -> bool {
+    data.iter().any(|(b, c)| *b == branch && *c >= count)
 }
 
 #[derive(Debug)]
-enum Delivery {
+pub(super) enum Delivery {
     To(usize, u64, Event),
     Update { node: usize, life: u64, op: crate::base::ids::OpId, prerequisite: RecordPair, next: RecordPair },
     Write { node: usize, life: u64, seq: u64, entries: Vec<Entry> },
     Ask { from: usize, life: u64, question: u64, ask: Box<crate::engine::turn::PeerQuestion>, deadline: Instant },
     Pg { node: usize, life: u64, op: crate::base::ids::OpId, task: PgTask },
     Look(usize),
+    /// A client writes through every open gate.
+    Client,
+    /// A late update lands and nobody is told.
+    Landing { prerequisite: RecordPair, next: RecordPair },
 }
 
-struct Node {
-    guard: Option<Guard>,
-    life: u64,
-    disk: Vec<Entry>,
-    gate_until: Instant,
-    pg: Pg,
-    ends: BTreeMap<u64, (u8, String)>,
-    asked: BTreeMap<u64, (usize, u64, u64)>,
-    said: Vec<String>,
+/// splitmix64: small, seeded, enough.
+#[derive(Debug, Clone)]
+pub(super) struct Rng(pub(super) u64);
+
+impl Rng {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `bound`.
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    /// True once in `n`.
+    pub(super) fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
 }
 
-struct World {
-    now: Instant,
-    nodes: [Node; 2],
-    record: RecordPair,
-    dns_up: bool,
-    wire_up: bool,
+pub(super) struct Node {
+    pub(super) guard: Option<Guard>,
+    pub(super) life: u64,
+    pub(super) disk: Vec<Entry>,
+    /// The replay of `disk`, kept as it grows.
+    pub(super) shadow: Durable,
+    pub(super) journal_broken: bool,
+    /// SIGSTOP: what comes meanwhile is delivered at the thaw.
+    pub(super) frozen_until: Instant,
+    /// Since when a higher epoch stands in the record.
+    pub(super) superseded: Option<Instant>,
+    pub(super) gate_until: Instant,
+    pub(super) pg: Pg,
+    pub(super) ends: BTreeMap<u64, (u8, String)>,
+    pub(super) asked: BTreeMap<u64, (usize, u64, u64)>,
+    pub(super) said: Vec<String>,
+}
+
+pub(super) struct World {
+    pub(super) now: Instant,
+    pub(super) nodes: [Node; 2],
+    pub(super) record: RecordPair,
+    pub(super) dns_up: bool,
+    pub(super) dns_cut: [bool; 2],
+    /// Delays and losses; `None`: everything is quick and in order.
+    pub(super) rng: Option<Rng>,
+    /// Acknowledged writes: up to which of each branch.
+    pub(super) acked: BTreeMap<u64, u64>,
+    pub(super) acks: u64,
+    pub(super) openings: u64,
+    pub(super) loss_accepted: bool,
+    pub(super) check_acked: bool,
+    pub(super) wire_up: bool,
     /// Updates land, but their answers are lost.
-    lose_update_answers: bool,
-    queue: BTreeMap<(Instant, u64), Delivery>,
-    order: u64,
-    ticket: u64,
+    pub(super) lose_update_answers: bool,
+    pub(super) queue: BTreeMap<(Instant, u64), Delivery>,
+    pub(super) order: u64,
+    pub(super) ticket: u64,
 }
 
 impl World {
-    fn new() -> World {
+    pub(super) fn new() -> World {
         let pg = |in_recovery| Pg {
             up: true,
             in_recovery,
@@ -83,11 +134,16 @@ impl World {
             list: String::new(),
             follows: in_recovery,
             start: 1,
+            data: vec![(0, 0)],
         };
         let node = |in_recovery| Node {
             guard: None,
             life: 0,
             disk: Vec::new(),
+            shadow: Durable::default(),
+            journal_broken: false,
+            frozen_until: Instant::ZERO,
+            superseded: None,
             gate_until: Instant::ZERO,
             pg: pg(in_recovery),
             ends: BTreeMap::new(),
@@ -99,6 +155,13 @@ impl World {
             nodes: [node(false), node(true)],
             record: RecordPair::new(vec![address(0)], 5, Vec::new()),
             dns_up: true,
+            dns_cut: [false; 2],
+            rng: None,
+            acked: BTreeMap::new(),
+            acks: 0,
+            openings: 0,
+            loss_accepted: false,
+            check_acked: true,
             wire_up: true,
             lose_update_answers: false,
             queue: BTreeMap::new(),
@@ -109,16 +172,17 @@ impl World {
         world.start(1);
         world.post(MS, Delivery::Look(0));
         world.post(MS * 2, Delivery::Look(1));
+        world.post(MS * 50, Delivery::Client);
         world
     }
 
-    fn running() -> World {
+    pub(super) fn running() -> World {
         let mut world = World::new();
         world.run_until(Duration::from_secs(20), "in sync", |w| w.snapshot(0).replication.in_sync);
         world
     }
 
-    fn setup(&self, node: usize) -> Setup {
+    pub(super) fn setup(&self, node: usize) -> Setup {
         let entry = |n: usize| NodeSetup {
             name: name(n),
             addresses: vec![address(n)],
@@ -145,75 +209,152 @@ impl World {
         }
     }
 
-    fn clocks(&self) -> Now {
+    pub(super) fn clocks(&self) -> Now {
         let micros = i64::try_from(self.now.as_nanos() / 1000).expect("small") + 1_700_000_000_000_000;
         Now { boot: self.now, wall: jiff::Timestamp::from_microsecond(micros).expect("valid") }
     }
 
-    fn post(&mut self, after: Duration, delivery: Delivery) {
+    pub(super) fn post(&mut self, after: Duration, delivery: Delivery) {
         self.order += 1;
         self.queue.insert((self.now + after, self.order), delivery);
     }
 
-    fn start(&mut self, node: usize) {
+    pub(super) fn start(&mut self, node: usize) {
         self.nodes[node].life += 1;
         let mut effects = Vec::new();
         let durable = Durable::replay(&self.nodes[node].disk);
+        assert_eq!(durable, self.nodes[node].shadow, "replay equals live state");
         let guard = Guard::start(self.setup(node), durable, true, self.clocks(), &mut effects);
         self.nodes[node].guard = Some(guard);
         self.effects(node, effects);
     }
 
     /// kill -9 of the daemon: its gate goes with its process.
-    fn kill(&mut self, node: usize) {
+    pub(super) fn kill(&mut self, node: usize) {
         self.nodes[node].guard = None;
         self.nodes[node].gate_until = Instant::ZERO;
         self.nodes[node].asked.clear();
     }
 
-    fn kill_all(&mut self, node: usize) {
+    pub(super) fn kill_all(&mut self, node: usize) {
         self.kill(node);
         self.nodes[node].pg.up = false;
     }
 
-    fn snapshot(&self, node: usize) -> crate::engine::status::Snapshot {
+    pub(super) fn snapshot(&self, node: usize) -> crate::engine::status::Snapshot {
         self.nodes[node].guard.as_ref().expect("running").snapshot(self.clocks())
     }
 
-    fn is_open(&self, node: usize) -> bool {
+    pub(super) fn is_open(&self, node: usize) -> bool {
         self.nodes[node].gate_until > self.now
     }
 
-    fn durable(&self, node: usize) -> Durable {
+    pub(super) fn durable(&self, node: usize) -> Durable {
         Durable::replay(&self.nodes[node].disk)
     }
 
-    fn marker(&self) -> Option<Marker> {
+    pub(super) fn marker(&self) -> Option<Marker> {
         self.record.marker.first().and_then(|text| text.parse().ok())
     }
 
-    fn command(&mut self, node: usize, command: Command) -> u64 {
+    pub(super) fn command(&mut self, node: usize, command: Command) -> u64 {
         self.ticket += 1;
         let ticket = self.ticket;
         self.give(node, Event::Command { ticket, command });
         ticket
     }
 
-    fn promote(&mut self, node: usize, accept_data_loss: bool) -> u64 {
+    pub(super) fn promote(&mut self, node: usize, accept_data_loss: bool) -> u64 {
         self.command(node, Command::Promote { dry_run: false, yes: true, accept_data_loss, peer_is_off: None })
     }
 
-    fn give(&mut self, node: usize, event: Event) {
+    pub(super) fn give(&mut self, node: usize, event: Event) {
         let clocks = self.clocks();
         let Some(guard) = &mut self.nodes[node].guard else { return };
         let mut effects = Vec::new();
         guard.handle(clocks, event, &mut effects);
-        assert_eq!(guard.durable, Durable::replay(&self.nodes[node].disk), "replay equals live state");
+        assert_eq!(guard.durable, self.nodes[node].shadow, "replay equals live state");
         self.effects(node, effects);
-        assert!(!(self.is_open(0) && self.is_open(1)), "two open gates at {:?}", self.now);
+        self.check();
     }
 
-    fn effects(&mut self, node: usize, effects: Vec<Effect>) {
+    /// What must hold after every event.
+    fn check(&mut self) {
+        assert!(!(self.is_open(0) && self.is_open(1)), "two open gates at {:?}", self.now);
+        let marker = self.marker();
+        for node in 0..2 {
+            let higher = marker.as_ref().is_some_and(|m| {
+                m.epoch > self.nodes[node].shadow.complete && m.active != name(node)
+            });
+            let since = self.nodes[node].superseded.unwrap_or(self.now);
+            self.nodes[node].superseded = higher.then_some(since);
+            if !self.is_open(node) {
+                continue;
+            }
+            let n = &self.nodes[node];
+            assert!(n.shadow.complete == n.shadow.won && n.shadow.fence <= n.shadow.complete, "open: {:?}", n.shadow);
+            assert!(n.gate_until <= self.now + MS * 3000, "open beyond a lease");
+            assert!(self.now.since(since) <= MS * 3000, "{} serves beside a higher epoch", name(node));
+        }
+    }
+
+    /// How long something takes: usually `quick`, sometimes anything up to `slow`.
+    fn delay(&mut self, quick: Duration, slow: u32) -> Duration {
+        let Some(rng) = &mut self.rng else { return quick };
+        if rng.one_in(12) {
+            MS * u32::try_from(rng.below(u64::from(slow))).expect("small")
+        } else {
+            quick + Duration::from_micros(rng.below(4000))
+        }
+    }
+
+    fn dns_reaches(&self, node: usize) -> bool {
+        self.dns_up && !self.dns_cut[node]
+    }
+
+    /// Writes through every open gate; a write is acknowledged as PostgreSQL would.
+    fn client(&mut self) {
+        self.post(MS * 200, Delivery::Client);
+        for node in 0..2 {
+            let pg = &self.nodes[node].pg;
+            if !self.is_open(node) || self.nodes[node].frozen_until > self.now || !pg.up || pg.in_recovery {
+                continue;
+            }
+            if self.check_acked && !self.loss_accepted {
+                for (branch, count) in &self.acked {
+                    assert!(
+                        holds(&pg.data, *branch, *count),
+                        "acknowledged writes of branch {branch} up to {count} are missing on {}: {:?}",
+                        name(node),
+                        pg.data
+                    );
+                }
+            }
+            let synchronous = !pg.list.is_empty();
+            let streams = self.streams(1 - node);
+            let pg = &mut self.nodes[node].pg;
+            pg.lsn += 1;
+            let last = pg.data.last_mut().expect("a branch");
+            last.1 += 1;
+            let (branch, count) = *last;
+            if synchronous && streams {
+                self.catch_up(1 - node);
+            }
+            if !synchronous || streams {
+                self.acked.insert(branch, count);
+                self.acks += 1;
+            }
+        }
+    }
+
+    /// The standby receives everything its primary has.
+    fn catch_up(&mut self, standby: usize) {
+        let from = self.nodes[1 - standby].pg.clone();
+        let to = &mut self.nodes[standby].pg;
+        (to.lsn, to.timeline, to.data) = (from.lsn, from.timeline, from.data);
+    }
+
+    pub(super) fn effects(&mut self, node: usize, effects: Vec<Effect>) {
         let life = self.nodes[node].life;
         for (index, effect) in effects.into_iter().enumerate() {
             match effect {
@@ -221,37 +362,57 @@ impl World {
                     assert_eq!(index, 0, "a cut is the first effect of its turn");
                     self.nodes[node].gate_until = Instant::ZERO;
                 }
-                Effect::Extend { until } => self.nodes[node].gate_until = until,
-                Effect::Record { seq, entries } => self.post(MS * 2, Delivery::Write { node, life, seq, entries }),
+                Effect::Extend { until } => {
+                    self.openings += u64::from(!self.is_open(node));
+                    self.nodes[node].gate_until = until;
+                }
+                Effect::Record { seq, entries } => {
+                    let after = self.delay(MS * 2, 400);
+                    // One journal thread: in order.
+                    let last = self.queue.iter().filter(|(_, d)| matches!(d, Delivery::Write { node: n, life: l, .. } if *n == node && *l == life)).map(|((at, _), _)| *at).max();
+                    let after = after.max(last.map_or(Duration::ZERO, |at| at.since(self.now)));
+                    self.post(after, Delivery::Write { node, life, seq, entries });
+                }
                 Effect::AskWitness { question, limit, .. } => {
-                    let (after, answer) = match self.dns_up {
-                        true => (MS * 2, Ok(Reading { pair: self.record.clone(), ..Reading::default() })),
+                    let after = self.delay(MS * 2, 3000);
+                    let (after, answer) = match self.dns_reaches(node) && after < limit {
+                        true => (after, Ok(Reading { pair: self.record.clone(), ..Reading::default() })),
                         false => (limit, Err("no answer".to_owned())),
                     };
                     self.post(after, Delivery::To(node, life, Event::WitnessAnswered { question, answer }));
                 }
                 Effect::Update { op, prerequisite, addresses, marker, limit } => {
                     let next = RecordPair::written(&addresses, 5, &marker);
-                    if self.dns_up {
-                        self.post(MS * 2, Delivery::Update { node, life, op, prerequisite, next });
-                    } else {
+                    let after = self.delay(MS * 2, 6000);
+                    if !self.dns_reaches(node) {
                         let outcome = UpdateOutcome::NotSent("down".into());
                         self.post(limit, Delivery::To(node, life, Event::UpdateAnswered { op, outcome }));
+                    } else if after >= limit {
+                        let outcome = UpdateOutcome::Unknown("late".into());
+                        self.post(limit, Delivery::To(node, life, Event::UpdateAnswered { op, outcome }));
+                        self.post(after, Delivery::Landing { prerequisite, next });
+                    } else {
+                        self.post(after, Delivery::Update { node, life, op, prerequisite, next });
                     }
                 }
                 Effect::AskPeer { question, ask, limit } => {
                     let deadline = self.now + limit;
-                    self.post(MS, Delivery::Ask { from: node, life, question, ask, deadline });
+                    let after = self.delay(MS, 2500);
+                    self.post(after, Delivery::Ask { from: node, life, question, ask, deadline });
                 }
                 Effect::AnswerPeer { ticket, answer } => {
                     if let Some((from, life, question)) = self.nodes[node].asked.remove(&ticket)
                         && self.wire_up
                     {
                         let event = Event::PeerAnswered { question, answer: Ok(answer) };
-                        self.post(MS, Delivery::To(from, life, event));
+                        let after = self.delay(MS, 2500);
+                        self.post(after, Delivery::To(from, life, event));
                     }
                 }
-                Effect::Pg { op, task } => self.post(MS * 20, Delivery::Pg { node, life, op, task }),
+                Effect::Pg { op, task } => {
+                    let after = self.delay(MS * 20, 3000);
+                    self.post(after, Delivery::Pg { node, life, op, task });
+                }
                 Effect::Drain { op, .. } => {
                     self.post(MS * 5, Delivery::To(node, life, Event::Drained { op, busy: 0 }));
                 }
@@ -270,7 +431,7 @@ impl World {
         }
     }
 
-    fn streams(&self, standby: usize) -> bool {
+    pub(super) fn streams(&self, standby: usize) -> bool {
         let (s, p) = (&self.nodes[standby].pg, &self.nodes[1 - standby].pg);
         self.wire_up
             && s.up
@@ -280,14 +441,13 @@ impl World {
             && !p.in_recovery
             && s.lsn <= p.lsn
             && s.timeline <= p.timeline
+            && s.data.iter().all(|(branch, count)| holds(&p.data, *branch, *count))
     }
 
-    fn report(&mut self, node: usize) -> Option<PgReport> {
+    pub(super) fn report(&mut self, node: usize) -> Option<PgReport> {
         let other = 1 - node;
         if self.streams(node) {
-            let (lsn, timeline) = (self.nodes[other].pg.lsn, self.nodes[other].pg.timeline);
-            self.nodes[node].pg.lsn = lsn;
-            self.nodes[node].pg.timeline = timeline;
+            self.catch_up(node);
         }
         let streaming = self.streams(node);
         let row = self.streams(other).then(|| StandbyRow {
@@ -315,9 +475,9 @@ impl World {
         })
     }
 
-    fn run_pg(&mut self, node: usize, task: PgTask) -> Result<PgOutput, String> {
+    pub(super) fn run_pg(&mut self, node: usize, task: PgTask) -> Result<PgOutput, String> {
         let streams = self.streams(1 - node);
-        let other_lsn = self.nodes[1 - node].pg.lsn;
+        let other = self.nodes[1 - node].pg.clone();
         let pg = &mut self.nodes[node].pg;
         match task {
             PgTask::SetSyncList(list) => pg.list = list.map(|n| format!("\"{n}\"")).unwrap_or_default(),
@@ -327,7 +487,9 @@ impl World {
                 pg.lsn += 10;
                 let (lsn, timeline) = (pg.lsn, pg.timeline);
                 if streams {
-                    self.nodes[1 - node].pg.lsn = lsn;
+                    pg.up = true;
+                    self.catch_up(1 - node);
+                    self.nodes[node].pg.up = false;
                 }
                 let data = ControlData {
                     system_id: SystemId(77),
@@ -349,17 +511,20 @@ impl World {
                 pg.follows = false;
                 pg.timeline += 1;
                 pg.lsn += 5;
+                self.ticket += 1;
+                pg.data.push((self.ticket, 0));
             }
             PgTask::Clone(_) => {
                 let start = pg.start + 1;
                 *pg = Pg {
                     up: true,
                     in_recovery: true,
-                    timeline: 1,
-                    lsn: other_lsn,
+                    timeline: other.timeline,
+                    lsn: other.lsn,
                     list: String::new(),
                     follows: true,
                     start,
+                    data: other.data,
                 };
             }
             PgTask::PrepareStandby => {
@@ -371,7 +536,24 @@ impl World {
         Ok(PgOutput::Done)
     }
 
-    fn deliver(&mut self, delivery: Delivery) {
+    /// Whose daemon this is for.
+    fn target(delivery: &Delivery) -> Option<usize> {
+        match delivery {
+            Delivery::To(node, ..) | Delivery::Write { node, .. } | Delivery::Pg { node, .. } | Delivery::Look(node) => {
+                Some(*node)
+            }
+            Delivery::Ask { from, .. } => Some(1 - from),
+            Delivery::Update { .. } | Delivery::Landing { .. } | Delivery::Client => None,
+        }
+    }
+
+    pub(super) fn deliver(&mut self, delivery: Delivery) {
+        if let Some(node) = Self::target(&delivery)
+            && self.nodes[node].frozen_until > self.now
+        {
+            self.post(self.nodes[node].frozen_until.since(self.now), delivery);
+            return;
+        }
         match delivery {
             Delivery::To(node, life, event) if self.nodes[node].life == life => self.give(node, event),
             Delivery::To(..) => {}
@@ -391,10 +573,25 @@ impl World {
             }
             Delivery::Write { node, life, seq, entries } => {
                 if self.nodes[node].life == life && self.nodes[node].guard.is_some() {
+                    if self.nodes[node].journal_broken {
+                        self.give(node, Event::RecordFailed { seq, why: "No space left on device".into() });
+                        return;
+                    }
+                    let fence = self.nodes[node].shadow.fence;
+                    for entry in &entries {
+                        self.nodes[node].shadow.apply(entry);
+                    }
+                    assert!(self.nodes[node].shadow.fence >= fence, "a fence number never falls");
                     self.nodes[node].disk.extend(entries);
                     self.give(node, Event::Recorded { seq });
                 }
             }
+            Delivery::Landing { prerequisite, next } => {
+                if prerequisite.same_data(&self.record) {
+                    self.record = next;
+                }
+            }
+            Delivery::Client => self.client(),
             Delivery::Ask { from, life, question, ask, deadline } => {
                 let to = 1 - from;
                 let failure = Event::PeerAnswered { question, answer: Err("no answer".into()) };
@@ -424,8 +621,8 @@ impl World {
         }
     }
 
-    fn step(&mut self) {
-        let deadline = |n: &Node| n.guard.as_ref().map(|g| g.next_deadline());
+    pub(super) fn step(&mut self) {
+        let deadline = |n: &Node| n.guard.as_ref().map(|g| g.next_deadline().max(n.frozen_until));
         let next = self.queue.keys().next().map(|(at, _)| *at).expect("looks go on for ever");
         let due = [deadline(&self.nodes[0]), deadline(&self.nodes[1])];
         for (node, due) in due.into_iter().enumerate() {
@@ -443,14 +640,14 @@ impl World {
         }
     }
 
-    fn run_for(&mut self, time: Duration) {
+    pub(super) fn run_for(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
             self.step();
         }
     }
 
-    fn run_until(&mut self, limit: Duration, what: &str, done: impl Fn(&World) -> bool) {
+    pub(super) fn run_until(&mut self, limit: Duration, what: &str, done: impl Fn(&World) -> bool) {
         let end = self.now + limit;
         while !done(self) {
             self.step();
@@ -469,309 +666,13 @@ impl World {
         }
     }
 
-    fn end_of(&mut self, node: usize, ticket: u64) -> (u8, String) {
+    pub(super) fn end_of(&mut self, node: usize, ticket: u64) -> (u8, String) {
         self.run_until(Duration::from_secs(90), "the procedure ends", |w| w.nodes[node].ends.contains_key(&ticket));
         self.nodes[node].ends[&ticket].clone()
     }
 }
 
-const fn secs(seconds: u64) -> Duration {
+pub(super) const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-#[test]
-fn a_fresh_pair_needs_no_ceremony() {
-    let world = World::running();
-    assert!(world.is_open(0) && !world.is_open(1));
-    let marker = world.marker().expect("written");
-    assert_eq!((marker.epoch, marker.active, marker.sync), (Epoch(1), name(0), Some(name(1))));
-    assert_eq!(world.snapshot(0).role, Role::Active);
-    assert_eq!(world.snapshot(1).role, Role::Passive);
-}
-
-#[test]
-fn a_switchover_moves_the_service_and_the_old_primary_follows() {
-    let mut world = World::running();
-    let ticket = world.promote(1, false);
-    let (exit, text) = world.end_of(1, ticket);
-    assert_eq!(exit, 0, "{text}");
-    assert!(world.is_open(1) && !world.is_open(0));
-    world.run_until(secs(20), "a follows and is in sync", |w| {
-        w.snapshot(0).role == Role::Passive && w.snapshot(1).replication.in_sync && w.snapshot(0).postgres.streaming
-    });
-    let ticket = world.promote(0, false);
-    assert_eq!(world.end_of(0, ticket).0, 0, "and back again");
-    assert_eq!(world.durable(0).complete, Epoch(3));
-}
-
-#[test]
-fn a_failover_waits_out_w_and_the_old_node_stays_shut_until_rejoin() {
-    let mut world = World::running();
-    world.kill_all(0);
-    let begun = world.now;
-    let ticket = world.promote(1, false);
-    let (exit, text) = world.end_of(1, ticket);
-    assert_eq!(exit, 0, "{text}");
-    assert!(world.now.since(begun) >= MS * 3261, "W was waited out");
-    assert_eq!(world.marker().and_then(|m| m.sync), None, "alone, and recorded so");
-    world.start(0);
-    world.run_for(secs(10));
-    assert!(!world.is_open(0));
-    assert_eq!(world.snapshot(0).role, Role::Fenced);
-    assert!(world.nodes[0].pg.in_recovery, "demoted");
-    let ticket = world.command(1, Command::Rejoin { node: name(0), dry_run: false });
-    let (exit, text) = world.end_of(1, ticket);
-    assert_eq!(exit, 0, "{text}");
-    world.run_until(secs(20), "in sync again", |w| w.snapshot(1).replication.in_sync);
-    assert_eq!(world.snapshot(0).role, Role::Passive);
-}
-
-#[test]
-fn a_frozen_node_never_serves_beside_the_new_one() {
-    let mut world = World::running();
-    let frozen = world.nodes[0].guard.take();
-    let ticket = world.promote(1, false);
-    assert_eq!(world.end_of(1, ticket).0, 0);
-    assert!(!world.is_open(0), "its lease ran out before");
-    world.nodes[0].guard = frozen;
-    world.run_for(secs(5));
-    assert!(!world.is_open(0));
-    assert_eq!(world.snapshot(0).role, Role::Fenced);
-}
-
-#[test]
-fn dns_may_be_dead_for_long_while_the_nodes_see_each_other() {
-    let mut world = World::running();
-    world.dns_up = false;
-    for _ in 0..600 {
-        world.run_for(MS * 100);
-        assert!(world.is_open(0));
-    }
-}
-
-#[test]
-fn both_voters_gone_shuts_within_the_lease_and_one_back_opens_again() {
-    for back_is_dns in [true, false] {
-        let mut world = World::running();
-        world.dns_up = false;
-        world.wire_up = false;
-        world.run_for(MS * 3001);
-        assert!(!world.is_open(0));
-        assert_eq!(world.snapshot(0).gate.state, GateState::Lapsed);
-        world.run_for(secs(5));
-        world.dns_up = back_is_dns;
-        world.wire_up = !back_is_dns;
-        world.run_until(secs(3), "open again by itself", |w| w.is_open(0));
-    }
-}
-
-#[test]
-fn a_record_edited_by_hand_cuts_at_once_and_fences_after_w() {
-    let mut world = World::running();
-    let marker = world.record.marker[0].clone();
-    world.record = RecordPair::written(&[address(1)], 5, &marker);
-    world.run_for(MS * 1100);
-    assert!(!world.is_open(0));
-    assert_eq!(world.snapshot(0).gate.state, GateState::Lapsed, "not fenced yet");
-    world.run_for(MS * 3400);
-    assert_eq!(world.snapshot(0).role, Role::Fenced);
-    world.run_for(secs(1));
-    assert!(world.nodes[0].pg.in_recovery, "read-only");
-    let ticket = world.promote(1, false);
-    let (exit, text) = world.end_of(1, ticket);
-    assert_eq!(exit, 0, "{text}");
-}
-
-#[test]
-fn a_record_put_back_before_w_opens_again_without_a_fence() {
-    let mut world = World::running();
-    let (old, marker) = (world.record.clone(), world.record.marker[0].clone());
-    world.record = RecordPair::written(&[address(1)], 5, &marker);
-    world.run_for(MS * 2000);
-    assert!(!world.is_open(0));
-    world.record = old;
-    world.run_until(secs(2), "open again", |w| w.is_open(0));
-    assert_eq!(world.durable(0).fence, Epoch(0));
-}
-
-#[test]
-fn an_empty_record_lapses_but_never_fences() {
-    let mut world = World::running();
-    let old = world.record.clone();
-    world.record = RecordPair::default();
-    world.run_for(secs(30));
-    assert!(!world.is_open(0));
-    assert_eq!(world.snapshot(0).role, Role::Passive);
-    assert_eq!(world.durable(0).fence, Epoch(0));
-    world.record = old;
-    world.run_until(secs(2), "open again", |w| w.is_open(0));
-}
-
-#[test]
-fn an_unanswered_update_is_settled_by_another_one() {
-    let mut world = World::running();
-    world.kill_all(0);
-    world.lose_update_answers = true;
-    let ticket = world.promote(1, false);
-    world.run_for(secs(4));
-    world.lose_update_answers = false;
-    let (exit, text) = world.end_of(1, ticket);
-    assert_eq!(exit, 0, "{text}");
-    assert_eq!(world.marker().map(|m| m.epoch), Some(Epoch(2)));
-}
-
-#[test]
-fn an_update_whose_fate_stays_unknown_ends_half_way_and_keeps_refusing() {
-    let mut world = World::running();
-    world.kill_all(0);
-    world.lose_update_answers = true;
-    let ticket = world.promote(1, false);
-    let (exit, text) = world.end_of(1, ticket);
-    assert_eq!(exit, 4, "{text}");
-    assert_eq!(world.durable(1).refused, Epoch(1));
-    world.lose_update_answers = false;
-    let ticket = world.promote(1, false);
-    assert_eq!(world.end_of(1, ticket).0, 0, "running it again settles it");
-}
-
-#[test]
-fn without_the_witness_promote_refuses_and_changes_nothing() {
-    let mut world = World::running();
-    world.dns_up = false;
-    let before = world.durable(1);
-    let ticket = world.promote(1, false);
-    let (exit, text) = world.end_of(1, ticket);
-    assert_eq!(exit, 3, "{text}");
-    let after = world.durable(1);
-    assert_eq!((before.refused, before.won), (after.refused, after.won));
-    assert!(world.is_open(0));
-}
-
-#[test]
-fn a_standby_that_the_record_does_not_name_is_not_promoted_without_a_word() {
-    let mut world = World::running();
-    world.kill_all(0);
-    let ticket = world.promote(1, false);
-    assert_eq!(world.end_of(1, ticket).0, 0);
-    world.start(0);
-    world.run_for(secs(8));
-    world.kill_all(1);
-    let ticket = world.promote(0, false);
-    let (exit, text) = world.end_of(0, ticket);
-    assert_eq!(exit, 3, "{text}");
-    assert!(text.contains("alone since"), "{text}");
-    let ticket = world.promote(0, true);
-    let (exit, text) = world.end_of(0, ticket);
-    assert_eq!(exit, 0, "{text}");
-}
-
-#[test]
-fn promote_on_the_active_node_says_so() {
-    let mut world = World::running();
-    let ticket = world.promote(0, false);
-    let (exit, text) = world.end_of(0, ticket);
-    assert_eq!(exit, 0);
-    assert!(text.contains("already active"), "{text}");
-    assert_eq!(world.durable(0).complete, Epoch(1));
-}
-
-#[test]
-fn fence_and_unfence_take_a_new_epoch() {
-    let mut world = World::running();
-    let ticket = world.command(0, Command::Fence { reason: "test".into() });
-    assert_eq!(world.end_of(0, ticket).0, 0);
-    assert!(!world.is_open(0));
-    world.run_for(secs(5));
-    assert_eq!(world.snapshot(0).role, Role::Fenced);
-    let ticket = world.command(0, Command::Unfence);
-    let (exit, text) = world.end_of(0, ticket);
-    assert_eq!(exit, 0, "{text}");
-    assert!(world.is_open(0));
-    assert_eq!(world.durable(0).complete, Epoch(2));
-}
-
-#[test]
-fn unfence_is_refused_while_the_record_points_elsewhere_or_is_silent() {
-    let mut world = World::running();
-    let ticket = world.command(0, Command::Fence { reason: "test".into() });
-    world.end_of(0, ticket);
-    world.dns_up = false;
-    let ticket = world.command(0, Command::Unfence);
-    assert_eq!(world.end_of(0, ticket).0, 3);
-    world.dns_up = true;
-    let marker = world.record.marker[0].clone();
-    world.record = RecordPair::written(&[address(1)], 5, &marker);
-    let ticket = world.command(0, Command::Unfence);
-    assert_eq!(world.end_of(0, ticket).0, 3);
-}
-
-#[test]
-fn a_restarted_daemon_opens_its_own_epoch_only_after_the_witness_confirmed_it() {
-    let mut world = World::running();
-    world.kill(0);
-    world.dns_up = false;
-    world.start(0);
-    world.run_for(secs(10));
-    assert!(!world.is_open(0), "a pledge alone does not open after a start");
-    world.dns_up = true;
-    world.run_until(secs(3), "open", |w| w.is_open(0));
-}
-
-#[test]
-fn a_taker_that_dies_half_way_opens_only_by_promote_again_after_w() {
-    let mut world = World::running();
-    world.kill_all(0);
-    world.promote(1, false);
-    world.run_until(secs(10), "won", |w| w.durable(1).won == Epoch(2));
-    world.kill(1);
-    world.start(1);
-    world.run_for(secs(10));
-    assert!(!world.is_open(1), "P2: nothing opens by itself");
-    let begun = world.now;
-    let ticket = world.promote(1, false);
-    let (exit, text) = world.end_of(1, ticket);
-    assert_eq!(exit, 0, "{text}");
-    assert!(world.now.since(begun) >= MS * 3261);
-}
-
-#[test]
-fn of_two_people_promoting_at_once_one_wins() {
-    let mut world = World::running();
-    world.kill(0);
-    world.run_for(secs(4));
-    world.start(0);
-    world.run_for(MS * 500);
-    let first = world.promote(0, false);
-    let second = world.promote(1, false);
-    world.end_of(0, first);
-    world.end_of(1, second);
-    world.run_for(secs(5));
-    assert!(world.is_open(0) ^ world.is_open(1));
-}
-
-#[test]
-fn a_zone_restored_from_a_backup_never_makes_the_old_node_active() {
-    let mut world = World::running();
-    let old = world.record.clone();
-    let ticket = world.promote(1, false);
-    assert_eq!(world.end_of(1, ticket).0, 0);
-    world.run_for(secs(10));
-    world.record = old;
-    world.run_for(secs(30));
-    assert!(!world.is_open(0));
-    assert!(!world.is_open(1), "the gate lapses");
-    assert_eq!(world.snapshot(1).gate.state, GateState::Lapsed);
-}
-
-#[test]
-fn a_consent_is_not_taken_back_by_a_late_put_back() {
-    let mut world = World::running();
-    world.promote(1, false);
-    world.run_until(secs(10), "consented", |w| w.durable(0).consented);
-    let ask = crate::engine::turn::PeerQuestion::PutBack { attempt: world.snapshot(1).procedure.expect("runs").id };
-    world.give(0, Event::PeerAsked { ticket: 9, question: Box::new(ask) });
-    world.run_for(secs(10));
-    assert!(!world.is_open(0));
-    assert!(world.is_open(1));
-    let _shape: Option<PeerAnswer> = None;
-}
