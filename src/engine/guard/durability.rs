@@ -81,6 +81,10 @@ impl Guard {
         if !self.setup.synchronous {
             return false;
         }
+        if self.setup.mode == DnsMode::Observe && self.durable.complete == self.durable.won && self.fenced().is_some() {
+            // The word of a former holder (R4 without a marker): all it acknowledged had to wait for the peer.
+            return self.durable.sync.as_ref() == Some(&self.setup.peer);
+        }
         let Some(report) = self.pg.report.as_ref().filter(|_| self.pg.up) else { return false };
         if self.durable.is_holder() {
             let named = self.record_sync() == Some(Some(self.setup.peer.clone()));
@@ -89,10 +93,6 @@ impl Guard {
                 .standby_row()
                 .is_some_and(|r| r.state == "streaming" && (r.sync_state == "sync" || r.sync_state == "quorum"));
             return named && listed && row && !report.in_recovery;
-        }
-        if self.setup.mode == DnsMode::Observe && self.durable.complete == self.durable.won && self.fenced().is_some() {
-            // The word of a former holder (R4 without a marker): all it acknowledged had to wait for the peer.
-            return self.durable.sync.as_ref() == Some(&self.setup.peer);
         }
         let named = self.witness.marker.as_ref().is_some_and(|m| m.sync.as_ref() == Some(&self.setup.me))
             || self.setup.mode == DnsMode::Observe;
