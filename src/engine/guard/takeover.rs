@@ -150,6 +150,11 @@ impl Takeover {
     pub(super) fn join(&mut self, ticket: Ticket) {
         self.tickets.push(ticket);
     }
+
+    /// Nothing of it can have landed, at the witness or on the peer's PostgreSQL.
+    pub(super) fn may_yield(&self) -> bool {
+        !self.prepared && matches!(self.step, Step::Asking { .. } | Step::Refusing | Step::Consenting { .. })
+    }
 }
 
 impl Guard {
@@ -350,6 +355,10 @@ impl Guard {
                 Step::Preparing { question: q } | Step::Stopping { question: q } | Step::Consenting { question: q },
                 answer,
             ) if *q == question => {
+                if matches!(answer, Ok(PeerAnswer::Refused { .. })) {
+                    // Surely no consent was given to this attempt.
+                    t.consent_asked = false;
+                }
                 let why = match answer {
                     Ok(PeerAnswer::Refused { why }) => format!("{} refused: {why}", self.setup.peer),
                     Ok(_) => format!("{} gave an answer to another question", self.setup.peer),
