@@ -21,6 +21,8 @@ pub struct NodeSetup {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Setup {
     pub version: String,
+    /// `service.name`, for people who edit the record.
+    pub service: String,
     pub me: NodeName,
     /// The other voter.
     pub peer: NodeName,
@@ -56,6 +58,7 @@ impl Setup {
         let dns = config.dns.as_ref();
         Setup {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            service: config.service.name.clone(),
             me: me.clone(),
             peer: peer.unwrap_or_else(|| me.clone()),
             nodes: config

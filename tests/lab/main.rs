@@ -6,8 +6,10 @@
 
 mod harness;
 
+mod commands;
 mod faults;
 mod harness_itself;
+mod observe;
 mod planned;
 mod record;
 mod vip;

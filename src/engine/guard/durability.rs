@@ -81,9 +81,13 @@ impl Guard {
         if !self.setup.synchronous {
             return false;
         }
+        if self.setup.mode == DnsMode::Observe && self.durable.complete == self.durable.won && self.fenced().is_some() {
+            // The word of a former holder (R4 without a marker): all it acknowledged had to wait for the peer.
+            return self.durable.sync.as_ref() == Some(&self.setup.peer);
+        }
         let Some(report) = self.pg.report.as_ref().filter(|_| self.pg.up) else { return false };
         if self.durable.is_holder() {
-            let named = self.witness.sync == Some(Some(self.setup.peer.clone()));
+            let named = self.record_sync() == Some(Some(self.setup.peer.clone()));
             let listed = listed(&report.sync_list) == Listed::One(self.setup.peer.as_str());
             let row = self
                 .standby_row()
@@ -189,11 +193,13 @@ impl Guard {
             return false;
         }
         let own = self.record_sync() == Some(None) && self.durable.sync.is_none();
-        if own || self.setup.mode == DnsMode::Observe {
-            if self.setup.mode == DnsMode::Observe && self.durable.sync.is_some() {
-                let (epoch, seq, since) = (self.durable.won, self.durable.seq + 1, now.rfc3339());
-                self.record(fx, vec![Entry::Sync { epoch, seq, sync: None, since }], Then::Nothing);
-            }
+        if !own && self.setup.mode == DnsMode::Observe {
+            let (epoch, seq, since) = (self.durable.won, self.durable.seq + 1, now.rfc3339());
+            self.durability.phase = Phase::RecordingAlone(by);
+            self.record(fx, vec![Entry::Sync { epoch, seq, sync: None, since }], Then::Durability);
+            return true;
+        }
+        if own {
             self.durability.phase = Phase::Emptying(by);
             self.pg_task_next(PgOwner::Durability, PgTask::SetSyncList(None), fx);
             return true;
@@ -203,6 +209,30 @@ impl Guard {
         }
         self.durability.phase = Phase::RecordingAlone(by);
         true
+    }
+
+    /// Observe mode: what the journal says of `sync=` is durable (or is not).
+    pub(super) fn on_sync_journaled(&mut self, now: Now, result: Result<(), String>, fx: &mut Vec<Effect>) {
+        match (self.durability.phase, result) {
+            (Phase::RecordingAlone(by), Ok(())) => {
+                self.durability.phase = Phase::Emptying(by);
+                self.pg_task_next(PgOwner::Durability, PgTask::SetSyncList(None), fx);
+            }
+            (Phase::RecordingAlone(by), Err(why)) => {
+                self.durability.phase = Phase::Idle;
+                self.alone_done(now, by, Err(why), fx);
+            }
+            (Phase::RecordingSync, Ok(())) => {
+                self.durability.phase = Phase::Idle;
+                let text = format!("synchronous again: {} confirms every commit", self.setup.peer);
+                self.note(now, fx, "in_sync", text);
+            }
+            (Phase::RecordingSync, Err(_)) => {
+                self.durability.phase = Phase::Idle;
+                self.durability.retry_at = now.boot + ARM_AGAIN;
+            }
+            _ => {}
+        }
     }
 
     pub(super) fn on_sync_recorded(&mut self, now: Now, end: JobEnd, fx: &mut Vec<Effect>) {
@@ -309,8 +339,8 @@ impl Guard {
             let peer = self.peer_name();
             if self.setup.mode == DnsMode::Observe {
                 let (epoch, seq, since) = (self.durable.won, self.durable.seq + 1, now.rfc3339());
-                self.record(fx, vec![Entry::Sync { epoch, seq, sync: Some(peer), since }], Then::Nothing);
-                self.durability.phase = Phase::Idle;
+                self.durability.phase = Phase::RecordingSync;
+                self.record(fx, vec![Entry::Sync { epoch, seq, sync: Some(peer), since }], Then::Durability);
             } else if self.start_job(now, Purpose::Sync(Some(peer)), fx) {
                 self.durability.phase = Phase::RecordingSync;
             }

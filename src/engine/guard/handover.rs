@@ -3,6 +3,7 @@
 //! **Invariant:** a consent is sent only after the gate is cut, PostgreSQL is not a primary any more and the latch is
 //! on disk, in this order; it is never taken back by word (R2, P1).
 
+use super::takeover::Takeover;
 use super::{Guard, PgOwner, Then};
 use crate::base::ids::{Epoch, OpId};
 use crate::base::time::{Duration, Instant};
@@ -172,9 +173,15 @@ impl Guard {
 
     /// The last step before the other node's compare-and-swap.
     pub(super) fn on_consent(&mut self, now: Now, ticket: Ticket, attempt: u64, epoch: Epoch, fx: &mut Vec<Effect>) {
-        if self.takeover.is_some() || self.rejoin.is_some() {
+        // Two people at once: of two nodes that both ask, the first by name goes on, or neither would.
+        let yields = self.setup.peer < self.setup.me && self.takeover.as_ref().is_some_and(Takeover::may_yield);
+        if (self.takeover.is_some() && !yields) || self.rejoin.is_some() {
             fx.push(refuse(ticket, "another procedure is under way on the old node"));
             return;
+        }
+        if yields {
+            let why = format!("{} is promoted at the same time and goes first", self.setup.peer);
+            self.fail_takeover(now, 1, &why, fx);
         }
         if epoch <= self.durable.complete || epoch <= self.durable.won {
             fx.push(refuse(ticket, "the new epoch is not above its own"));

@@ -53,6 +53,7 @@ enum Then {
     Nothing,
     Takeover,
     Rejoin,
+    Durability,
     Fenced { tries: u32 },
     Answer { ticket: Ticket, answer: Box<PeerAnswer> },
 }
@@ -441,6 +442,7 @@ impl Guard {
             Then::Nothing | Then::Fenced { .. } => {}
             Then::Takeover => self.on_takeover_recorded(now, fx),
             Then::Rejoin => self.on_rejoin_recorded(now, fx),
+            Then::Durability => self.on_sync_journaled(now, Ok(()), fx),
             Then::Answer { ticket, answer } => fx.push(Effect::AnswerPeer { ticket, answer }),
         }
     }
@@ -458,6 +460,9 @@ impl Guard {
             Then::Nothing => {}
             Then::Takeover => self.fail_takeover(now, 1, &format!("the journal cannot be written: {why}"), fx),
             Then::Rejoin => self.fail_rejoin(now, 1, &format!("the journal cannot be written: {why}"), fx),
+            Then::Durability => {
+                self.on_sync_journaled(now, Err(format!("the journal cannot be written: {why}")), fx);
+            }
             Then::Fenced { tries } => self.fence_retry = Some((now.boot + Duration::from_secs(1), entries, tries + 1)),
             Then::Answer { ticket, .. } => {
                 let answer = Box::new(PeerAnswer::Refused { why: format!("the journal cannot be written: {why}") });

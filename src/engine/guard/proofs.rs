@@ -290,7 +290,8 @@ impl Guard {
                 self.counters.witness_proofs += 1;
                 self.extend_unbroken(asked.at);
                 self.proofs.witnessed(asked.at);
-                self.witness.confirmed = true;
+                // R6: an address without an epoch confirms nothing after a start; the peer's pledge does, or a promote.
+                self.witness.confirmed |= self.setup.mode == DnsMode::Update;
                 if self.setup.mode == DnsMode::Update
                     && let Some(marker) = evidence::marker_of(seen)
                 {
@@ -338,14 +339,14 @@ impl Guard {
         }
     }
 
-    /// Observe mode: every authority that answers says so.
+    /// Observe mode: every authority that answers says so. One that said so and then fell silent still does.
     fn elsewhere_everywhere(&self) -> bool {
         let mut any = false;
-        for server in self.witness.servers.iter().filter(|s| s.error.is_none()) {
+        for server in &self.witness.servers {
             match server.verdict {
                 Some(Verdict::Elsewhere { .. }) => any = true,
-                None => {}
-                _ => return false,
+                Some(_) if server.error.is_none() => return false,
+                _ => {}
             }
         }
         any
@@ -377,7 +378,11 @@ impl Guard {
             Some(Verdict::Elsewhere { node }) => Some((s.since, node.clone())),
             _ => None,
         });
-        standing.min_by_key(|(since, _)| *since)
+        match self.setup.mode {
+            DnsMode::Update => standing.min_by_key(|(since, _)| *since),
+            // It counts from when the last of them said so.
+            DnsMode::Observe => standing.max_by_key(|(since, _)| *since),
+        }
     }
 
     /// When a record that names the peer becomes a fence.
@@ -402,7 +407,13 @@ impl Guard {
                     .then(|| "a new boot: waiting W before this node may open".to_owned())
             }
             DnsMode::Observe => {
-                let since = self.witness.unbroken_since.filter(|_| self.witness.confirmed);
+                if !self.witness.confirmed {
+                    return Some(format!(
+                        "observe mode: after a start only the pledge of {} confirms epoch {}, or a promote here",
+                        self.setup.peer, self.durable.complete
+                    ));
+                }
+                let since = self.witness.unbroken_since;
                 let enough =
                     since.is_some_and(|since| since + self.wait() <= now.boot) && now.boot >= self.witness.open_from;
                 (!self.gate.open && !enough)
@@ -428,7 +439,9 @@ impl Guard {
             && let PeerAnswer::Pulse { state, pledge } = answer.as_ref()
         {
             self.hear(now, state.clone(), fx);
-            if pledge == &Some(Ok(question)) && epoch == self.durable.complete && self.durable.is_holder() {
+            // In observe mode a pledge must not begin the unbroken row while the record speaks against this node.
+            let void = self.setup.mode == DnsMode::Observe && self.against().is_some();
+            if pledge == &Some(Ok(question)) && epoch == self.durable.complete && self.durable.is_holder() && !void {
                 self.counters.peer_pledges += 1;
                 self.extend_unbroken(asked);
                 self.proofs.pledged(asked);

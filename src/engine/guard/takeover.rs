@@ -18,10 +18,11 @@ use super::proofs::{AskedFor, PEER_LIMIT, PeerAskedFor};
 use super::record::{JobEnd, Purpose, sync_entry};
 use super::{Guard, PgOwner, Then};
 use crate::base::config::DnsMode;
-use crate::base::ids::{Epoch, Lsn, NodeName, TimelineId};
+use crate::base::ids::{Epoch, Lsn, NodeName, SystemId, TimelineId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
 use crate::engine::evidence::{self, Seen};
+use crate::engine::report::PgReport;
 use crate::engine::turn::{Effect, Now, PeerAnswer, PeerQuestion, PgOutput, PgTask, ProcedureBrief, Ticket};
 use crate::wire::dns::RecordPair;
 use crate::wire::marker::Marker;
@@ -153,6 +154,11 @@ impl Takeover {
 
     pub(super) fn join(&mut self, ticket: Ticket) {
         self.tickets.push(ticket);
+    }
+
+    /// Nothing of it can have landed, at the witness or on the peer's PostgreSQL.
+    pub(super) fn may_yield(&self) -> bool {
+        !self.prepared && matches!(self.step, Step::Asking { .. } | Step::Refusing | Step::Consenting { .. })
     }
 }
 
@@ -363,6 +369,10 @@ impl Guard {
                 Step::Preparing { question: q } | Step::Stopping { question: q } | Step::Consenting { question: q },
                 answer,
             ) if *q == question => {
+                if matches!(answer, Ok(PeerAnswer::Refused { .. })) {
+                    // Surely no consent was given to this attempt.
+                    t.consent_asked = false;
+                }
                 let why = match answer {
                     Ok(PeerAnswer::Refused { why }) => format!("{} refused: {why}", self.setup.peer),
                     Ok(_) => format!("{} gave an answer to another question", self.setup.peer),
@@ -418,7 +428,8 @@ impl Guard {
         let planned = peer_serves && self.pg.report.as_ref().is_some_and(|r| r.in_recovery && self.pg.up);
         // A record older than an epoch known here (a restored zone) says nothing of what was acknowledged since.
         let stale = marker.as_ref().map_or(Epoch::NONE, |m| m.epoch) < highest && self.durable.complete < highest;
-        let loss = self.judge_loss(&seen, planned, stale, highest);
+        let stale = stale.then_some(highest);
+        let loss = self.judge_loss(&seen, planned, stale, alive);
         for line in self.facts(now, &seen, alive, planned, &loss, epoch) {
             self.say(now, &line, fx);
         }
@@ -428,6 +439,11 @@ impl Guard {
                 "a switchover needs both nodes alive and serving ({}); `promote` decides by itself which case it is",
                 if alive { "the peer is alive but does not serve" } else { "the peer does not answer" }
             )),
+            _ if self.setup.mode == DnsMode::Observe
+                && peer_state.as_ref().is_some_and(|p| p.digest != self.setup.digest) =>
+            {
+                Some("the configurations of the two nodes differ (nodes, timers or dns.servers)".to_owned())
+            }
             (_, Kind::Unfence) => self.unfence_refusal(&seen, alive),
             (Loss::Possible(why), _) if !accept => {
                 Some(format!("{why}; to go on all the same: promote --accept-data-loss"))
@@ -474,7 +490,7 @@ impl Guard {
     }
 
     /// What a takeover over this record would lose (R4).
-    fn judge_loss(&self, seen: &Seen, planned: bool, stale: bool, highest: Epoch) -> Loss {
+    fn judge_loss(&self, seen: &Seen, planned: bool, stale: Option<Epoch>, alive: bool) -> Loss {
         let Some(report) = self.pg.report.as_ref().filter(|_| self.pg.up) else {
             let error = self.pg.error.clone().unwrap_or_else(|| "not seen yet".to_owned());
             return Loss::NotPromotable(format!("the local PostgreSQL is not up ({error}); start it first"));
@@ -484,17 +500,17 @@ impl Guard {
                 "an unfinished rejoin: the data here is not whole; run rejoin again".to_owned(),
             );
         }
-        let older = || {
+        let older = |highest: Epoch| {
             Loss::Possible(format!(
                 "epoch {highest} is known here and the record does not show it (a restored zone?): what was acknowledged \
                  at it may not be here"
             ))
         };
         let Some(marker) = evidence::marker_of(seen) else {
-            if stale && !planned && self.setup.mode == DnsMode::Update {
-                return older();
-            }
-            return self.judge_unmarked(report.in_recovery, planned);
+            return match stale.filter(|_| !planned && self.setup.mode == DnsMode::Update) {
+                Some(highest) => older(highest),
+                None => self.judge_unmarked(report, planned, alive),
+            };
         };
         if marker.sysid != report.system_id {
             return Loss::NotPromotable(format!(
@@ -502,8 +518,8 @@ impl Guard {
                 report.system_id, marker.sysid
             ));
         }
-        if stale && !planned {
-            return older();
+        if let Some(highest) = stale.filter(|_| !planned) {
+            return older(highest);
         }
         if marker.active == self.setup.me && marker.epoch == self.durable.complete {
             return Loss::None("this node was the active one: no acknowledged write is missing".to_owned());
@@ -521,11 +537,7 @@ impl Guard {
                 marker.active
             ));
         }
-        if let Some((lsn, timeline, system_id)) = self.durable.confirmed
-            && (system_id != report.system_id
-                || timeline > report.timeline
-                || (timeline == report.timeline && report.lsn < lsn))
-        {
+        if let Some((lsn, ..)) = self.durable.confirmed.filter(|confirmed| is_behind(report, *confirmed)) {
             return Loss::Possible(format!(
                 "the data here ({}, timeline {}) is behind {lsn}, which was confirmed before",
                 report.lsn, report.timeline
@@ -542,15 +554,42 @@ impl Guard {
         }
     }
 
-    fn judge_unmarked(&self, in_recovery: bool, planned: bool) -> Loss {
-        if !in_recovery {
-            return Loss::None("this PostgreSQL is a primary".to_owned());
-        }
+    /// R4 without a marker: only the peer's word tells what it acknowledged; without it the loss is unknown.
+    fn judge_unmarked(&self, report: &PgReport, planned: bool, alive: bool) -> Loss {
         if planned {
             return Loss::None("the old primary hands over its last write: nothing is lost".to_owned());
         }
-        let last = self.peer.heard_wall.clone().unwrap_or_else(|| "never in this life".to_owned());
-        Loss::Possible(format!("without a record the loss is unknown since the last contact ({last})"))
+        if let Some((lsn, timeline, _)) = self.durable.confirmed.filter(|confirmed| is_behind(report, *confirmed)) {
+            return Loss::Possible(format!(
+                "the data here ({}, timeline {}) is behind {lsn} (timeline {timeline}), which was confirmed before",
+                report.lsn, report.timeline
+            ));
+        }
+        let Some(peer) = self.peer.state.as_ref().filter(|_| alive) else {
+            let last = self.peer.heard_wall.clone().unwrap_or_else(|| "never in this life of the daemon".to_owned());
+            let name = &self.setup.peer;
+            return Loss::Possible(format!(
+                "without a marker at the witness the loss is unknown since the last contact with {name} ({last})"
+            ));
+        };
+        let none_yet = self.durable.won == Epoch::NONE && peer.won == Epoch::NONE;
+        if none_yet && !report.in_recovery {
+            return Loss::None("the first epoch, and this PostgreSQL is the primary".to_owned());
+        }
+        if self.durable.won > peer.won {
+            return Loss::None(format!(
+                "this node had the last epoch ({}), as {} confirms",
+                self.durable.won, peer.node
+            ));
+        }
+        let same_data = peer.pg.as_ref().is_none_or(|pg| pg.system_id == report.system_id);
+        if peer.pg.as_ref().is_some_and(|pg| pg.timeline > report.timeline) || !same_data {
+            return Loss::Possible(format!("{} has data of another system or a later timeline", peer.node));
+        }
+        if peer.won > self.durable.won && peer.fence > peer.complete && peer.in_sync {
+            return Loss::None(format!("{} is fenced, and all it acknowledged was confirmed here", peer.node));
+        }
+        Loss::Possible(format!("{} does not hand over and does not say that all it acknowledged is here", peer.node))
     }
 
     fn unfence_refusal(&self, seen: &Seen, alive: bool) -> Option<String> {
@@ -561,6 +600,12 @@ impl Guard {
         let marker = evidence::marker_of(seen);
         if marker.is_some_and(|m| m.active != self.setup.me) {
             return Some("the marker names the other node; `promote` moves the service here".to_owned());
+        }
+        if marker.is_none() && !alive {
+            return Some(format!(
+                "without a marker only {}'s word lifts a fence, and it does not answer",
+                self.setup.peer
+            ));
         }
         let held = self.peer.state.as_ref().filter(|_| alive).filter(|p| p.won > self.durable.won);
         held.map(|p| format!("{} holds the higher epoch {}", p.node, p.won))
@@ -585,6 +630,10 @@ impl Guard {
                 m.sync.as_ref().map_or("none", NodeName::as_str),
                 m.since
             ),
+            None if self.setup.mode == DnsMode::Observe => {
+                let shows = evidence::points_at(seen).map_or("nobody", NodeName::as_str);
+                format!("the address record names {shows}; it has to be {} when this says so", self.wanted_record())
+            }
             None => "there is no marker yet".to_owned(),
         });
         if let Some(report) = &self.pg.report {
@@ -660,7 +709,12 @@ impl Guard {
                 self.forget_obedience();
                 let text = format!("epoch {} is complete; opening the gate", self.durable.complete);
                 self.say(now, &text, fx);
-                self.step(now, Step::Opening, Some(OPEN_LIMIT), fx);
+                let mut limit = OPEN_LIMIT;
+                if self.setup.mode == DnsMode::Observe {
+                    self.witness.confirmed = true;
+                    limit = limit + self.wait();
+                }
+                self.step(now, Step::Opening, Some(limit), fx);
             }
             Step::Lowering { exit } => {
                 let why = t.failure.clone();
@@ -682,15 +736,14 @@ impl Guard {
         let Some(t) = &self.takeover else { return };
         let Some((pair, seen)) = t.record.clone() else { return };
         if self.setup.mode == DnsMode::Observe {
-            let addresses: Vec<String> =
-                self.setup.addresses_of(&self.setup.me).iter().map(ToString::to_string).collect();
-            let text = format!(
-                "change the address record to {} now, and leave it so for at least {:.0} s; every authority is \
-                 being watched",
-                addresses.join(", "),
-                self.wait().as_secs_f64().ceil()
-            );
-            self.say(now, &text, fx);
+            let wait = self.wait().as_secs_f64().ceil();
+            let what = self.wanted_record();
+            let text = if evidence::points_at(&seen) == Some(&self.setup.me) {
+                format!("the address record shows {what} already; leave it so for at least {wait:.0} s")
+            } else {
+                format!("change the address record to {what} now, and leave it so for at least {wait:.0} s")
+            };
+            self.say(now, &format!("{text}; every authority is being watched"), fx);
             self.step(now, Step::Watching { all_since: None }, None, fx);
             return;
         }
@@ -715,6 +768,12 @@ impl Guard {
             t.step = Step::Recording;
             t.deadline = Some(now.boot + Duration::from_millis(200));
         }
+    }
+
+    /// What the address record has to be for this node, for a person who edits it.
+    fn wanted_record(&self) -> String {
+        let addresses: Vec<String> = self.setup.addresses_of(&self.setup.me).iter().map(ToString::to_string).collect();
+        format!("{} -> {}", self.setup.service, addresses.join(", "))
     }
 
     pub(super) fn on_takeover_job(&mut self, now: Now, end: JobEnd, fx: &mut Vec<Effect>) {
@@ -885,18 +944,19 @@ impl Guard {
         }
     }
 
-    /// Observe mode: every configured authority shows us, and after `propagation` they still do.
+    /// Observe mode: every configured authority shows us, and, asked `propagation` later, still does. Only questions
+    /// sent after this node refused count, and one that does not answer counts as still showing the other node.
     fn watch_authorities(&mut self, now: Now, all_since: Option<Instant>, fx: &mut Vec<Effect>) {
-        let all = self
-            .witness
-            .servers
-            .iter()
-            .all(|s| s.error.is_none() && s.verdict == Some(crate::engine::evidence::Verdict::Here));
-        let since = match (all, all_since) {
-            (false, _) => None,
-            (true, since) => Some(since.unwrap_or(now.boot)),
+        let Some(refused_at) = self.takeover.as_ref().map(|t| t.refused_at) else { return };
+        let shown = |since: Instant| {
+            let mut servers = self.witness.servers.iter();
+            servers.all(|s| {
+                let here = s.error.is_none() && s.verdict == Some(crate::engine::evidence::Verdict::Here);
+                here && s.asked.is_some_and(|asked| asked >= since)
+            })
         };
-        let enough = since.is_some_and(|since| since + self.setup.propagation.max(self.setup.poll) <= now.boot);
+        let since = shown(refused_at).then(|| all_since.unwrap_or(now.boot));
+        let enough = since.is_some_and(|since| shown(since + self.setup.propagation));
         let Some(t) = &mut self.takeover else { return };
         t.step = Step::Watching { all_since: since };
         if enough {
@@ -910,4 +970,9 @@ impl Guard {
             self.record(fx, entries, Then::Takeover);
         }
     }
+}
+
+/// Is the data here behind what a primary confirmed before?
+fn is_behind(report: &PgReport, (lsn, timeline, system_id): (Lsn, TimelineId, SystemId)) -> bool {
+    system_id != report.system_id || timeline > report.timeline || (timeline == report.timeline && report.lsn < lsn)
 }

@@ -20,6 +20,8 @@ pub struct Options {
     pub poll: &'static str,
     pub margin: &'static str,
     pub mode: &'static str,
+    /// Further lines of `[dns]`.
+    pub dns: &'static str,
     /// Further lines for the end of the file (whole tables).
     pub extra: &'static str,
 }
@@ -36,8 +38,14 @@ impl Options {
             poll: "1s",
             margin: "200ms",
             mode: "synchronous",
+            dns: "",
             extra: "",
         }
+    }
+
+    /// The same with `dns.mode = "observe"`: a person edits the record.
+    pub fn observed(name: &'static str) -> Options {
+        Options { dns: "mode = \"observe\"\n", ..Options::new(name) }
     }
 
     pub fn with_vip(name: &'static str) -> Options {
@@ -79,7 +87,7 @@ pub fn text(options: &Options, lab_dir: &Path, own: usize) -> Outcome<String> {
     let bin_dir = Template::once()?.bin_dir.display().to_string();
     let dir = lab_dir.display();
     let own_dir = options.nodes.get(own).copied().unwrap_or("witness");
-    let Options { lease, poll, margin, mode, .. } = options;
+    let Options { lease, poll, margin, mode, dns, .. } = options;
     let mut text = format!(
         "state_dir   = \"{dir}/{own_dir}/state\"\nruntime_dir = \"{dir}/{own_dir}/run\"\n\n\
          [service]\nname   = \"{SERVICE}\"\nlisten = [\"0.0.0.0:6432\"]\n\n"
@@ -94,7 +102,7 @@ pub fn text(options: &Options, lab_dir: &Path, own: usize) -> Outcome<String> {
     text.push_str(&format!(
         "[cluster]\nkey_file = \"{dir}/cluster.key\"\n\n[auth]\nhba_file = \"{dir}/hba.conf\"\n\n\
          [dns]\nzone = \"{ZONE}\"\nservers = [\"192.0.2.53:53\"]\npoll = \"{poll}\"\nttl = \"5s\"\n\
-         tsig_key_file = \"{dir}/tsig.key\"\n\n"
+         tsig_key_file = \"{dir}/tsig.key\"\n{dns}\n"
     ));
     if options.witness == Kind::Embedded {
         let first = options.nodes[0];

@@ -192,6 +192,7 @@ impl World {
         };
         Setup {
             version: "test".into(),
+            service: "db.example.org".into(),
             me: name(node),
             peer: name(1 - node),
             nodes: vec![entry(0), entry(1)],
