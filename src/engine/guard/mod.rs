@@ -53,6 +53,7 @@ enum Then {
     Nothing,
     Takeover,
     Rejoin,
+    Arm,
     Fenced { tries: u32 },
     Answer { ticket: Ticket, answer: Box<PeerAnswer> },
 }
@@ -441,6 +442,7 @@ impl Guard {
             Then::Nothing | Then::Fenced { .. } => {}
             Then::Takeover => self.on_takeover_recorded(now, fx),
             Then::Rejoin => self.on_rejoin_recorded(now, fx),
+            Then::Arm => self.on_arm_recorded(now, true, fx),
             Then::Answer { ticket, answer } => fx.push(Effect::AnswerPeer { ticket, answer }),
         }
     }
@@ -456,6 +458,7 @@ impl Guard {
         );
         match then {
             Then::Nothing => {}
+            Then::Arm => self.on_arm_recorded(now, false, fx),
             Then::Takeover => self.fail_takeover(now, 1, &format!("the journal cannot be written: {why}"), fx),
             Then::Rejoin => self.fail_rejoin(now, 1, &format!("the journal cannot be written: {why}"), fx),
             Then::Fenced { tries } => self.fence_retry = Some((now.boot + Duration::from_secs(1), entries, tries + 1)),

@@ -430,3 +430,27 @@ fn a_taker_that_died_half_way_with_its_postgres_can_finish() {
     let (exit, text) = world.end_of(1, ticket);
     assert_eq!(exit, 0, "{text}");
 }
+
+/// P5: an update to sync=b is on its way and unanswered, the standby drops: nothing may be acknowledged alone, neither by
+/// this life of the daemon nor by the next, because that update may still land.
+#[test]
+fn a_late_update_to_synchronous_never_covers_writes_that_were_acknowledged_alone() {
+    for restart in [false, true] {
+        let mut world = World::new();
+        world.run_until(secs(10), "open and alone", |w| w.is_open(0));
+        world.hold_updates = true;
+        world.run_until(secs(10), "an update is on its way", |w| !w.held.is_empty());
+        world.nodes[1].pg.up = false;
+        if restart {
+            world.kill(0);
+            world.start(0);
+        }
+        world.run_for(secs(20));
+        world.release();
+        world.kill_all(0);
+        if world.marker().is_some_and(|m| m.sync == Some(name(1))) {
+            let missing = world.acked.iter().any(|(_, count)| world.nodes[1].pg.data.iter().all(|(_, c)| c < count));
+            assert!(!missing, "restart {restart}: acknowledged {:?}, b has {:?}", world.acked, world.nodes[1].pg.data);
+        }
+    }
+}

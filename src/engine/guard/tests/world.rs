@@ -117,6 +117,9 @@ pub(super) struct World {
     pub(super) wire_up: bool,
     /// Updates land, but their answers are lost.
     pub(super) lose_update_answers: bool,
+    /// Updates are on their way for as long as this is set; `release` lets them land.
+    pub(super) hold_updates: bool,
+    pub(super) held: Vec<(RecordPair, RecordPair)>,
     pub(super) queue: BTreeMap<(Instant, u64), Delivery>,
     pub(super) order: u64,
     pub(super) ticket: u64,
@@ -162,6 +165,8 @@ impl World {
             check_acked: true,
             wire_up: true,
             lose_update_answers: false,
+            hold_updates: false,
+            held: Vec::new(),
             queue: BTreeMap::new(),
             order: 0,
             ticket: 100,
@@ -385,6 +390,10 @@ impl World {
                     if !self.dns_reaches(node) {
                         let outcome = UpdateOutcome::NotSent("down".into());
                         self.post(limit, Delivery::To(node, life, Event::UpdateAnswered { op, outcome }));
+                    } else if self.hold_updates {
+                        self.held.push((prerequisite, next));
+                        let outcome = UpdateOutcome::Unknown("on its way".into());
+                        self.post(limit, Delivery::To(node, life, Event::UpdateAnswered { op, outcome }));
                     } else if after >= limit {
                         let outcome = UpdateOutcome::Unknown("late".into());
                         self.post(limit, Delivery::To(node, life, Event::UpdateAnswered { op, outcome }));
@@ -532,6 +541,13 @@ impl World {
             PgTask::Checkpoint | PgTask::Adopt => {}
         }
         Ok(PgOutput::Done)
+    }
+
+    pub(super) fn release(&mut self) {
+        self.hold_updates = false;
+        for (prerequisite, next) in std::mem::take(&mut self.held) {
+            self.deliver(Delivery::Landing { prerequisite, next });
+        }
     }
 
     /// Whose daemon this is for.
