@@ -189,7 +189,9 @@ impl Guard {
         self.proofs.void();
         self.unbind_vips(fx);
         self.shut(now, GateState::Shut, reason, fx);
-        let running = self.pg.up && self.pg.report.as_ref().is_some_and(|r| !r.in_recovery);
+        // Not seen is not stopped: it may be in crash recovery and come up writable in a moment.
+        let standby = self.pg.up && self.pg.report.as_ref().is_some_and(|r| r.in_recovery);
+        let running = !standby && self.pg_present;
         let deadline = now.boot + SILENCE_LIMIT * 3;
         self.handover = Some(Handover { attempt, stage: Stage::StoppingToConsent { ticket, epoch }, waits_for: None, deadline });
         if running {
@@ -226,6 +228,9 @@ impl Guard {
 
     fn put_back(&mut self, now: Now, ticket: Option<Ticket>, fx: &mut Vec<Effect>) {
         let Some(handover) = &mut self.handover else { return };
+        if matches!(handover.stage, Stage::StoppingToConsent { .. } | Stage::PuttingBack { .. }) {
+            return;
+        }
         let stopped = matches!(handover.stage, Stage::Stopping { .. } | Stage::Stopped);
         let attempt = handover.attempt;
         if stopped {
