@@ -331,6 +331,8 @@ impl Guard {
             self.gate.open = false;
             self.gate.until = Instant::ZERO;
             self.counters.gate_cuts += 1;
+            // Nothing that was granted earlier in this turn may be executed after the cut.
+            fx.retain(|effect| !matches!(effect, Effect::Extend { .. }));
             let told = self.told(&reason);
             fx.insert(0, Effect::Cut { reason: told });
             let age = self.proofs.newest().map_or(0, |asked| crate::base::time::millis(now.boot.since(asked)));
@@ -435,6 +437,13 @@ impl Guard {
         for entry in &entries {
             self.durable.apply(entry);
         }
+        // Passed by an epoch not below it, written or not.
+        let complete = self.durable.complete;
+        let passed = |number: Epoch| entries.contains(&Entry::Complete { epoch: complete }) && number <= complete;
+        if self.fence_now.as_ref().is_some_and(|(n, _)| passed(*n)) {
+            self.fence_now = None;
+            self.fence_retry = None;
+        }
         if self.durable.fenced.is_some() && self.fence_now.as_ref().is_some_and(|(n, _)| *n <= self.durable.fence) {
             self.fence_now = None;
         }
@@ -463,6 +472,11 @@ impl Guard {
             Then::Rejoin => self.fail_rejoin(now, 1, &format!("the journal cannot be written: {why}"), fx),
             Then::Fenced { tries } => self.fence_retry = Some((now.boot + Duration::from_secs(1), entries, tries + 1)),
             Then::Answer { ticket, .. } => {
+                // A consent that cannot be written is not given, but the fence stands: it is tried again as a fence.
+                if let Some((number, reason)) = self.fence_now.clone() {
+                    let entry = Entry::Fenced { number, reason, at: now.rfc3339() };
+                    self.fence_retry = Some((now.boot + Duration::from_secs(1), vec![entry], 1));
+                }
                 let answer = Box::new(PeerAnswer::Refused { why: format!("the journal cannot be written: {why}") });
                 fx.push(Effect::AnswerPeer { ticket, answer });
             }

@@ -3,11 +3,9 @@
 mod random;
 mod world;
 
-use crate::base::ids::{Epoch, OpId};
-use crate::base::time::Duration;
-use crate::engine::durable::Entry;
+use crate::base::ids::Epoch;
 use crate::engine::status::{GateState, Role};
-use crate::engine::turn::{Command, Effect, Event, PeerAnswer, PeerQuestion, PgTask};
+use crate::engine::turn::{Command, Event, PeerAnswer, PeerQuestion};
 use crate::wire::dns::RecordPair;
 use world::{MS, World, address, name, secs};
 
@@ -453,4 +451,33 @@ fn a_late_update_to_synchronous_never_covers_writes_that_were_acknowledged_alone
             assert!(!missing, "restart {restart}: acknowledged {:?}, b has {:?}", world.acked, world.nodes[1].pg.data);
         }
     }
+}
+
+/// PostgreSQL is in crash recovery (not seen) when the consent is asked for: it is stopped before the consent is given.
+#[test]
+fn a_consent_is_given_only_after_a_postgres_that_was_not_seen_was_stopped() {
+    let mut world = World::running();
+    world.give(0, Event::PgLost("the database system is in recovery mode".into()));
+    let ask = PeerQuestion::Consent { attempt: 7, epoch: Epoch(2) };
+    world.give(0, Event::PeerAsked { ticket: 9, question: Box::new(ask) });
+    world.run_until(secs(5), "consented", |w| w.durable(0).consented);
+    assert!(!world.nodes[0].pg.up);
+}
+
+/// The disk is full at the moment of the consent, then free again: fenced, durably, and `unfence` lifts it.
+#[test]
+fn a_consent_that_cannot_be_written_is_still_a_fence_that_unfence_lifts() {
+    let mut world = World::running();
+    world.nodes[0].journal_broken = true;
+    let ask = PeerQuestion::Consent { attempt: 7, epoch: Epoch(2) };
+    world.give(0, Event::PeerAsked { ticket: 9, question: Box::new(ask) });
+    world.run_for(MS * 500);
+    world.nodes[0].journal_broken = false;
+    world.run_for(secs(10));
+    assert_eq!(world.durable(0).fence, Epoch(2), "written as soon as it could be");
+    assert_eq!(world.snapshot(0).role, Role::Fenced);
+    let ticket = world.command(0, Command::Unfence);
+    let (exit, text) = world.end_of(0, ticket);
+    assert_eq!(exit, 0, "{text}");
+    assert!(world.is_open(0));
 }
