@@ -3,6 +3,7 @@
 mod random;
 mod world;
 
+use crate::base::config::FencePostgres;
 use crate::base::ids::Epoch;
 use crate::engine::status::{GateState, Role};
 use crate::engine::turn::{Command, Event, PeerAnswer, PeerQuestion};
@@ -480,4 +481,60 @@ fn a_consent_that_cannot_be_written_is_still_a_fence_that_unfence_lifts() {
     let (exit, text) = world.end_of(0, ticket);
     assert_eq!(exit, 0, "{text}");
     assert!(world.is_open(0));
+}
+
+/// b won epoch 2 and waits W; a wins epoch 3 meanwhile: b must not promote its PostgreSQL, which would only diverge.
+#[test]
+fn a_taker_that_was_overtaken_promotes_nothing() {
+    let mut world = World::running();
+    world.wire_up = false;
+    world.run_for(secs(3));
+    let ticket = world.promote(1, false);
+    world.run_until(secs(10), "b won", |w| w.durable(1).won == Epoch(2));
+    world.run_for(MS * 100);
+    let second = world.promote(0, false);
+    let (exit, text) = world.end_of(1, ticket);
+    assert_eq!(exit, 4, "{text}");
+    assert!(world.nodes[1].pg.in_recovery, "{text}");
+    assert_eq!(world.end_of(0, second).0, 0);
+}
+
+#[test]
+fn one_reading_that_names_the_peer_and_then_silence_is_no_fence() {
+    let mut world = World::running();
+    let old = world.record.clone();
+    world.record = RecordPair::written(&[address(1)], 5, &old.marker[0].clone());
+    world.run_until(secs(2), "cut", |w| !w.is_open(0));
+    world.record = old;
+    world.dns_up = false;
+    world.run_for(secs(20));
+    assert_eq!(world.durable(0).fence, Epoch(0), "nobody said it for W");
+    world.dns_up = true;
+    world.run_until(secs(3), "open again", |w| w.is_open(0));
+}
+
+#[test]
+fn a_promote_during_a_dry_run_promotes() {
+    let mut world = World::running();
+    world.kill_all(0);
+    let dry = Command::Promote { dry_run: true, yes: true, accept_data_loss: false, peer_is_off: None };
+    world.command(1, dry);
+    let ticket = world.promote(1, false);
+    assert_eq!(world.end_of(1, ticket).0, 0);
+    assert!(world.is_open(1), "exit 0 means that it serves");
+}
+
+#[test]
+fn a_fenced_primary_that_was_kept_running_does_not_stand_in_the_way() {
+    let mut world = World::running();
+    world.fence_postgres = FencePostgres::Keep;
+    world.kill(0);
+    world.start(0);
+    world.run_until(secs(10), "open", |w| w.is_open(0));
+    let ticket = world.command(0, Command::Fence { reason: "test".into() });
+    world.end_of(0, ticket);
+    world.run_for(secs(3));
+    let ticket = world.promote(1, false);
+    let (exit, text) = world.end_of(1, ticket);
+    assert_eq!(exit, 0, "{text}");
 }
