@@ -70,8 +70,12 @@ impl Guard {
             fx.push(refuse(ticket, "the new epoch is not above its own"));
         } else {
             let op = OpId(self.id());
-            self.handover =
-                Some(Handover { attempt, stage: Stage::Draining { op, ticket }, waits_for: None, deadline: now.boot + SILENCE_LIMIT });
+            self.handover = Some(Handover {
+                attempt,
+                stage: Stage::Draining { op, ticket },
+                waits_for: None,
+                deadline: now.boot + SILENCE_LIMIT,
+            });
             self.gate.paused = true;
             let text = format!("{} asked for a switchover to epoch {epoch}; holding clients", self.setup.peer);
             self.note(now, fx, "switchover_prepared", text);
@@ -193,7 +197,8 @@ impl Guard {
         let standby = self.pg.up && self.pg.report.as_ref().is_some_and(|r| r.in_recovery);
         let running = !standby && self.pg_present;
         let deadline = now.boot + SILENCE_LIMIT * 3;
-        self.handover = Some(Handover { attempt, stage: Stage::StoppingToConsent { ticket, epoch }, waits_for: None, deadline });
+        self.handover =
+            Some(Handover { attempt, stage: Stage::StoppingToConsent { ticket, epoch }, waits_for: None, deadline });
         if running {
             self.handover_task(PgTask::Stop, fx);
             return;

@@ -527,10 +527,7 @@ impl Guard {
         }
         let Some((op, owner, task)) = self.pg.next.pop_front() else { return };
         self.pg.task = Some((op, owner));
-        self.pg.restarts = matches!(
-            task,
-            PgTask::Stop | PgTask::Start | PgTask::Demote { .. } | PgTask::Clone(_)
-        );
+        self.pg.restarts = matches!(task, PgTask::Stop | PgTask::Start | PgTask::Demote { .. } | PgTask::Clone(_));
         self.pg.setting = match &task {
             PgTask::SetSyncList(name) => Some(name.as_ref().map(|n| format!("\"{n}\"")).unwrap_or_default()),
             _ => None,

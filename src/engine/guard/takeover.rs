@@ -456,9 +456,9 @@ impl Guard {
         if let Some(t) = &mut self.takeover {
             t.epoch = epoch;
             t.planned = planned;
-            t.void = marker.as_ref().is_some_and(|m| {
-                m.active == self.setup.me && m.epoch == self.durable.complete && m.epoch == highest
-            });
+            t.void = marker
+                .as_ref()
+                .is_some_and(|m| m.active == self.setup.me && m.epoch == self.durable.complete && m.epoch == highest);
             t.loss = matches!(loss, Loss::Possible(_));
         }
         if planned {

@@ -117,7 +117,7 @@ impl Schedule {
             self.world.nodes[node].frozen_until = crate::base::time::Instant::ZERO;
         }
         (0..2).for_each(|node| self.revive(node));
-        self.world.run_for(secs(150));
+        self.world.run_for(secs(75));
     }
 
     /// Somebody serves: by itself, or after one promote on either node.

@@ -1,11 +1,11 @@
 //! Two whole guards against a small simulated world: one witness, one wire, two PostgreSQLs, virtual time. After every
 //! event: never two gates that could pass traffic. (The seeded simulation with faults is tests/sim, a later issue.)
 
-use crate::engine::guard::Guard;
 use crate::base::config::{DnsMode, FencePostgres};
 use crate::base::ids::{Lsn, NodeName, SystemId, TimelineId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::{Durable, Entry};
+use crate::engine::guard::Guard;
 use crate::engine::lease::Timing;
 use crate::engine::report::{ControlData, PgReport, SourceFacts, StandbyRow};
 use crate::engine::setup::{NodeSetup, Setup};
@@ -47,15 +47,40 @@ fn holds(data: &Data, branch: u64, count: u64) -> bool {
 #[derive(Debug)]
 pub(super) enum Delivery {
     To(usize, u64, Event),
-    Update { node: usize, life: u64, op: crate::base::ids::OpId, prerequisite: RecordPair, next: RecordPair },
-    Write { node: usize, life: u64, seq: u64, entries: Vec<Entry> },
-    Ask { from: usize, life: u64, question: u64, ask: Box<crate::engine::turn::PeerQuestion>, deadline: Instant },
-    Pg { node: usize, life: u64, op: crate::base::ids::OpId, task: PgTask },
+    Update {
+        node: usize,
+        life: u64,
+        op: crate::base::ids::OpId,
+        prerequisite: RecordPair,
+        next: RecordPair,
+    },
+    Write {
+        node: usize,
+        life: u64,
+        seq: u64,
+        entries: Vec<Entry>,
+    },
+    Ask {
+        from: usize,
+        life: u64,
+        question: u64,
+        ask: Box<crate::engine::turn::PeerQuestion>,
+        deadline: Instant,
+    },
+    Pg {
+        node: usize,
+        life: u64,
+        op: crate::base::ids::OpId,
+        task: PgTask,
+    },
     Look(usize),
     /// A client writes through every open gate.
     Client,
     /// A late update lands and nobody is told.
-    Landing { prerequisite: RecordPair, next: RecordPair },
+    Landing {
+        prerequisite: RecordPair,
+        next: RecordPair,
+    },
 }
 
 /// splitmix64: small, seeded, enough.
@@ -288,9 +313,8 @@ impl World {
         assert!(!(self.is_open(0) && self.is_open(1)), "two open gates at {:?}", self.now);
         let marker = self.marker();
         for node in 0..2 {
-            let higher = marker.as_ref().is_some_and(|m| {
-                m.epoch > self.nodes[node].shadow.complete && m.active != name(node)
-            });
+            let higher =
+                marker.as_ref().is_some_and(|m| m.epoch > self.nodes[node].shadow.complete && m.active != name(node));
             let since = self.nodes[node].superseded.unwrap_or(self.now);
             self.nodes[node].superseded = higher.then_some(since);
             if !self.is_open(node) {
@@ -374,7 +398,14 @@ impl World {
                 Effect::Record { seq, entries } => {
                     let after = self.delay(MS * 2, 400);
                     // One journal thread: in order.
-                    let last = self.queue.iter().filter(|(_, d)| matches!(d, Delivery::Write { node: n, life: l, .. } if *n == node && *l == life)).map(|((at, _), _)| *at).max();
+                    let last = self
+                        .queue
+                        .iter()
+                        .filter(
+                            |(_, d)| matches!(d, Delivery::Write { node: n, life: l, .. } if *n == node && *l == life),
+                        )
+                        .map(|((at, _), _)| *at)
+                        .max();
                     let after = after.max(last.map_or(Duration::ZERO, |at| at.since(self.now)));
                     self.post(after, Delivery::Write { node, life, seq, entries });
                 }
@@ -555,9 +586,10 @@ impl World {
     /// Whose daemon this is for.
     fn target(delivery: &Delivery) -> Option<usize> {
         match delivery {
-            Delivery::To(node, ..) | Delivery::Write { node, .. } | Delivery::Pg { node, .. } | Delivery::Look(node) => {
-                Some(*node)
-            }
+            Delivery::To(node, ..)
+            | Delivery::Write { node, .. }
+            | Delivery::Pg { node, .. }
+            | Delivery::Look(node) => Some(*node),
             Delivery::Ask { from, .. } => Some(1 - from),
             Delivery::Update { .. } | Delivery::Landing { .. } | Delivery::Client => None,
         }
@@ -691,4 +723,3 @@ impl World {
 pub(super) const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
-
