@@ -659,6 +659,8 @@ impl Guard {
             }
             Step::Completing => {
                 self.forget_obedience();
+                // The first proof of the new epoch is asked for now, not with the next poll.
+                self.poll_at = now.boot;
                 let text = format!("epoch {} is complete; opening the gate", self.durable.complete);
                 self.say(now, &text, fx);
                 self.step(now, Step::Opening, Some(OPEN_LIMIT), fx);
