@@ -538,3 +538,17 @@ fn a_fenced_primary_that_was_kept_running_does_not_stand_in_the_way() {
     let (exit, text) = world.end_of(1, ticket);
     assert_eq!(exit, 0, "{text}");
 }
+
+/// A rejoin that the active node refuses has touched nothing: when the active node dies, the standby is promotable.
+#[test]
+fn a_rejoin_that_was_refused_leaves_the_standby_promotable() {
+    let mut world = World::running();
+    let ticket = world.command(1, Command::Rejoin { node: name(1), dry_run: false });
+    world.run_until(secs(5), "marked", |w| w.durable(1).rejoining);
+    world.kill_all(0);
+    let (exit, text) = world.end_of(1, ticket);
+    assert_eq!(exit, 1, "{text}");
+    let ticket = world.promote(1, false);
+    let (exit, text) = world.end_of(1, ticket);
+    assert_eq!(exit, 0, "{text}");
+}
