@@ -313,6 +313,8 @@ pub struct ProcedureBrief {
 }
 
 /// Questions on the peer channel.
+// A few per second: one allocation less is not worth a box in every match.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PeerQuestion {
     /// Here is my state; what is yours; and (when `pledge` is set) will you keep your hands off this epoch?
@@ -341,6 +343,8 @@ pub struct PledgeAsk {
 }
 
 /// Answers on the peer channel.
+// A few per second: one allocation less is not worth a box in every match.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PeerAnswer {
     Pulse {
