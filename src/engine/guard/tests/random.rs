@@ -8,7 +8,7 @@ use crate::engine::turn::Command;
 use crate::wire::dns::RecordPair;
 
 /// Schedules per run and their length; a failure of any names its seed.
-const SEEDS: u64 = 250;
+const SEEDS: u64 = 200;
 const LENGTH: Duration = secs(120);
 
 struct Schedule {
