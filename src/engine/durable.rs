@@ -68,6 +68,10 @@ pub enum Entry {
     RejoinDone {
         id: u64,
     },
+    /// It ended before anything here was touched: the data is what it was.
+    RejoinAbandoned {
+        id: u64,
+    },
     /// A step of a procedure began or ended: an intent log.
     Step {
         id: u64,
@@ -151,6 +155,7 @@ impl Durable {
             }
             Entry::Confirmed { lsn, timeline, system_id } => self.confirmed = Some((*lsn, *timeline, *system_id)),
             Entry::RejoinStarted { .. } => self.rejoining = true,
+            Entry::RejoinAbandoned { .. } => self.rejoining = false,
             Entry::RejoinDone { .. } => {
                 self.initialised = true;
                 self.rejoining = false;

@@ -313,6 +313,8 @@ pub struct ProcedureBrief {
 }
 
 /// Questions on the peer channel.
+// A few per second: one allocation less is not worth a box in every match.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(clippy::large_enum_variant, reason = "the pulse is the message of every poll; one is in flight at a time")]
 pub enum PeerQuestion {
@@ -342,6 +344,8 @@ pub struct PledgeAsk {
 }
 
 /// Answers on the peer channel.
+// A few per second: one allocation less is not worth a box in every match.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(clippy::large_enum_variant, reason = "the pulse is the message of every poll; one is in flight at a time")]
 pub enum PeerAnswer {

@@ -34,6 +34,15 @@ impl Guard {
             command,
             Command::Promote { .. } | Command::Switchover { .. } | Command::Rejoin { .. } | Command::Unfence
         );
+        let dry = matches!(
+            command,
+            Command::Promote { dry_run: true, .. }
+                | Command::Switchover { dry_run: true, .. }
+                | Command::Rejoin { dry_run: true, .. }
+        );
+        if procedure && !dry && self.takeover.as_ref().is_some_and(|t| t.dry_run) {
+            self.end_takeover(now, 1, "given up: a command that acts was given meanwhile", fx);
+        }
         if procedure && self.join_running(ticket, fx) {
             return;
         }
@@ -189,11 +198,12 @@ impl Guard {
                 again.push((w.ticket, w.command.clone()));
             }
             let Some(id) = w.id else { return true };
-            if let Some(heard) = heard {
+            let known = brief.as_ref().is_some_and(|b| b.id == id);
+            if let Some(heard) = heard.filter(|_| known) {
                 w.heard = w.heard.max(heard);
             }
             if now.boot.since(w.heard) > WATCH_LIMIT {
-                let text = format!("{peer} fell silent; look there with `portcullis status`");
+                let text = format!("{peer} says nothing of it any more; look there with `portcullis status`");
                 fx.push(Effect::End { ticket: w.ticket, exit: 4, text, flag: None });
                 return false;
             }

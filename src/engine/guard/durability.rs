@@ -39,7 +39,12 @@ enum Phase {
         lsn: Lsn,
         until: Instant,
     },
-    RecordingSync,
+    /// What is written down before an update to `sync=<peer>` is sent: from then on it may land.
+    Intending,
+    RecordingSync {
+        /// No earlier update to `sync=<peer>` was in doubt.
+        clean: bool,
+    },
     Disarming,
     RecordingAlone(AloneFor),
     Emptying(AloneFor),
@@ -55,6 +60,7 @@ pub(super) struct Durability {
     phase: Phase,
     retry_at: Instant,
     confirmed_at: Instant,
+    clean: bool,
 }
 
 impl Guard {
@@ -222,12 +228,12 @@ impl Guard {
                 self.durability.phase = Phase::Idle;
                 self.alone_done(now, by, Err(why), fx);
             }
-            (Phase::RecordingSync, Ok(())) => {
+            (Phase::RecordingSync { .. }, Ok(())) => {
                 self.durability.phase = Phase::Idle;
                 let text = format!("synchronous again: {} confirms every commit", self.setup.peer);
                 self.note(now, fx, "in_sync", text);
             }
-            (Phase::RecordingSync, Err(_)) => {
+            (Phase::RecordingSync { .. }, Err(_)) => {
                 self.durability.phase = Phase::Idle;
                 self.durability.retry_at = now.boot + ARM_AGAIN;
             }
@@ -245,19 +251,22 @@ impl Guard {
                 self.durability.phase = Phase::Idle;
                 self.alone_done(now, by, Err(why), fx);
             }
-            (Phase::RecordingSync, JobEnd::Settled(_)) => {
+            (Phase::RecordingSync { .. }, JobEnd::Settled(_)) => {
                 self.durability.phase = Phase::Idle;
                 let text = format!("synchronous again: {} confirms every commit", self.setup.peer);
                 self.note(now, fx, "in_sync", text);
             }
-            (Phase::RecordingSync, JobEnd::Unknown(_)) => {
-                // The list stays: it may be named under either record, and the next reading says which it is.
+            (Phase::RecordingSync { .. }, JobEnd::Unknown(_))
+            | (Phase::RecordingSync { clean: false }, JobEnd::Changed(_) | JobEnd::NotWritten(_)) => {
+                // The list stays: one of our updates may land at any time (P5). What settles it is another update.
                 self.durability.phase = Phase::Idle;
                 self.durability.retry_at = now.boot + ARM_AGAIN;
             }
-            (Phase::RecordingSync, JobEnd::Changed(_) | JobEnd::NotWritten(_)) => {
+            (Phase::RecordingSync { clean: true }, JobEnd::Changed(_) | JobEnd::NotWritten(_)) => {
                 self.durability.phase = Phase::Disarming;
                 self.durability.retry_at = now.boot + ARM_AGAIN;
+                let (epoch, seq, since) = (self.durable.won, self.durable.seq, now.rfc3339());
+                self.record(fx, vec![Entry::Sync { epoch, seq, sync: None, since }], Then::Nothing);
                 if !self.pg_task(PgOwner::Durability, PgTask::SetSyncList(None), fx) {
                     self.durability.phase = Phase::Idle;
                 }
@@ -329,7 +338,8 @@ impl Guard {
     fn confirm(&mut self, now: Now, lsn: Lsn, until: Instant, fx: &mut Vec<Effect>) {
         let Some(report) = &self.pg.report else { return };
         let confirmed = self.peer.state.as_ref().and_then(|p| p.pg.as_ref()).is_some_and(|pg| {
-            pg.streaming
+            !self.peer.state.as_ref().is_some_and(|p| p.rejoining)
+                && pg.streaming
                 && pg.system_id == report.system_id
                 && pg.timeline == report.timeline
                 && pg.lsn >= lsn
@@ -339,14 +349,34 @@ impl Guard {
             let peer = self.peer_name();
             if self.setup.mode == DnsMode::Observe {
                 let (epoch, seq, since) = (self.durable.won, self.durable.seq + 1, now.rfc3339());
-                self.durability.phase = Phase::RecordingSync;
+                self.durability.phase = Phase::RecordingSync { clean: false };
                 self.record(fx, vec![Entry::Sync { epoch, seq, sync: Some(peer), since }], Then::Durability);
-            } else if self.start_job(now, Purpose::Sync(Some(peer)), fx) {
-                self.durability.phase = Phase::RecordingSync;
+            } else if self.job.is_none() {
+                // P5: *never because it read one*. From here on a late update of ours may say sync=<peer>, also after a
+                // restart; only a later update of ours to sync=none lets the list be emptied again.
+                self.durability.phase = Phase::Intending;
+                self.durability.clean = self.durable.sync.is_none();
+                let (epoch, seq, since) = (self.durable.won, self.durable.seq, now.rfc3339());
+                self.record(fx, vec![Entry::Sync { epoch, seq, sync: Some(peer), since }], Then::Arm);
             }
         } else if now.boot >= until || !self.durable.is_holder() || self.fenced().is_some() {
             self.durability.retry_at = now.boot + ARM_AGAIN;
             self.durability.phase = Phase::Idle;
+        }
+    }
+
+    /// The intent is on disk (or could not be written): send the update.
+    pub(super) fn on_arm_recorded(&mut self, now: Now, written: bool, fx: &mut Vec<Effect>) {
+        if self.durability.phase != Phase::Intending {
+            return;
+        }
+        let (clean, peer) = (self.durability.clean, self.peer_name());
+        let able = written && self.gate.open && self.handover.is_none() && self.takeover.is_none();
+        if able && self.start_job(now, Purpose::Sync(Some(peer)), fx) {
+            self.durability.phase = Phase::RecordingSync { clean };
+        } else {
+            self.durability.phase = Phase::Idle;
+            self.durability.retry_at = now.boot + ARM_AGAIN;
         }
     }
 

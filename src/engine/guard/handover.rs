@@ -71,8 +71,12 @@ impl Guard {
             fx.push(refuse(ticket, "the new epoch is not above its own"));
         } else {
             let op = OpId(self.id());
-            self.handover =
-                Some(Handover { attempt, stage: Stage::Draining { op, ticket }, waits_for: None, deadline: now.boot + SILENCE_LIMIT });
+            self.handover = Some(Handover {
+                attempt,
+                stage: Stage::Draining { op, ticket },
+                waits_for: None,
+                deadline: now.boot + SILENCE_LIMIT,
+            });
             self.gate.paused = true;
             let text = format!("{} asked for a switchover to epoch {epoch}; holding clients", self.setup.peer);
             self.note(now, fx, "switchover_prepared", text);
@@ -196,9 +200,12 @@ impl Guard {
         self.proofs.void();
         self.unbind_vips(fx);
         self.shut(now, GateState::Shut, reason, fx);
-        let running = self.pg.up && self.pg.report.as_ref().is_some_and(|r| !r.in_recovery);
+        // Not seen is not stopped: it may be in crash recovery and come up writable in a moment.
+        let standby = self.pg.up && self.pg.report.as_ref().is_some_and(|r| r.in_recovery);
+        let running = !standby && self.pg_present;
         let deadline = now.boot + SILENCE_LIMIT * 3;
-        self.handover = Some(Handover { attempt, stage: Stage::StoppingToConsent { ticket, epoch }, waits_for: None, deadline });
+        self.handover =
+            Some(Handover { attempt, stage: Stage::StoppingToConsent { ticket, epoch }, waits_for: None, deadline });
         if running {
             self.handover_task(PgTask::Stop, fx);
             return;
@@ -233,6 +240,9 @@ impl Guard {
 
     fn put_back(&mut self, now: Now, ticket: Option<Ticket>, fx: &mut Vec<Effect>) {
         let Some(handover) = &mut self.handover else { return };
+        if matches!(handover.stage, Stage::StoppingToConsent { .. } | Stage::PuttingBack { .. }) {
+            return;
+        }
         let stopped = matches!(handover.stage, Stage::Stopping { .. } | Stage::Stopped);
         let attempt = handover.attempt;
         if stopped {

@@ -54,6 +54,7 @@ enum Then {
     Takeover,
     Rejoin,
     Durability,
+    Arm,
     Fenced { tries: u32 },
     Answer { ticket: Ticket, answer: Box<PeerAnswer> },
 }
@@ -331,6 +332,8 @@ impl Guard {
             self.gate.open = false;
             self.gate.until = Instant::ZERO;
             self.counters.gate_cuts += 1;
+            // Nothing that was granted earlier in this turn may be executed after the cut.
+            fx.retain(|effect| !matches!(effect, Effect::Extend { .. }));
             let told = self.told(&reason);
             fx.insert(0, Effect::Cut { reason: told });
             let age = self.proofs.newest().map_or(0, |asked| crate::base::time::millis(now.boot.since(asked)));
@@ -435,6 +438,13 @@ impl Guard {
         for entry in &entries {
             self.durable.apply(entry);
         }
+        // Passed by an epoch not below it, written or not.
+        let complete = self.durable.complete;
+        let passed = |number: Epoch| entries.contains(&Entry::Complete { epoch: complete }) && number <= complete;
+        if self.fence_now.as_ref().is_some_and(|(n, _)| passed(*n)) {
+            self.fence_now = None;
+            self.fence_retry = None;
+        }
         if self.durable.fenced.is_some() && self.fence_now.as_ref().is_some_and(|(n, _)| *n <= self.durable.fence) {
             self.fence_now = None;
         }
@@ -443,6 +453,7 @@ impl Guard {
             Then::Takeover => self.on_takeover_recorded(now, fx),
             Then::Rejoin => self.on_rejoin_recorded(now, fx),
             Then::Durability => self.on_sync_journaled(now, Ok(()), fx),
+            Then::Arm => self.on_arm_recorded(now, true, fx),
             Then::Answer { ticket, answer } => fx.push(Effect::AnswerPeer { ticket, answer }),
         }
     }
@@ -458,6 +469,7 @@ impl Guard {
         );
         match then {
             Then::Nothing => {}
+            Then::Arm => self.on_arm_recorded(now, false, fx),
             Then::Takeover => self.fail_takeover(now, 1, &format!("the journal cannot be written: {why}"), fx),
             Then::Rejoin => self.fail_rejoin(now, 1, &format!("the journal cannot be written: {why}"), fx),
             Then::Durability => {
@@ -465,6 +477,11 @@ impl Guard {
             }
             Then::Fenced { tries } => self.fence_retry = Some((now.boot + Duration::from_secs(1), entries, tries + 1)),
             Then::Answer { ticket, .. } => {
+                // A consent that cannot be written is not given, but the fence stands: it is tried again as a fence.
+                if let Some((number, reason)) = self.fence_now.clone() {
+                    let entry = Entry::Fenced { number, reason, at: now.rfc3339() };
+                    self.fence_retry = Some((now.boot + Duration::from_secs(1), vec![entry], 1));
+                }
                 let answer = Box::new(PeerAnswer::Refused { why: format!("the journal cannot be written: {why}") });
                 fx.push(Effect::AnswerPeer { ticket, answer });
             }
@@ -515,10 +532,7 @@ impl Guard {
         }
         let Some((op, owner, task)) = self.pg.next.pop_front() else { return };
         self.pg.task = Some((op, owner));
-        self.pg.restarts = matches!(
-            task,
-            PgTask::Stop | PgTask::Start | PgTask::Demote { .. } | PgTask::Clone(_)
-        );
+        self.pg.restarts = matches!(task, PgTask::Stop | PgTask::Start | PgTask::Demote { .. } | PgTask::Clone(_));
         self.pg.setting = match &task {
             PgTask::SetSyncList(name) => Some(name.as_ref().map(|n| format!("\"{n}\"")).unwrap_or_default()),
             _ => None,

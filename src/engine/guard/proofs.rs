@@ -80,6 +80,11 @@ impl WitnessMemory {
         }
     }
 
+    /// The highest epoch seen whose write may still be under way.
+    pub(super) fn seen_writing(&self) -> Epoch {
+        self.seen_writing
+    }
+
     /// The node the records point at, by the newest conclusive answer.
     pub(super) fn points_at(&self, _setup: &Setup) -> Option<&NodeName> {
         let newest = self.servers.iter().filter(|s| s.seen.is_some()).max_by_key(|s| s.asked)?;
@@ -374,7 +379,8 @@ impl Guard {
         if self.setup.mode == DnsMode::Observe && !self.elsewhere_everywhere() {
             return None;
         }
-        let standing = self.witness.servers.iter().filter_map(|s| match &s.verdict {
+        // A silent server does not go on saying it: the record may have been put back since.
+        let standing = self.witness.servers.iter().filter(|s| s.error.is_none()).filter_map(|s| match &s.verdict {
             Some(Verdict::Elsewhere { node }) => Some((s.since, node.clone())),
             _ => None,
         });

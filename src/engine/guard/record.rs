@@ -321,6 +321,10 @@ impl Guard {
                 }
             }
             Purpose::Boot => {
+                if matches!(end, JobEnd::Unknown(_)) {
+                    // It may land, and would then be read as "here": W is waited all the same (S6).
+                    self.witness.open_from = now.boot + self.wait();
+                }
                 if let JobEnd::Settled(marker) = end {
                     self.witness.forget(now.boot);
                     self.witness.open_from = now.boot + self.wait();

@@ -59,6 +59,8 @@ pub(super) struct Rejoin {
     give_up: Instant,
     last_line: String,
     source: Option<SourceFacts>,
+    /// The data here is not what it was, or was not whole before.
+    touched: bool,
 }
 
 impl Rejoin {
@@ -93,6 +95,7 @@ impl Guard {
             give_up: now.boot + NODE_LIMIT,
             last_line: String::new(),
             source: None,
+            touched: self.durable.rejoining,
         });
         id
     }
@@ -127,6 +130,12 @@ impl Guard {
     }
 
     pub(super) fn fail_rejoin(&mut self, now: Now, exit: u8, why: &str, fx: &mut Vec<Effect>) {
+        if let Some(r) = self.rejoin.as_ref().filter(|r| !r.touched && self.durable.rejoining) {
+            let id = r.id;
+            self.record(fx, vec![Entry::RejoinAbandoned { id }], Then::Nothing);
+            self.end_rejoin(now, exit, why, fx);
+            return;
+        }
         let exit = if self.durable.rejoining && exit == 1 { 4 } else { exit };
         self.end_rejoin(now, exit, why, fx);
     }
@@ -150,6 +159,7 @@ impl Guard {
             }
             (Step::Preparing { question: q }, Ok(PeerAnswer::Prepared { source, .. })) if *q == question => {
                 r.source = Some(source);
+                r.touched = true;
                 self.rejoin_step(now, Step::Stopping, None, fx);
                 self.pg_task_next(PgOwner::Rejoin, PgTask::Stop, fx);
             }

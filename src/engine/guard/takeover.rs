@@ -23,6 +23,7 @@ use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
 use crate::engine::evidence::{self, Seen};
 use crate::engine::report::PgReport;
+use crate::engine::status::Role;
 use crate::engine::turn::{Effect, Now, PeerAnswer, PeerQuestion, PgOutput, PgTask, ProcedureBrief, Ticket};
 use crate::wire::dns::RecordPair;
 use crate::wire::marker::Marker;
@@ -240,7 +241,7 @@ impl Guard {
         }
     }
 
-    fn end_takeover(&mut self, now: Now, exit: u8, text: &str, fx: &mut Vec<Effect>) {
+    pub(super) fn end_takeover(&mut self, now: Now, exit: u8, text: &str, fx: &mut Vec<Effect>) {
         let Some(t) = self.takeover.take() else { return };
         for ticket in &t.tickets {
             fx.push(Effect::End { ticket: *ticket, exit, text: text.to_owned(), flag: t.flag });
@@ -421,9 +422,12 @@ impl Guard {
         if let Some(peer) = &peer_state {
             highest = highest.max(peer.won).max(peer.seen);
         }
-        let epoch = highest.next().max(self.durable.fence);
+        let fence = self.fence_now.as_ref().map_or(Epoch::NONE, |(number, _)| *number).max(self.durable.fence);
+        let epoch = highest.next().max(fence);
         let peer_serves = peer_state.as_ref().is_some_and(|p| {
-            p.pg.as_ref().is_some_and(|pg| !pg.in_recovery) && p.complete > Epoch::NONE && p.complete == p.won
+            // A fenced primary (`fence.postgres = "keep"`) hands nothing over; it consents.
+            let holds = p.complete > Epoch::NONE && p.complete == p.won && p.fence <= p.complete;
+            holds && p.role != Role::Fenced && p.pg.as_ref().is_some_and(|pg| !pg.in_recovery)
         });
         let planned = peer_serves && self.pg.report.as_ref().is_some_and(|r| r.in_recovery && self.pg.up);
         // A record older than an epoch known here (a restored zone) says nothing of what was acknowledged since.
@@ -471,9 +475,9 @@ impl Guard {
         if let Some(t) = &mut self.takeover {
             t.epoch = epoch;
             t.planned = planned;
-            t.void = marker.as_ref().is_some_and(|m| {
-                m.active == self.setup.me && m.epoch == self.durable.complete && m.epoch == highest
-            });
+            t.void = marker
+                .as_ref()
+                .is_some_and(|m| m.active == self.setup.me && m.epoch == self.durable.complete && m.epoch == highest);
             t.loss = matches!(loss, Loss::Possible(_));
         }
         if planned {
@@ -707,6 +711,8 @@ impl Guard {
             }
             Step::Completing => {
                 self.forget_obedience();
+                // The first proof of the new epoch is asked for now, not with the next poll.
+                self.poll_at = now.boot;
                 let text = format!("epoch {} is complete; opening the gate", self.durable.complete);
                 self.say(now, &text, fx);
                 let mut limit = OPEN_LIMIT;
@@ -806,7 +812,22 @@ impl Guard {
         }
     }
 
+    /// Why this attempt must not go on: a later epoch was won meanwhile, or this node was fenced above it.
+    fn overtaken(&self) -> Option<String> {
+        let epoch = self.takeover.as_ref()?.epoch;
+        let seen = self.durable.seen.max(self.witness.seen_writing());
+        let fence = self.fence_now.as_ref().map_or(Epoch::NONE, |(number, _)| *number).max(self.durable.fence);
+        if seen > epoch {
+            return Some(format!("epoch {seen} was taken meanwhile; nothing is promoted here"));
+        }
+        (fence > epoch).then(|| format!("this node was fenced at {fence} meanwhile; nothing is promoted here"))
+    }
+
     fn begin_naming(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        if let Some(why) = self.overtaken() {
+            self.fail_takeover(now, 4, &why, fx);
+            return;
+        }
         let name = match self.setup.mode {
             DnsMode::Update => self.takeover.as_ref().and_then(|t| t.marker.as_ref()).and_then(|m| m.sync.clone()),
             DnsMode::Observe => None,
@@ -823,7 +844,9 @@ impl Guard {
         let Some(t) = &self.takeover else { return };
         match (t.step.clone(), result) {
             (Step::Naming, Ok(_)) => {
-                if self.pg.report.as_ref().is_some_and(|r| !r.in_recovery) {
+                if let Some(why) = self.overtaken() {
+                    self.fail_takeover(now, 4, &why, fx);
+                } else if self.pg.report.as_ref().is_some_and(|r| !r.in_recovery) {
                     self.after_promotion(now, fx);
                 } else {
                     self.pg_task_next(PgOwner::Takeover, PgTask::Promote, fx);

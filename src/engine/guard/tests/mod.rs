@@ -3,11 +3,10 @@
 mod random;
 mod world;
 
-use crate::base::ids::{Epoch, OpId};
-use crate::base::time::Duration;
-use crate::engine::durable::Entry;
+use crate::base::config::FencePostgres;
+use crate::base::ids::Epoch;
 use crate::engine::status::{GateState, Role};
-use crate::engine::turn::{Command, Effect, Event, PeerAnswer, PeerQuestion, PgTask};
+use crate::engine::turn::{Command, Event, PeerAnswer, PeerQuestion};
 use crate::wire::dns::RecordPair;
 use world::{MS, World, address, name, secs};
 
@@ -426,6 +425,129 @@ fn a_taker_that_died_half_way_with_its_postgres_can_finish() {
     world.kill_all(1);
     world.start(1);
     world.run_for(secs(5));
+    let ticket = world.promote(1, false);
+    let (exit, text) = world.end_of(1, ticket);
+    assert_eq!(exit, 0, "{text}");
+}
+
+/// P5: an update to sync=b is on its way and unanswered, the standby drops: nothing may be acknowledged alone, neither by
+/// this life of the daemon nor by the next, because that update may still land.
+#[test]
+fn a_late_update_to_synchronous_never_covers_writes_that_were_acknowledged_alone() {
+    for restart in [false, true] {
+        let mut world = World::new();
+        world.run_until(secs(10), "open and alone", |w| w.is_open(0));
+        world.hold_updates = true;
+        world.run_until(secs(10), "an update is on its way", |w| !w.held.is_empty());
+        world.nodes[1].pg.up = false;
+        if restart {
+            world.kill(0);
+            world.start(0);
+        }
+        world.run_for(secs(20));
+        world.release();
+        world.kill_all(0);
+        if world.marker().is_some_and(|m| m.sync == Some(name(1))) {
+            let missing = world.acked.iter().any(|(_, count)| world.nodes[1].pg.data.iter().all(|(_, c)| c < count));
+            assert!(!missing, "restart {restart}: acknowledged {:?}, b has {:?}", world.acked, world.nodes[1].pg.data);
+        }
+    }
+}
+
+/// PostgreSQL is in crash recovery (not seen) when the consent is asked for: it is stopped before the consent is given.
+#[test]
+fn a_consent_is_given_only_after_a_postgres_that_was_not_seen_was_stopped() {
+    let mut world = World::running();
+    world.give(0, Event::PgLost("the database system is in recovery mode".into()));
+    let ask = PeerQuestion::Consent { attempt: 7, epoch: Epoch(2) };
+    world.give(0, Event::PeerAsked { ticket: 9, question: Box::new(ask) });
+    world.run_until(secs(5), "consented", |w| w.durable(0).consented);
+    assert!(!world.nodes[0].pg.up);
+}
+
+/// The disk is full at the moment of the consent, then free again: fenced, durably, and `unfence` lifts it.
+#[test]
+fn a_consent_that_cannot_be_written_is_still_a_fence_that_unfence_lifts() {
+    let mut world = World::running();
+    world.nodes[0].journal_broken = true;
+    let ask = PeerQuestion::Consent { attempt: 7, epoch: Epoch(2) };
+    world.give(0, Event::PeerAsked { ticket: 9, question: Box::new(ask) });
+    world.run_for(MS * 500);
+    world.nodes[0].journal_broken = false;
+    world.run_for(secs(10));
+    assert_eq!(world.durable(0).fence, Epoch(2), "written as soon as it could be");
+    assert_eq!(world.snapshot(0).role, Role::Fenced);
+    let ticket = world.command(0, Command::Unfence);
+    let (exit, text) = world.end_of(0, ticket);
+    assert_eq!(exit, 0, "{text}");
+    assert!(world.is_open(0));
+}
+
+/// b won epoch 2 and waits W; a wins epoch 3 meanwhile: b must not promote its PostgreSQL, which would only diverge.
+#[test]
+fn a_taker_that_was_overtaken_promotes_nothing() {
+    let mut world = World::running();
+    world.wire_up = false;
+    world.run_for(secs(3));
+    let ticket = world.promote(1, false);
+    world.run_until(secs(10), "b won", |w| w.durable(1).won == Epoch(2));
+    world.run_for(MS * 100);
+    let second = world.promote(0, false);
+    let (exit, text) = world.end_of(1, ticket);
+    assert_eq!(exit, 4, "{text}");
+    assert!(world.nodes[1].pg.in_recovery, "{text}");
+    assert_eq!(world.end_of(0, second).0, 0);
+}
+
+#[test]
+fn one_reading_that_names_the_peer_and_then_silence_is_no_fence() {
+    let mut world = World::running();
+    let old = world.record.clone();
+    world.record = RecordPair::written(&[address(1)], 5, &old.marker[0].clone());
+    world.run_until(secs(2), "cut", |w| !w.is_open(0));
+    world.record = old;
+    world.dns_up = false;
+    world.run_for(secs(20));
+    assert_eq!(world.durable(0).fence, Epoch(0), "nobody said it for W");
+    world.dns_up = true;
+    world.run_until(secs(3), "open again", |w| w.is_open(0));
+}
+
+#[test]
+fn a_promote_during_a_dry_run_promotes() {
+    let mut world = World::running();
+    world.kill_all(0);
+    let dry = Command::Promote { dry_run: true, yes: true, accept_data_loss: false, peer_is_off: None };
+    world.command(1, dry);
+    let ticket = world.promote(1, false);
+    assert_eq!(world.end_of(1, ticket).0, 0);
+    assert!(world.is_open(1), "exit 0 means that it serves");
+}
+
+#[test]
+fn a_fenced_primary_that_was_kept_running_does_not_stand_in_the_way() {
+    let mut world = World::running();
+    world.fence_postgres = FencePostgres::Keep;
+    world.kill(0);
+    world.start(0);
+    world.run_until(secs(10), "open", |w| w.is_open(0));
+    let ticket = world.command(0, Command::Fence { reason: "test".into() });
+    world.end_of(0, ticket);
+    world.run_for(secs(3));
+    let ticket = world.promote(1, false);
+    let (exit, text) = world.end_of(1, ticket);
+    assert_eq!(exit, 0, "{text}");
+}
+
+/// A rejoin that the active node refuses has touched nothing: when the active node dies, the standby is promotable.
+#[test]
+fn a_rejoin_that_was_refused_leaves_the_standby_promotable() {
+    let mut world = World::running();
+    let ticket = world.command(1, Command::Rejoin { node: name(1), dry_run: false });
+    world.run_until(secs(5), "marked", |w| w.durable(1).rejoining);
+    world.kill_all(0);
+    let (exit, text) = world.end_of(1, ticket);
+    assert_eq!(exit, 1, "{text}");
     let ticket = world.promote(1, false);
     let (exit, text) = world.end_of(1, ticket);
     assert_eq!(exit, 0, "{text}");

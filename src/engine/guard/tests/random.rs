@@ -8,7 +8,7 @@ use crate::engine::turn::Command;
 use crate::wire::dns::RecordPair;
 
 /// Schedules per run and their length; a failure of any names its seed.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 200;
 const LENGTH: Duration = secs(120);
 
 struct Schedule {
@@ -117,7 +117,7 @@ impl Schedule {
             self.world.nodes[node].frozen_until = crate::base::time::Instant::ZERO;
         }
         (0..2).for_each(|node| self.revive(node));
-        self.world.run_for(secs(150));
+        self.world.run_for(secs(75));
     }
 
     /// Somebody serves: by itself, or after one promote on either node.

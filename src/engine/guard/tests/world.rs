@@ -3,11 +3,11 @@
 //!
 //! Over 600 lines: the world and the cases it plays stand together: each case is read against what the world does.
 
-use crate::engine::guard::Guard;
 use crate::base::config::{DnsMode, FencePostgres};
 use crate::base::ids::{Lsn, NodeName, SystemId, TimelineId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::{Durable, Entry};
+use crate::engine::guard::Guard;
 use crate::engine::lease::Timing;
 use crate::engine::report::{ControlData, PgReport, SourceFacts, StandbyRow};
 use crate::engine::setup::{NodeSetup, Setup};
@@ -49,15 +49,40 @@ fn holds(data: &Data, branch: u64, count: u64) -> bool {
 #[derive(Debug)]
 pub(super) enum Delivery {
     To(usize, u64, Event),
-    Update { node: usize, life: u64, op: crate::base::ids::OpId, prerequisite: RecordPair, next: RecordPair },
-    Write { node: usize, life: u64, seq: u64, entries: Vec<Entry> },
-    Ask { from: usize, life: u64, question: u64, ask: Box<crate::engine::turn::PeerQuestion>, deadline: Instant },
-    Pg { node: usize, life: u64, op: crate::base::ids::OpId, task: PgTask },
+    Update {
+        node: usize,
+        life: u64,
+        op: crate::base::ids::OpId,
+        prerequisite: RecordPair,
+        next: RecordPair,
+    },
+    Write {
+        node: usize,
+        life: u64,
+        seq: u64,
+        entries: Vec<Entry>,
+    },
+    Ask {
+        from: usize,
+        life: u64,
+        question: u64,
+        ask: Box<crate::engine::turn::PeerQuestion>,
+        deadline: Instant,
+    },
+    Pg {
+        node: usize,
+        life: u64,
+        op: crate::base::ids::OpId,
+        task: PgTask,
+    },
     Look(usize),
     /// A client writes through every open gate.
     Client,
     /// A late update lands and nobody is told.
-    Landing { prerequisite: RecordPair, next: RecordPair },
+    Landing {
+        prerequisite: RecordPair,
+        next: RecordPair,
+    },
 }
 
 /// splitmix64: small, seeded, enough.
@@ -119,6 +144,10 @@ pub(super) struct World {
     pub(super) wire_up: bool,
     /// Updates land, but their answers are lost.
     pub(super) lose_update_answers: bool,
+    /// Updates are on their way for as long as this is set; `release` lets them land.
+    pub(super) hold_updates: bool,
+    pub(super) fence_postgres: FencePostgres,
+    pub(super) held: Vec<(RecordPair, RecordPair)>,
     pub(super) queue: BTreeMap<(Instant, u64), Delivery>,
     pub(super) order: u64,
     pub(super) ticket: u64,
@@ -164,6 +193,9 @@ impl World {
             check_acked: true,
             wire_up: true,
             lose_update_answers: false,
+            hold_updates: false,
+            fence_postgres: FencePostgres::Demote,
+            held: Vec::new(),
             queue: BTreeMap::new(),
             order: 0,
             ticket: 100,
@@ -203,7 +235,7 @@ impl World {
             servers: vec!["192.0.2.53:53".into()],
             vips: Vec::new(),
             synchronous: true,
-            fence_postgres: FencePostgres::Demote,
+            fence_postgres: self.fence_postgres,
             digest: "same".into(),
             start: self.nodes[node].life + 10 * node as u64,
             boot: format!("5f1c0000-0000-4000-8000-00000000000{node}"),
@@ -284,9 +316,8 @@ impl World {
         assert!(!(self.is_open(0) && self.is_open(1)), "two open gates at {:?}", self.now);
         let marker = self.marker();
         for node in 0..2 {
-            let higher = marker.as_ref().is_some_and(|m| {
-                m.epoch > self.nodes[node].shadow.complete && m.active != name(node)
-            });
+            let higher =
+                marker.as_ref().is_some_and(|m| m.epoch > self.nodes[node].shadow.complete && m.active != name(node));
             let since = self.nodes[node].superseded.unwrap_or(self.now);
             self.nodes[node].superseded = higher.then_some(since);
             if !self.is_open(node) {
@@ -370,7 +401,14 @@ impl World {
                 Effect::Record { seq, entries } => {
                     let after = self.delay(MS * 2, 400);
                     // One journal thread: in order.
-                    let last = self.queue.iter().filter(|(_, d)| matches!(d, Delivery::Write { node: n, life: l, .. } if *n == node && *l == life)).map(|((at, _), _)| *at).max();
+                    let last = self
+                        .queue
+                        .iter()
+                        .filter(
+                            |(_, d)| matches!(d, Delivery::Write { node: n, life: l, .. } if *n == node && *l == life),
+                        )
+                        .map(|((at, _), _)| *at)
+                        .max();
                     let after = after.max(last.map_or(Duration::ZERO, |at| at.since(self.now)));
                     self.post(after, Delivery::Write { node, life, seq, entries });
                 }
@@ -387,6 +425,10 @@ impl World {
                     let after = self.delay(MS * 2, 6000);
                     if !self.dns_reaches(node) {
                         let outcome = UpdateOutcome::NotSent("down".into());
+                        self.post(limit, Delivery::To(node, life, Event::UpdateAnswered { op, outcome }));
+                    } else if self.hold_updates {
+                        self.held.push((prerequisite, next));
+                        let outcome = UpdateOutcome::Unknown("on its way".into());
                         self.post(limit, Delivery::To(node, life, Event::UpdateAnswered { op, outcome }));
                     } else if after >= limit {
                         let outcome = UpdateOutcome::Unknown("late".into());
@@ -537,12 +579,20 @@ impl World {
         Ok(PgOutput::Done)
     }
 
+    pub(super) fn release(&mut self) {
+        self.hold_updates = false;
+        for (prerequisite, next) in std::mem::take(&mut self.held) {
+            self.deliver(Delivery::Landing { prerequisite, next });
+        }
+    }
+
     /// Whose daemon this is for.
     fn target(delivery: &Delivery) -> Option<usize> {
         match delivery {
-            Delivery::To(node, ..) | Delivery::Write { node, .. } | Delivery::Pg { node, .. } | Delivery::Look(node) => {
-                Some(*node)
-            }
+            Delivery::To(node, ..)
+            | Delivery::Write { node, .. }
+            | Delivery::Pg { node, .. }
+            | Delivery::Look(node) => Some(*node),
             Delivery::Ask { from, .. } => Some(1 - from),
             Delivery::Update { .. } | Delivery::Landing { .. } | Delivery::Client => None,
         }
@@ -676,4 +726,3 @@ impl World {
 pub(super) const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
-
