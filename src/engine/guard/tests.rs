@@ -64,6 +64,11 @@ struct World {
     record: RecordPair,
     dns_up: bool,
     wire_up: bool,
+    mode: DnsMode,
+    /// What a second authority shows, where there is one.
+    second: Option<RecordPair>,
+    /// Nodes that no DNS answer reaches.
+    deaf: [bool; 2],
     /// Updates land, but their answers are lost.
     lose_update_answers: bool,
     queue: BTreeMap<(Instant, u64), Delivery>,
@@ -73,6 +78,10 @@ struct World {
 
 impl World {
     fn new() -> World {
+        World::with(DnsMode::Update, 1)
+    }
+
+    fn with(mode: DnsMode, servers: usize) -> World {
         let pg = |in_recovery| Pg {
             up: true,
             in_recovery,
@@ -98,6 +107,9 @@ impl World {
             record: RecordPair::new(vec![address(0)], 5, Vec::new()),
             dns_up: true,
             wire_up: true,
+            mode,
+            second: (servers > 1).then(|| RecordPair::new(vec![address(0)], 5, Vec::new())),
+            deaf: [false; 2],
             lose_update_answers: false,
             queue: BTreeMap::new(),
             order: 0,
@@ -132,9 +144,12 @@ impl World {
             nodes: vec![entry(0), entry(1)],
             timing: Timing { lease: MS * 3000, max_drift: 0.01, margin: MS * 200 },
             poll: MS * 1000,
-            mode: DnsMode::Update,
+            mode: self.mode,
             propagation: Duration::ZERO,
-            servers: vec!["192.0.2.53:53".into()],
+            servers: ["192.0.2.53:53", "192.0.2.54:53"][..1 + usize::from(self.second.is_some())]
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             vips: Vec::new(),
             synchronous: true,
             fence_postgres: FencePostgres::Demote,
@@ -222,9 +237,10 @@ impl World {
                 }
                 Effect::Extend { until } => self.nodes[node].gate_until = until,
                 Effect::Record { seq, entries } => self.post(MS * 2, Delivery::Write { node, life, seq, entries }),
-                Effect::AskWitness { question, limit, .. } => {
-                    let (after, answer) = match self.dns_up {
-                        true => (MS * 2, Ok(Reading { pair: self.record.clone(), ..Reading::default() })),
+                Effect::AskWitness { question, limit, server } => {
+                    let pair = self.second.clone().filter(|_| server == 1).unwrap_or_else(|| self.record.clone());
+                    let (after, answer) = match self.dns_up && !self.deaf[node] {
+                        true => (MS * 2, Ok(Reading { pair, ..Reading::default() })),
                         false => (limit, Err("no answer".to_owned())),
                     };
                     self.post(after, Delivery::To(node, life, Event::WitnessAnswered { question, answer }));
@@ -774,3 +790,6 @@ fn a_consent_is_not_taken_back_by_a_late_put_back() {
     assert!(world.is_open(1));
     let _shape: Option<PeerAnswer> = None;
 }
+
+#[path = "tests_observe.rs"]
+mod observe;
