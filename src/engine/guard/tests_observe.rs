@@ -75,8 +75,13 @@ fn without_the_old_primarys_word_the_loss_is_unknown() {
 
 #[test]
 fn after_a_start_the_record_alone_never_opens_and_the_pledge_does() {
-    let mut world = running(1);
-    // P9 (ii): b ran the next epoch while a was dead; a person points the record back at a, and b is dead.
+    // P9 (ii): b ran the next epoch while a was dead; a person points the record back at a, and b is dead. (a was alone,
+    // so that R6's wait for its standby does not stand in for the rule.)
+    let mut world = World::with(DnsMode::Observe, 1);
+    world.nodes[1].pg.follows = false;
+    world.run_for(MS * 2000);
+    let ticket = world.promote(0, false);
+    finished(&mut world, 0, ticket, 0);
     world.kill_all(0);
     promote_by_hand(&mut world, 1, true);
     world.kill_all(1);
