@@ -791,5 +791,4 @@ fn a_consent_is_not_taken_back_by_a_late_put_back() {
     let _shape: Option<PeerAnswer> = None;
 }
 
-#[path = "tests_observe.rs"]
 mod observe;

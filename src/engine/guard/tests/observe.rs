@@ -64,7 +64,7 @@ fn without_the_old_primarys_word_the_loss_is_unknown() {
     assert!(text.contains("unknown since the last contact with a (20"), "{text}");
     assert_eq!(world.durable(1).refused, Epoch::NONE, "a refusal changes nothing");
     promote_by_hand(&mut world, 1, true);
-    // The former primary comes back while the taker is away: its data is not the last either, as far as anybody knows.
+    // The former primary comes back while the taker is away: nobody knows whether its data is the last.
     world.kill_all(1);
     world.nodes[0].pg.up = true;
     world.start(0);
@@ -75,8 +75,8 @@ fn without_the_old_primarys_word_the_loss_is_unknown() {
 
 #[test]
 fn after_a_start_the_record_alone_never_opens_and_the_pledge_does() {
-    // P9 (ii): b ran the next epoch while a was dead; a person points the record back at a, and b is dead. (a was alone,
-    // so that R6's wait for its standby does not stand in for the rule.)
+    // P9 (ii): b ran the next epoch while a was dead; a person points the record back at a, and b is dead. (a was
+    // alone, so that R6's wait for its standby does not stand in for the rule.)
     let mut world = World::with(DnsMode::Observe, 1);
     world.nodes[1].pg.follows = false;
     world.run_for(MS * 2000);
