@@ -119,7 +119,7 @@ fn on_both(lab: &Lab, words: &[&str]) -> Outcome<[Said; 2]> {
 }
 
 /// Exactly one gate is open, and stays the only one.
-fn exactly_one_serves<'a>(lab: &'a Lab) -> Outcome<&'a Node> {
+fn exactly_one_serves(lab: &Lab) -> Outcome<&Node> {
     let mut winner = None;
     wait_until(secs(10), "one gate to open", || {
         winner = lab.nodes().into_iter().find(|node| node.gate_is_open().unwrap_or(false));
@@ -267,7 +267,7 @@ fn embedded_witness_killed_during_a_failover_and_every_rejoin() {
         }
         never_two_active(&roles_a.finish(), &roles_b.finish())?;
         eprintln!(
-            "rejoins: first write {} ms after Enter; rejoin: crashed {} ms, stopped {} ms, absent {absent:?} ms; {} acks",
+            "rejoins: first write {} ms after Enter; crashed {} ms, stopped {} ms, absent {absent:?} ms; {} acks",
             ms(said.started, first),
             ms(crashed.started, crashed.ended),
             ms(stopped.started, stopped.ended),

@@ -17,12 +17,14 @@
 //! when `standing` finds every condition of R1 true; a cut is always the first effect of its turn; nothing that needs
 //! the journal is emitted before `Recorded`. The submodules are rooms of this one machine:
 //! `proofs` (witness and peer evidence), `fence`, `vip`, `record` (updates and their settling), `durability` (R4),
-//! `takeover` (promote, switchover, unfence), `handover` (the old side of a switchover), `rejoin`, `view`.
+//! `observe` (records edited by hand), `takeover` (promote, switchover, unfence), `handover` (the old side of a
+//! switchover), `rejoin`, `view`.
 
 mod commands;
 mod durability;
 mod fence;
 mod handover;
+mod observe;
 mod proofs;
 mod record;
 mod rejoin;

@@ -344,19 +344,6 @@ impl Guard {
         }
     }
 
-    /// Observe mode: every authority that answers says so. One that said so and then fell silent still does.
-    fn elsewhere_everywhere(&self) -> bool {
-        let mut any = false;
-        for server in &self.witness.servers {
-            match server.verdict {
-                Some(Verdict::Elsewhere { .. }) => any = true,
-                Some(_) if server.error.is_none() => return false,
-                _ => {}
-            }
-        }
-        any
-    }
-
     /// A negative verdict that stands: the reason, else `None`.
     pub(super) fn against(&self) -> Option<String> {
         let observe = self.setup.mode == DnsMode::Observe;

@@ -14,15 +14,15 @@
 //! by reading the steps side by side, in their order.
 
 use super::durability::AloneFor;
+use super::observe::is_behind;
 use super::proofs::{AskedFor, PEER_LIMIT, PeerAskedFor};
 use super::record::{JobEnd, Purpose, sync_entry};
 use super::{Guard, PgOwner, Then};
 use crate::base::config::DnsMode;
-use crate::base::ids::{Epoch, Lsn, NodeName, SystemId, TimelineId};
+use crate::base::ids::{Epoch, Lsn, NodeName, TimelineId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
 use crate::engine::evidence::{self, Seen};
-use crate::engine::report::PgReport;
 use crate::engine::status::Role;
 use crate::engine::turn::{Effect, Now, PeerAnswer, PeerQuestion, PgOutput, PgTask, ProcedureBrief, Ticket};
 use crate::wire::dns::RecordPair;
@@ -59,7 +59,7 @@ impl Kind {
 
 /// What a takeover over this record would lose.
 #[derive(Debug, Clone, PartialEq)]
-enum Loss {
+pub(super) enum Loss {
     None(String),
     Possible(String),
     /// Not to be had at any price: no data, other data, an unfinished rejoin.
@@ -558,44 +558,6 @@ impl Guard {
         }
     }
 
-    /// R4 without a marker: only the peer's word tells what it acknowledged; without it the loss is unknown.
-    fn judge_unmarked(&self, report: &PgReport, planned: bool, alive: bool) -> Loss {
-        if planned {
-            return Loss::None("the old primary hands over its last write: nothing is lost".to_owned());
-        }
-        if let Some((lsn, timeline, _)) = self.durable.confirmed.filter(|confirmed| is_behind(report, *confirmed)) {
-            return Loss::Possible(format!(
-                "the data here ({}, timeline {}) is behind {lsn} (timeline {timeline}), which was confirmed before",
-                report.lsn, report.timeline
-            ));
-        }
-        let Some(peer) = self.peer.state.as_ref().filter(|_| alive) else {
-            let last = self.peer.heard_wall.clone().unwrap_or_else(|| "never in this life of the daemon".to_owned());
-            let name = &self.setup.peer;
-            return Loss::Possible(format!(
-                "without a marker at the witness the loss is unknown since the last contact with {name} ({last})"
-            ));
-        };
-        let none_yet = self.durable.won == Epoch::NONE && peer.won == Epoch::NONE;
-        if none_yet && !report.in_recovery {
-            return Loss::None("the first epoch, and this PostgreSQL is the primary".to_owned());
-        }
-        if self.durable.won > peer.won {
-            return Loss::None(format!(
-                "this node had the last epoch ({}), as {} confirms",
-                self.durable.won, peer.node
-            ));
-        }
-        let same_data = peer.pg.as_ref().is_none_or(|pg| pg.system_id == report.system_id);
-        if peer.pg.as_ref().is_some_and(|pg| pg.timeline > report.timeline) || !same_data {
-            return Loss::Possible(format!("{} has data of another system or a later timeline", peer.node));
-        }
-        if peer.won > self.durable.won && peer.fence > peer.complete && peer.in_sync {
-            return Loss::None(format!("{} is fenced, and all it acknowledged was confirmed here", peer.node));
-        }
-        Loss::Possible(format!("{} does not hand over and does not say that all it acknowledged is here", peer.node))
-    }
-
     fn unfence_refusal(&self, seen: &Seen, alive: bool) -> Option<String> {
         let elsewhere = evidence::points_at(seen).filter(|name| **name != self.setup.me);
         if let Some(name) = elsewhere {
@@ -718,7 +680,7 @@ impl Guard {
                 let mut limit = OPEN_LIMIT;
                 if self.setup.mode == DnsMode::Observe {
                     self.witness.confirmed = true;
-                    limit = limit + self.wait();
+                    limit += self.wait();
                 }
                 self.step(now, Step::Opening, Some(limit), fx);
             }
@@ -774,12 +736,6 @@ impl Guard {
             t.step = Step::Recording;
             t.deadline = Some(now.boot + Duration::from_millis(200));
         }
-    }
-
-    /// What the address record has to be for this node, for a person who edits it.
-    fn wanted_record(&self) -> String {
-        let addresses: Vec<String> = self.setup.addresses_of(&self.setup.me).iter().map(ToString::to_string).collect();
-        format!("{} -> {}", self.setup.service, addresses.join(", "))
     }
 
     pub(super) fn on_takeover_job(&mut self, now: Now, end: JobEnd, fx: &mut Vec<Effect>) {
@@ -993,9 +949,4 @@ impl Guard {
             self.record(fx, entries, Then::Takeover);
         }
     }
-}
-
-/// Is the data here behind what a primary confirmed before?
-fn is_behind(report: &PgReport, (lsn, timeline, system_id): (Lsn, TimelineId, SystemId)) -> bool {
-    system_id != report.system_id || timeline > report.timeline || (timeline == report.timeline && report.lsn < lsn)
 }

@@ -142,6 +142,11 @@ pub(super) struct World {
     pub(super) loss_accepted: bool,
     pub(super) check_acked: bool,
     pub(super) wire_up: bool,
+    pub(super) mode: DnsMode,
+    /// What a second authority shows, where there is one.
+    pub(super) second: Option<RecordPair>,
+    /// Nodes that no DNS answer reaches.
+    pub(super) deaf: [bool; 2],
     /// Updates land, but their answers are lost.
     pub(super) lose_update_answers: bool,
     /// Updates are on their way for as long as this is set; `release` lets them land.
@@ -155,6 +160,10 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new() -> World {
+        World::with(DnsMode::Update, 1)
+    }
+
+    pub(super) fn with(mode: DnsMode, servers: usize) -> World {
         let pg = |in_recovery| Pg {
             up: true,
             in_recovery,
@@ -192,6 +201,9 @@ impl World {
             loss_accepted: false,
             check_acked: true,
             wire_up: true,
+            mode,
+            second: (servers > 1).then(|| RecordPair::new(vec![address(0)], 5, Vec::new())),
+            deaf: [false; 2],
             lose_update_answers: false,
             hold_updates: false,
             fence_postgres: FencePostgres::Demote,
@@ -230,9 +242,12 @@ impl World {
             nodes: vec![entry(0), entry(1)],
             timing: Timing { lease: MS * 3000, max_drift: 0.01, margin: MS * 200 },
             poll: MS * 1000,
-            mode: DnsMode::Update,
+            mode: self.mode,
             propagation: Duration::ZERO,
-            servers: vec!["192.0.2.53:53".into()],
+            servers: ["192.0.2.53:53", "192.0.2.54:53"][..1 + usize::from(self.second.is_some())]
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             vips: Vec::new(),
             synchronous: true,
             fence_postgres: self.fence_postgres,
@@ -412,10 +427,11 @@ impl World {
                     let after = after.max(last.map_or(Duration::ZERO, |at| at.since(self.now)));
                     self.post(after, Delivery::Write { node, life, seq, entries });
                 }
-                Effect::AskWitness { question, limit, .. } => {
+                Effect::AskWitness { question, limit, server } => {
+                    let pair = self.second.clone().filter(|_| server == 1).unwrap_or_else(|| self.record.clone());
                     let after = self.delay(MS * 2, 3000);
-                    let (after, answer) = match self.dns_reaches(node) && after < limit {
-                        true => (after, Ok(Reading { pair: self.record.clone(), ..Reading::default() })),
+                    let (after, answer) = match self.dns_reaches(node) && !self.deaf[node] && after < limit {
+                        true => (after, Ok(Reading { pair, ..Reading::default() })),
                         false => (limit, Err("no answer".to_owned())),
                     };
                     self.post(after, Delivery::To(node, life, Event::WitnessAnswered { question, answer }));
