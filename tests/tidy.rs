@@ -338,6 +338,8 @@ fn the_repository_has_what_it_promises() {
         "docs/operations.md",
         "systemd/portcullis.service",
         "systemd/portcullis-witness.service",
+        "systemd/postgresql-portcullis.conf",
+        "packaging/polkit.rules",
         "packaging/setup.sh",
         "packaging/deb.sh",
         "tests/run.sh",
