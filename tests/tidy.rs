@@ -176,7 +176,9 @@ fn floors_below_the_shell_are_pure() {
         }
         for (number, line) in code(&read(&path)).iter().enumerate() {
             // `crate::base::time::Instant` has no `now`; what is banned is the world's.
-            for word in banned.iter().filter(|word| line.contains(**word)) {
+            // A unit test may be told its seed.
+            let seed = |word: &str| word == "std::env" && path.components().any(|part| part.as_os_str() == "tests");
+            for word in banned.iter().filter(|word| line.contains(**word) && !seed(word)) {
                 wrong.push(format!("{}:{}: {word}", path.display(), number + 1));
             }
         }
@@ -338,6 +340,8 @@ fn the_repository_has_what_it_promises() {
         "docs/operations.md",
         "systemd/portcullis.service",
         "systemd/portcullis-witness.service",
+        "systemd/postgresql-portcullis.conf",
+        "packaging/polkit.rules",
         "packaging/setup.sh",
         "packaging/deb.sh",
         "tests/run.sh",

@@ -4,8 +4,7 @@
 //! not wake the daemon. The interface is not made promiscuous. Needs CAP_NET_RAW.
 //!
 //! What this is NOT: `pnet_datalink` (promiscuous, every protocol, a thread that blocks). It builds and judges no
-//! frame:
-//! `wire::arp` does, and it repeats what the filter tests.
+//! frame: `wire::arp` does, and it repeats what the filter tests.
 
 use socket2::{Domain, SockAddr, SockFilter, Socket, Type};
 use std::io::{self, Read, Write};

@@ -56,7 +56,8 @@ impl Postgres {
             assert!(Command::new("sh").args(["-c", install]).status().unwrap().success(), "{install}");
         }
         drop(guard);
-        let folder = tempfile::Builder::new().prefix("portcullis-probe-").tempdir().unwrap();
+        // Not in $TMPDIR, which user postgres may not be able to enter.
+        let folder = tempfile::Builder::new().prefix("portcullis-probe-").tempdir_in("/tmp").unwrap();
         let (uid, gid) = postgres_ids();
         chown(folder.path(), Some(uid), Some(gid)).unwrap();
         let data = folder.path().join("data");

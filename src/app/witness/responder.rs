@@ -1,7 +1,7 @@
 //! One request, one answer: TSIG, questions and updates, on the sockets of hickory-server.
 //!
 //! hickory's `Catalog` is not used: it cannot sign a BADTIME answer with the client's time (RFC 8945 section 5.2.3),
-//! signs no answer to an unknown zone, and answers SERVFAIL there (`docs/decisions/0010-witness-request-handler.md`).
+//! signs no answer to an unknown zone, and answers SERVFAIL there (`docs/decisions/0005`).
 //!
 //! **Invariants:** an update without a good signature changes nothing; a good signature on a request is answered by a
 //! signed answer, none by an unsigned one; an update is on disk before its answer is sent and before any question sees

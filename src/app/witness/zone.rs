@@ -1,7 +1,7 @@
 //! The zone of the embedded witness as a value: what it holds, what a question finds, what an UPDATE makes of it.
 //!
-//! It is pure: no lock, no file, no clock. Atomicity is the caller's (`super::keeper`): an update makes a *new* zone,
-//! so that readers see the old one or the new one, never something between.
+//! It is pure: no lock, no file, no clock. Atomicity is the caller's (`super::responder`): an update makes a *new*
+//! zone, so that readers see the old one or the new one, never something between.
 //!
 //! It is NOT a general zone: it takes addresses and text by update and nothing else, so that there are no aliases,
 //! delegations, wildcards or signatures to get wrong. SOA and NS stand at the apex from the start and stay.

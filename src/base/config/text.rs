@@ -1,8 +1,7 @@
 //! TOML text to typed values, each with the line it stands on.
 //!
 //! Walks `toml`'s spanned tree by hand: serde's `deny_unknown_fields` knows neither lines of defaults nor a nearest
-//! key.
-//! Collects every error instead of stopping at the first. Knows no key by name; `read.rs` does.
+//! key. Collects every error instead of stopping at the first. Knows no key by name; `read.rs` does.
 
 use super::{ConfigError, Lines};
 use std::cell::RefCell;

@@ -119,6 +119,12 @@ impl Cluster {
             self.finish_off(KILL_LIMIT).await?;
         }
         let lock = self.settings.socket_dir.join(format!(".s.PGSQL.{}.lock", self.settings.port));
+        let deadline = clock::now() + KILL_LIMIT;
+        while [data_dir.join("postmaster.pid"), lock.clone()].iter().any(|file| postmaster::is_leaving(file))
+            && clock::now() < deadline
+        {
+            tokio::time::sleep(WATCH_EVERY).await;
+        }
         for file in postmaster::clear_stale_locks(data_dir, &lock) {
             tracing::info!(file = %file.display(), "removed a stale lock file: its process is not this PostgreSQL");
         }

@@ -115,6 +115,14 @@ pub(super) fn clear_stale_locks(data_dir: &Path, socket_lock: &Path) -> Vec<Path
     removed
 }
 
+/// The process that a lock file names is in the middle of its exit: it has let go of its directory already, so that it
+/// counts as nobody's, but is no zombie yet, and `kill(pid, 0)` finds it.
+pub(super) fn is_leaving(lock: &Path) -> bool {
+    let Some(pid) = pid_of(lock).filter(|pid| is_postgres(*pid)) else { return false };
+    let gone = fs::metadata(proc(pid, "cwd")).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+    gone && !matches!(state(pid), None | Some('Z' | 'X'))
+}
+
 /// The number in the first line of a lock file (negative for a single-user backend).
 fn pid_of(file: &Path) -> Option<Pid> {
     let text = fs::read_to_string(file).ok()?;

@@ -53,7 +53,8 @@ pub fn shared() -> Arc<Pg> {
 impl Pg {
     pub fn start() -> Pg {
         install();
-        let dir = tempfile::Builder::new().prefix("portcullis-proxy-").tempdir().unwrap();
+        // Not in $TMPDIR, which user postgres may not be able to enter.
+        let dir = tempfile::Builder::new().prefix("portcullis-proxy-").tempdir_in("/tmp").unwrap();
         run(Command::new("chown").arg("postgres:postgres").arg(dir.path()));
         run(Command::new("chmod").arg("0711").arg(dir.path()));
         let data = dir.path().join("data");
