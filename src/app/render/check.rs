@@ -9,7 +9,8 @@
 //! | active, not in sync or alone; paused | WARNING |
 //! | passive, standby streaming, the active peer reachable | OK |
 //! | passive, peer unreachable or not streaming | WARNING |
-//! | active without an open gate; lapsed, fenced, holder without proof, writable without being active, nobody known to be active | CRITICAL |
+//! | active without an open gate, lapsed, fenced, holder without proof | CRITICAL |
+//! | writable without being active, nobody known to be active | CRITICAL |
 //! | PostgreSQL down, somebody else claims the VIP, the daemon's turn does not run or nobody answers | CRITICAL |
 
 use super::clean;
