@@ -61,7 +61,10 @@ fn owner_of(data_dir: &Path) -> Result<(Uid, Gid), String> {
                     dir.display()
                 ));
             }
-            return Ok((Uid::from_raw(meta.uid()), Gid::from_raw(meta.gid())));
+            let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+            // The directory's group may be any; with another than its processes' the kernel hides those from us.
+            let gid = primary_group(&passwd, meta.uid()).unwrap_or_else(|| meta.gid());
+            return Ok((Uid::from_raw(meta.uid()), Gid::from_raw(gid)));
         }
         at = dir.parent();
     }
@@ -77,6 +80,15 @@ fn change(uid: Uid, gid: Gid) -> rustix::io::Result<()> {
         creds::CapabilitySets { effective: kept(), permitted: kept(), inheritable: creds::CapabilitySet::empty() };
     creds::set_capabilities(None, sets)?;
     creds::set_keep_capabilities(false)
+}
+
+/// The group of the user's own line in /etc/passwd.
+fn primary_group(passwd: &str, uid: u32) -> Option<u32> {
+    let uid = uid.to_string();
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':').skip(2);
+        (fields.next()? == uid).then(|| fields.next()?.parse().ok())?
+    })
 }
 
 /// The user's groups from /etc/passwd and /etc/group, as initgroups(3) would give them (`ssl-cert` for a TLS key).
@@ -101,4 +113,17 @@ fn groups(uid: Uid, gid: Gid) -> Vec<Gid> {
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_group_is_the_users_own() {
+        let passwd = "root:x:0:0:root:/root:/bin/bash\nodd line\npostgres:x:101:104:PostgreSQL:/var/lib/postgresql:\n";
+        assert_eq!(primary_group(passwd, 101), Some(104));
+        assert_eq!(primary_group(passwd, 104), None);
+        assert_eq!(primary_group("", 0), None);
+    }
 }

@@ -6,10 +6,11 @@
 //! | state | level |
 //! |---|---|
 //! | active, gate open, in sync as configured | OK |
-//! | active, not in sync or alone; paused; not open yet | WARNING |
+//! | active, not in sync or alone; paused | WARNING |
 //! | passive, standby streaming, the active peer reachable | OK |
 //! | passive, peer unreachable or not streaming | WARNING |
-//! | lapsed, fenced, holder without proof, writable without being active, nobody known to be active | CRITICAL |
+//! | active without an open gate, lapsed, fenced, holder without proof | CRITICAL |
+//! | writable without being active, nobody known to be active | CRITICAL |
 //! | PostgreSQL down, somebody else claims the VIP, the daemon's turn does not run or nobody answers | CRITICAL |
 
 use super::clean;
@@ -113,7 +114,8 @@ fn active(snapshot: &Snapshot, state: GateState, reason: &str, found: &mut Vec<(
         GateState::Open => {}
         GateState::Paused => found.push((Level::Warning, "paused: clients wait".to_owned())),
         GateState::Shut | GateState::Lapsed | GateState::Fenced => {
-            found.push((Level::Warning, format!("the gate is not open yet: {reason}")));
+            // Nobody is served, perhaps for good: a VIP that was removed by hand stays off until a promote.
+            found.push((Level::Critical, format!("the gate is not open: {reason}")));
         }
     }
     if snapshot.postgres.up && snapshot.postgres.role.as_deref() == Some("standby") {

@@ -9,15 +9,19 @@
 //! place, or the old one set aside and the new one complete beside it; running again starts a new copy, and takes what
 //! belongs to this machine from wherever the old directory then is (the marker says it).
 //!
+//! Where the directory above DATA may not be written to (root's, say), both names stand under `state_dir`, which must
+//! be on the same file system, and DATA stays: its entries are moved out and in, `PG_VERSION` first and last.
+//!
 //! What belongs to one machine stays that machine's: configuration and key files that live in the old directory, and
 //! [`MACHINE_KEYS`] of `postgresql.auto.conf`, which `pg_basebackup` brings from the other node.
 
 use super::autoconf::{AutoConf, value_in};
 use super::settings::read_or_empty;
 use super::{Cluster, Peer, PgError, SourceFacts, control, files, postmaster, standby, tool};
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
+use rustix::fs::{Access, AtFlags, CWD, StatxAttributes, StatxFlags};
+use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -69,12 +73,17 @@ const MACHINE_KEYS: [&str; 20] = [
     "cluster_name",
 ];
 
+/// Says which data directory is a cluster's; moved out first and in last.
+const VERSION_FILE: &str = "PG_VERSION";
+
 /// The directories of one clone.
 #[derive(Clone)]
 struct Places {
     /// The data directory, symbolic links resolved.
     target: PathBuf,
-    /// The directory beside it that holds marker and copy.
+    /// What the names of `fresh` and of a directory set aside begin with: `target`, or a path under `state_dir`.
+    base: PathBuf,
+    /// The directory that holds marker and copy.
     fresh: PathBuf,
     /// Where the old cluster is now: `target`, or set aside by a clone that crashed.
     old: Option<PathBuf>,
@@ -113,7 +122,7 @@ impl Cluster {
         source: &SourceFacts,
         progress: impl FnMut(u64, Option<u64>),
     ) -> Result<(), PgError> {
-        refuse_without_space(&places.target, source)?;
+        refuse_without_space(&places.base, source)?;
         self.write_passfile()?;
         self.base_backup(peer, copy, progress).await?;
         let data = self.control_data_of(copy).await?;
@@ -129,8 +138,13 @@ impl Cluster {
     fn places(&self) -> Result<Places, PgError> {
         let data_dir = &self.settings.data_dir;
         let target = fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.clone());
-        let fresh = with_suffix(&target, FRESH_SUFFIX);
-        let is_cluster = |dir: &Path| dir.join("PG_VERSION").exists();
+        let parent = target.parent().unwrap_or(Path::new("/"));
+        let base = match target.file_name() {
+            Some(name) if !is_mount_point(&target) && !may_write(parent) => self.state_dir.join(name),
+            _ => target.clone(),
+        };
+        let fresh = with_suffix(&base, FRESH_SUFFIX);
+        let is_cluster = |dir: &Path| dir.join(VERSION_FILE).exists();
         let old = if is_cluster(&target) {
             Some(target.clone())
         } else {
@@ -138,7 +152,7 @@ impl Cluster {
             let marker = fs::read_to_string(fresh.join(MARKER)).unwrap_or_default();
             marker.strip_prefix(MARKER_HEAD).map(|rest| PathBuf::from(rest.trim_end())).filter(|dir| is_cluster(dir))
         };
-        Ok(Places { target, fresh, old })
+        Ok(Places { target, base, fresh, old })
     }
 
     /// Everything that can be known to fail, before anything is touched.
@@ -156,6 +170,14 @@ impl Cluster {
         }
         if is_mount_point(target) {
             return Err(mount_point(target));
+        }
+        if places.in_place() && !may_move_between(&self.state_dir, target) {
+            let parent = target.parent().unwrap_or(Path::new("/"));
+            return Err(PgError::Refused(format!(
+                "{} may not be written to by the owner of the data directory, so that nothing can be put beside it; give \
+                 it to that user (chown)",
+                parent.display()
+            )));
         }
         if fs::symlink_metadata(target.join("pg_wal")).is_ok_and(|meta| meta.is_symlink()) {
             return Err(PgError::Refused(format!(
@@ -294,9 +316,16 @@ impl Cluster {
     }
 }
 
+impl Places {
+    /// The data directory itself stays, and what is in it is exchanged.
+    fn in_place(&self) -> bool {
+        self.base != self.target
+    }
+}
+
 /// The copy needs its room beside the old directory. Asked when a left-over copy is removed, which may be that room.
-fn refuse_without_space(target: &Path, source: &SourceFacts) -> Result<(), PgError> {
-    let parent = target.parent().unwrap_or(Path::new("/"));
+fn refuse_without_space(base: &Path, source: &SourceFacts) -> Result<(), PgError> {
+    let parent = base.parent().unwrap_or(Path::new("/"));
     let space =
         rustix::fs::statvfs(parent).map_err(|error| files::failed("examined", parent, &std::io::Error::from(error)))?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
@@ -368,12 +397,15 @@ fn write_marker(places: &Places, old: Option<&Path>) -> Result<(), PgError> {
 /// Sets the old directory aside and puts the copy into its place.
 fn swap(places: &Places, copy: &Path) -> Result<Option<PathBuf>, PgError> {
     let target = &places.target;
+    if places.in_place() {
+        return exchange(places, copy);
+    }
     let mut aside = None;
     if fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_none()) {
         // Empty, as a package or a person made it: nothing to keep.
         fs::remove_dir(target).map_err(|error| rename_failed(target, &error))?;
     } else if fs::symlink_metadata(target).is_ok() {
-        let to = set_aside_name(target);
+        let to = set_aside_name(&places.base);
         write_marker(places, Some(&to))?;
         fs::rename(target, &to).map_err(|error| rename_failed(target, &error))?;
         files::sync_parent(target)?;
@@ -388,6 +420,60 @@ fn swap(places: &Places, copy: &Path) -> Result<Option<PathBuf>, PgError> {
     files::sync_parent(target)?;
     let _left_over_is_harmless = fs::remove_dir_all(&places.fresh);
     Ok(aside)
+}
+
+/// [`swap`] where the data directory must stay: its entries go out one by one, the copy's come in.
+fn exchange(places: &Places, copy: &Path) -> Result<Option<PathBuf>, PgError> {
+    let target = &places.target;
+    let mut aside = None;
+    if fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_some()) {
+        let to = set_aside_name(&places.base);
+        fs::DirBuilder::new().mode(0o700).create(&to).map_err(|error| files::failed("made", &to, &error))?;
+        write_marker(places, Some(&to))?;
+        if let Err(error) = move_entries(target, &to, true) {
+            let _best_effort = move_entries(&to, target, false);
+            return Err(error);
+        }
+        aside = Some(to);
+    }
+    move_entries(copy, target, false)?;
+    fs::set_permissions(target, fs::Permissions::from_mode(0o700))
+        .map_err(|error| files::failed("made private", target, &error))?;
+    let _left_over_is_harmless = fs::remove_dir_all(&places.fresh);
+    Ok(aside)
+}
+
+/// Moves all entries, the machine's own files and then `PG_VERSION` before everything else, or all of them last: what
+/// is set aside counts as the old cluster only when its configuration is there too.
+fn move_entries(from: &Path, to: &Path, version_first: bool) -> Result<(), PgError> {
+    let rank = |name: &OsString| match name.to_str() {
+        Some(VERSION_FILE) => 2,
+        Some(name) if MACHINE_FILES.contains(&name) || [MACHINE_FOLDER, "postgresql.auto.conf"].contains(&name) => 1,
+        _ => 0,
+    };
+    let entries = fs::read_dir(from).map_err(|error| files::failed("read", from, &error))?;
+    let mut names: Vec<OsString> = entries.flatten().map(|entry| entry.file_name()).collect();
+    names.sort_by_key(|name| match (version_first, rank(name)) {
+        (true, 0) => 3,
+        (_, rank) => rank,
+    });
+    for name in names {
+        fs::rename(from.join(&name), to.join(&name))
+            .map_err(|error| files::failed("moved", &from.join(&name), &error))?;
+    }
+    files::sync_parent(&from.join("."))?;
+    files::sync_parent(&to.join("."))
+}
+
+/// Whether entries can be made in and taken out of the directory.
+fn may_write(dir: &Path) -> bool {
+    rustix::fs::accessat(CWD, dir, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_ok()
+}
+
+/// Whether a rename from one directory to the other can do: both writable, one file system.
+fn may_move_between(a: &Path, b: &Path) -> bool {
+    let device = |dir: &Path| fs::metadata(dir).ok().map(|meta| meta.dev());
+    may_write(a) && may_write(b) && device(a).is_some() && device(a) == device(b)
 }
 
 /// A name beside `target` that is free.
@@ -467,7 +553,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let target = dir.path().join("main");
         let fresh = with_suffix(&target, FRESH_SUFFIX);
-        let places = Places { target, fresh: fresh.clone(), old: None };
+        let places = Places { base: target.clone(), target, fresh: fresh.clone(), old: None };
         fs::create_dir_all(fresh.join("data")).expect("mkdir");
         fs::write(fresh.join("data/precious"), "x").expect("write");
         assert!(matches!(prepare(&places), Err(PgError::Refused(_))));
@@ -475,6 +561,29 @@ mod tests {
         fs::write(fresh.join(MARKER), MARKER_HEAD).expect("write");
         assert!(prepare(&places).is_ok());
         assert!(!fresh.join("data/precious").exists());
+    }
+
+    #[test]
+    fn an_exchange_keeps_the_directory_and_sets_all_its_entries_aside() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (target, base) = (dir.path().join("pg/main"), dir.path().join("state/main"));
+        let places =
+            Places { target: target.clone(), fresh: with_suffix(&base, FRESH_SUFFIX), base, old: Some(target.clone()) };
+        fs::create_dir_all(target.join("base/1")).expect("mkdir");
+        for name in [VERSION_FILE, "postgresql.conf"] {
+            fs::write(target.join(name), "old").expect("write");
+        }
+        let copy = prepare(&places).expect("prepared");
+        fs::create_dir_all(copy.join("base/2")).expect("mkdir");
+        fs::write(copy.join(VERSION_FILE), "new").expect("write");
+        let inode = fs::metadata(&target).expect("stat").ino();
+        let aside = swap(&places, &copy).expect("swapped").expect("something was set aside");
+        assert_eq!(fs::metadata(&target).expect("stat").ino(), inode, "the directory itself stayed");
+        assert!(aside.starts_with(dir.path().join("state")) && aside.join("base/1").is_dir());
+        assert_eq!(fs::read_to_string(aside.join("postgresql.conf")).expect("read"), "old");
+        assert_eq!(fs::read_to_string(target.join(VERSION_FILE)).expect("read"), "new");
+        assert!(target.join("base/2").is_dir() && !target.join("base/1").exists());
+        assert!(!places.fresh.exists());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,7 @@ impl Postmaster {
         let pid = pid_of(&data_dir.join("postmaster.pid"))?;
         // First the handle, then the proof: the process proven is then the one held.
         let handle = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        is_of(pid, data_dir).then_some(Postmaster { pid, handle })
+        runs(pid, data_dir).then_some(Postmaster { pid, handle })
     }
 
     /// Sends a signal; a process that is gone is fine.
@@ -45,7 +46,7 @@ impl Postmaster {
 
     /// Alive and not a zombie.
     pub(super) fn is_alive(&self, data_dir: &Path) -> bool {
-        is_of(self.pid, data_dir)
+        runs(self.pid, data_dir)
     }
 }
 
@@ -128,6 +129,13 @@ fn pid_of(file: &Path) -> Option<Pid> {
     let text = fs::read_to_string(file).ok()?;
     let number: i32 = text.lines().next()?.trim().parse().ok()?;
     Pid::from_raw(number.checked_abs()?)
+}
+
+/// Whether the process that the pid file names runs the cluster. One whose working directory is hidden from us (proc(5):
+/// other groups, more capabilities) counts: a directory is never taken from under a postmaster for want of proof.
+fn runs(pid: Pid, data_dir: &Path) -> bool {
+    let hidden = || matches!(fs::metadata(proc(pid, "cwd")), Err(e) if e.kind() == ErrorKind::PermissionDenied);
+    is_of(pid, data_dir) || (is_postgres(pid) && !matches!(state(pid), None | Some('Z' | 'X')) && hidden())
 }
 
 fn is_of(pid: Pid, data_dir: &Path) -> bool {

@@ -35,7 +35,7 @@ const LOOK: &str = "WITH r AS MATERIALIZED (SELECT pg_is_in_recovery() AS rec), 
       CASE WHEN NOT r.rec THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END, \
       CASE WHEN r.rec THEN greatest((SELECT received_tli FROM w), (SELECT timeline_id FROM pg_control_checkpoint()), \
         (SELECT min_recovery_end_timeline FROM pg_control_recovery())) END, \
-      CASE WHEN NOT r.rec THEN pg_current_wal_insert_lsn() END, \
+      CASE WHEN NOT r.rec THEN pg_current_wal_insert_lsn() || ' ' || pg_size_bytes(current_setting('wal_segment_size')) END, \
       CASE WHEN r.rec THEN pg_last_wal_replay_lsn() END, \
       CASE WHEN r.rec THEN pg_last_wal_receive_lsn() END, \
       coalesce((SELECT status = 'streaming' FROM w), false), \
@@ -43,6 +43,14 @@ const LOOK: &str = "WITH r AS MATERIALIZED (SELECT pg_is_in_recovery() AS rec), 
       (extract(epoch FROM pg_conf_load_time()) * 1000000)::bigint, \
       current_setting('default_transaction_read_only') FROM r; \
     SELECT application_name, state, sync_state, flush_lsn, replay_lsn, pid FROM pg_stat_replication";
+
+/// The end of the last record, asked of a primary; for [`last_record_end`].
+pub(super) const INSERT_POSITION: &str =
+    "SELECT pg_current_wal_insert_lsn() || ' ' || pg_size_bytes(current_setting('wal_segment_size'))";
+/// Bytes of a WAL page, and of the header of its first and every other page of a segment (`xlog_internal.h`).
+const WAL_PAGE: u64 = 8192;
+const LONG_HEADER: u64 = 40;
+const SHORT_HEADER: u64 = 24;
 
 /// Why a look gave no report.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -263,6 +271,20 @@ fn lsn(row: &SimpleQueryRow, column: usize) -> Option<Lsn> {
     text(row, column)?.parse().ok()
 }
 
+/// `LSN SEGMENT_SIZE`: where the last record ends. At the start of a page the insert position stands already behind the
+/// page's header, where no standby can be before the next record, which an idle primary writes after 15 s or never.
+pub(super) fn last_record_end(answer: &str) -> Option<Lsn> {
+    let (lsn, segment) = answer.split_once(' ')?;
+    let (Lsn(insert), segment) = (lsn.parse().ok()?, segment.parse::<u64>().ok().filter(|size| *size > 0)?);
+    let header = match (insert % segment, insert % WAL_PAGE) {
+        (LONG_HEADER, _) => LONG_HEADER,
+        // A record that goes on from the page before ends further in.
+        (_, SHORT_HEADER) => SHORT_HEADER,
+        _ => 0,
+    };
+    Some(Lsn(insert - header))
+}
+
 fn read_report(start: u64, messages: Vec<SimpleQueryMessage>) -> Option<PgReport> {
     let mut rows = messages.into_iter().filter_map(row);
     let head = rows.next()?;
@@ -290,7 +312,11 @@ fn read_report(start: u64, messages: Vec<SimpleQueryMessage>) -> Option<PgReport
         system_id: SystemId(text(&head, 1)?.parse::<i64>().ok()?.cast_unsigned()),
         in_recovery,
         timeline: TimelineId(timeline),
-        lsn: if in_recovery { receive_lsn.max(replay_lsn).unwrap_or_default() } else { lsn(&head, 4)? },
+        lsn: if in_recovery {
+            receive_lsn.max(replay_lsn).unwrap_or_default()
+        } else {
+            last_record_end(text(&head, 4)?)?
+        },
         replay_lsn,
         receive_lsn,
         streaming: text(&head, 7)? == "t",
@@ -299,4 +325,21 @@ fn read_report(start: u64, messages: Vec<SimpleQueryMessage>) -> Option<PgReport
         read_only: text(&head, 10)? == "on",
         standbys,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_header_is_no_record() {
+        let end = |lsn: &str| last_record_end(&format!("{lsn} 16777216")).map(|lsn| lsn.to_string());
+        assert_eq!(end("0/C000028").as_deref(), Some("0/C000000"), "a fresh segment");
+        assert_eq!(end("0/C002018").as_deref(), Some("0/C002000"), "a fresh page");
+        // 40 bytes into a page that begins no segment: the rest of a record.
+        assert_eq!(end("0/C002028").as_deref(), Some("0/C002028"));
+        assert_eq!(end("0/C000060").as_deref(), Some("0/C000060"));
+        assert_eq!(last_record_end("0/C000060"), None);
+        assert_eq!(last_record_end("0/C000060 0"), None);
+    }
 }

@@ -6,7 +6,7 @@
 //! setting: `primary_conninfo` names a passfile under `state_dir` (0600).
 
 use super::autoconf::AutoConf;
-use super::session::Session;
+use super::session::{INSERT_POSITION, Session, last_record_end};
 use super::{Cluster, Peer, PgError, files};
 use crate::base::ids::{Lsn, NodeName};
 use crate::io::clock;
@@ -64,8 +64,8 @@ impl Cluster {
         for _ in 0..2 {
             session.rows("CHECKPOINT", limit).await?;
         }
-        let lsn = session.value("SELECT pg_current_wal_insert_lsn()", limit).await?;
-        lsn.parse().map_err(|_| PgError::Failed("PostgreSQL gave no LSN; look into its log".to_owned()))
+        let lsn = session.value(INSERT_POSITION, limit).await?;
+        last_record_end(&lsn).ok_or_else(|| PgError::Failed("PostgreSQL gave no LSN; look into its log".to_owned()))
     }
 
     /// A CHECKPOINT (on a standby a restartpoint).
