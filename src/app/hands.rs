@@ -246,6 +246,7 @@ async fn run_pg(
             }
             cluster.source_facts(PG_LIMIT).await.map(PgOutput::Source)
         }
+        PgTask::Nudge => cluster.nudge(PG_LIMIT).await.map(|()| PgOutput::Done),
         PgTask::Adopt => cluster.follow(Some(peer.ok_or_else(no_peer)?), PG_LIMIT).await.map(|()| PgOutput::Done),
     }
 }

@@ -163,6 +163,8 @@ pub enum PgTask {
     PrepareStandby,
     /// On a standby that already streams: our own primary_conninfo (application_name, passfile, slot).
     Adopt,
+    /// A standby whose primary is back: look for it now, not after `wal_retrieve_retry_interval`.
+    Nudge,
 }
 
 /// What a PostgreSQL task answered.

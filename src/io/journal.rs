@@ -148,7 +148,8 @@ impl Journal {
         self.file = file;
         self.len = bytes.len() as u64;
         self.next_sequence += 1;
-        sync_dir(&self.dir)
+        // Without the directory on disk a power cut could bring the old file back, and later entries be lost with it.
+        sync_dir(&self.dir).inspect_err(|why| self.broken = Some(format!("{why}; restart the daemon")))
     }
 }
 

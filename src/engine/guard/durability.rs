@@ -15,6 +15,8 @@ use crate::engine::turn::{Effect, Now, PeerAnswer, PgOutput, PgTask, Ticket};
 const CONFIRM_LIMIT: Duration = Duration::from_secs(30);
 /// Pause after a failed attempt to arm.
 const ARM_AGAIN: Duration = Duration::from_secs(2);
+/// How often a standby that does not stream is told to look for its primary.
+const NUDGE_EVERY: Duration = Duration::from_secs(1);
 /// How often, at most, the position our primary confirmed is written down.
 const CONFIRMED_EVERY: Duration = Duration::from_secs(10);
 /// Looks in a row at which the standby was ahead before this primary fences itself.
@@ -452,6 +454,14 @@ impl Guard {
         {
             self.pg.adopted = true;
             self.pg_task(PgOwner::Housekeeping, PgTask::Adopt, fx);
+        } else if report.in_recovery
+            && !report.streaming
+            && self.pg.adopted
+            && self.peer_reachable(now)
+            && self.peer.state.as_ref().and_then(|p| p.pg.as_ref()).is_some_and(|pg| !pg.in_recovery)
+        {
+            self.pg.retry_at = now.boot + NUDGE_EVERY;
+            self.pg_task(PgOwner::Housekeeping, PgTask::Nudge, fx);
         }
     }
 

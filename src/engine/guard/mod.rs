@@ -24,6 +24,7 @@ mod commands;
 mod durability;
 mod fence;
 mod handover;
+mod judge;
 mod observe;
 mod proofs;
 mod record;

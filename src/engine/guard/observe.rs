@@ -4,7 +4,7 @@
 //! What it is NOT: the steps of a takeover (`takeover`) or the evidence of an epoch (`proofs`), which both modes have.
 
 use super::Guard;
-use super::takeover::Loss;
+use super::judge::Loss;
 use crate::base::ids::{Epoch, Lsn, SystemId, TimelineId};
 use crate::engine::evidence::Verdict;
 use crate::engine::report::PgReport;

@@ -14,7 +14,7 @@
 //! by reading the steps side by side, in their order.
 
 use super::durability::AloneFor;
-use super::observe::is_behind;
+use super::judge::Loss;
 use super::proofs::{AskedFor, PEER_LIMIT, PeerAskedFor};
 use super::record::{JobEnd, Purpose, sync_entry};
 use super::{Guard, PgOwner, Then};
@@ -35,6 +35,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(90);
 /// Until the standby has replayed the shutdown checkpoint.
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(30);
 const CONSENT_LIMIT: Duration = Duration::from_secs(60);
+/// How long a demotion that is under way is waited for before the first decision.
+const DEMOTION_LIMIT: Duration = Duration::from_secs(30);
 /// Until the gate is open once everything is done.
 const OPEN_LIMIT: Duration = Duration::from_secs(15);
 
@@ -55,15 +57,6 @@ impl Kind {
             Kind::Unfence => "unfence",
         }
     }
-}
-
-/// What a takeover over this record would lose.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Loss {
-    None(String),
-    Possible(String),
-    /// Not to be had at any price: no data, other data, an unfinished rejoin.
-    NotPromotable(String),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -119,6 +112,7 @@ pub(super) struct Takeover {
     pub(super) dry_run: bool,
     yes: bool,
     accept_data_loss: bool,
+    peer_is_off: bool,
     tickets: Vec<Ticket>,
     started: Instant,
     since: String,
@@ -185,6 +179,7 @@ impl Guard {
             dry_run,
             yes,
             accept_data_loss,
+            peer_is_off: peer_is_off.is_some(),
             tickets: vec![ticket],
             started: now.boot,
             since: now.rfc3339(),
@@ -211,7 +206,7 @@ impl Guard {
                 self.end_takeover(now, 3, &text, fx);
                 return;
             }
-            self.say(now, "--peer-is-off is not needed: the witness decides, and W is waited out", fx);
+            self.say(now, "--peer-is-off does not shorten the wait: W counts from the record", fx);
         }
         let peer = self.ask_peer_pulse(now, PeerAskedFor::Takeover, false, fx);
         let witness = self.ask_witness(now, 0, AskedFor::Takeover, fx);
@@ -392,6 +387,15 @@ impl Guard {
         if (peer.is_some() || witness.is_some()) && t.deadline.is_some_and(|d| now.boot < d) {
             return;
         }
+        // A demotion under way (fence, then unfence at once) is waited for rather than complained about.
+        let demoting = matches!(self.pg.task, Some((_, PgOwner::Demotion | PgOwner::Follow)));
+        if let Some(t) = &mut self.takeover
+            && demoting
+            && now.boot < t.started + DEMOTION_LIMIT
+        {
+            t.deadline = Some(now.boot + Duration::from_millis(200));
+            return;
+        }
         if self.durable.is_holder() && self.gate.open {
             let text = format!("{} is already active at epoch {}", self.setup.me, self.durable.complete);
             if let Some(t) = &mut self.takeover {
@@ -406,6 +410,7 @@ impl Guard {
     fn judge_takeover(&mut self, now: Now, alive: bool, fx: &mut Vec<Effect>) {
         let Some(t) = &self.takeover else { return };
         let (kind, dry_run, yes, accept) = (t.kind, t.dry_run, t.yes, t.accept_data_loss);
+        let peer_is_off = t.peer_is_off;
         let Some((_, seen)) = t.record.clone() else {
             let why = if t.failure.is_empty() { "no answer".to_owned() } else { t.failure.clone() };
             let text = format!(
@@ -449,6 +454,14 @@ impl Guard {
                 Some("the configurations of the two nodes differ (nodes, timers or dns.servers)".to_owned())
             }
             (_, Kind::Unfence) => self.unfence_refusal(&seen, alive),
+            _ if peer_is_off && self.heard_within_wait(now, alive) => {
+                Some(format!("--peer-is-off, but {} was heard less than W ago: it is not off", self.setup.peer))
+            }
+            _ if planned && !self.pg.report.as_ref().is_some_and(|r| r.streaming) => Some(format!(
+                "the standby here does not stream from {} now, so its last write would not arrive; look at `status` and \
+                 try again, or rejoin this node",
+                self.setup.peer
+            )),
             (Loss::Possible(why), _) if !accept => {
                 Some(format!("{why}; to go on all the same: promote --accept-data-loss"))
             }
@@ -493,137 +506,9 @@ impl Guard {
         }
     }
 
-    /// What a takeover over this record would lose (R4).
-    fn judge_loss(&self, seen: &Seen, planned: bool, stale: Option<Epoch>, alive: bool) -> Loss {
-        let Some(report) = self.pg.report.as_ref().filter(|_| self.pg.up) else {
-            let error = self.pg.error.clone().unwrap_or_else(|| "not seen yet".to_owned());
-            return Loss::NotPromotable(format!("the local PostgreSQL is not up ({error}); start it first"));
-        };
-        if self.durable.rejoining {
-            return Loss::NotPromotable(
-                "an unfinished rejoin: the data here is not whole; run rejoin again".to_owned(),
-            );
-        }
-        let older = |highest: Epoch| {
-            Loss::Possible(format!(
-                "epoch {highest} is known here and the record does not show it (a restored zone?): what was acknowledged \
-                 at it may not be here"
-            ))
-        };
-        let Some(marker) = evidence::marker_of(seen) else {
-            return match stale.filter(|_| !planned && self.setup.mode == DnsMode::Update) {
-                Some(highest) => older(highest),
-                None => self.judge_unmarked(report, planned, alive),
-            };
-        };
-        if marker.sysid != report.system_id {
-            return Loss::NotPromotable(format!(
-                "this PostgreSQL has system identifier {}, the record says {}: other data",
-                report.system_id, marker.sysid
-            ));
-        }
-        if let Some(highest) = stale.filter(|_| !planned) {
-            return older(highest);
-        }
-        if marker.active == self.setup.me && marker.epoch == self.durable.complete {
-            return Loss::None("this node was the active one: no acknowledged write is missing".to_owned());
-        }
-        if planned {
-            return Loss::None("the old primary hands over its last write: nothing is lost".to_owned());
-        }
-        if marker.active == self.setup.me {
-            // A takeover of ours that did not complete was judged when it was made.
-            return Loss::None("this node had taken over already: no further write is missing".to_owned());
-        }
-        if !self.setup.synchronous {
-            return Loss::Possible(format!(
-                "asynchronous replication: what {} acknowledged last may not be here",
-                marker.active
-            ));
-        }
-        if let Some((lsn, ..)) = self.durable.confirmed.filter(|confirmed| is_behind(report, *confirmed)) {
-            return Loss::Possible(format!(
-                "the data here ({}, timeline {}) is behind {lsn}, which was confirmed before",
-                report.lsn, report.timeline
-            ));
-        }
-        match &marker.sync {
-            Some(name) if *name == self.setup.me => {
-                Loss::None(format!("the record says sync={name}: no acknowledged write is missing"))
-            }
-            _ => Loss::Possible(format!(
-                "{} is alone since {}: what it acknowledged after that is not here",
-                marker.active, marker.since
-            )),
-        }
-    }
-
-    fn unfence_refusal(&self, seen: &Seen, alive: bool) -> Option<String> {
-        let elsewhere = evidence::points_at(seen).filter(|name| **name != self.setup.me);
-        if let Some(name) = elsewhere {
-            return Some(format!("the witness points at {name}; `promote` moves the service here"));
-        }
-        let marker = evidence::marker_of(seen);
-        if marker.is_some_and(|m| m.active != self.setup.me) {
-            return Some("the marker names the other node; `promote` moves the service here".to_owned());
-        }
-        if marker.is_none() && !alive {
-            return Some(format!(
-                "without a marker only {}'s word lifts a fence, and it does not answer",
-                self.setup.peer
-            ));
-        }
-        let held = self.peer.state.as_ref().filter(|_| alive).filter(|p| p.won > self.durable.won);
-        held.map(|p| format!("{} holds the higher epoch {}", p.node, p.won))
-    }
-
-    /// What is known, for a person who has to decide.
-    fn facts(&self, _now: Now, seen: &Seen, alive: bool, planned: bool, loss: &Loss, epoch: Epoch) -> Vec<String> {
-        let peer = &self.setup.peer;
-        let mut lines = Vec::new();
-        lines.push(if alive {
-            let role = self.peer.state.as_ref().map_or("unknown", |p| p.role.as_str());
-            format!("{peer} is alive, role {role}")
-        } else {
-            let last = self.peer.heard_wall.clone().unwrap_or_else(|| "never in this life of the daemon".to_owned());
-            format!("{peer} does not answer; last contact: {last}")
-        });
-        lines.push(match evidence::marker_of(seen) {
-            Some(m) => format!(
-                "the record: epoch {}, active {}, sync {}, since {}",
-                m.epoch,
-                m.active,
-                m.sync.as_ref().map_or("none", NodeName::as_str),
-                m.since
-            ),
-            None if self.setup.mode == DnsMode::Observe => {
-                let shows = evidence::points_at(seen).map_or("nobody", NodeName::as_str);
-                format!("the address record names {shows}; it has to be {} when this says so", self.wanted_record())
-            }
-            None => "there is no marker yet".to_owned(),
-        });
-        if let Some(report) = &self.pg.report {
-            lines.push(format!(
-                "PostgreSQL here: {}, timeline {}, received {}, replayed {}",
-                if report.in_recovery { "standby" } else { "primary" },
-                report.timeline,
-                report.lsn,
-                report.replay_lsn.map_or_else(|| "-".to_owned(), |l| l.to_string())
-            ));
-        }
-        lines.push(match loss {
-            Loss::None(why) => format!("loss: none: {why}"),
-            Loss::Possible(why) => format!("loss: POSSIBLE: {why}"),
-            Loss::NotPromotable(why) => format!("cannot be promoted: {why}"),
-        });
-        lines.push(if planned {
-            format!("this is a switchover to epoch {epoch}")
-        } else if alive {
-            format!("this is a takeover to epoch {epoch} with the peer's consent")
-        } else {
-            format!("this is a failover to epoch {epoch}; W = {:.2} s is waited out", self.wait().as_secs_f64())
-        });
-        lines
+    /// Anything was heard from the peer within the last W (R2's condition on `--peer-is-off`, S12).
+    fn heard_within_wait(&self, now: Now, alive: bool) -> bool {
+        alive || self.peer.heard.is_some_and(|at| now.boot < at + self.wait())
     }
 
     fn begin_refusing(&mut self, now: Now, alive: bool, fx: &mut Vec<Effect>) {

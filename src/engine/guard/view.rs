@@ -34,7 +34,11 @@ impl Guard {
             gate: GateStatus {
                 open: open && !self.gate.paused,
                 state: self.gate.state,
-                reason: (!open && !self.gate.reason.is_empty()).then(|| self.gate.reason.clone()),
+                reason: match (open, self.gate.paused) {
+                    (true, true) => Some("clients are held at their transaction boundary".to_owned()),
+                    (true, false) => None,
+                    (false, _) => (!self.gate.reason.is_empty()).then(|| self.gate.reason.clone()),
+                },
                 lease_remaining_ms: millis(self.lease_deadline().since(now.boot)),
                 sessions: self.gate.sessions,
             },

@@ -11,6 +11,10 @@ use std::net::IpAddr;
 const EXPIRY_SLACK: Duration = Duration::from_millis(400);
 /// How long after a conflict or a failed bind the address is probed again.
 const PROBE_AGAIN: Duration = Duration::from_secs(1);
+/// A hand that has not answered for so long has lost the question.
+const HAND_LIMIT: Duration = Duration::from_secs(3);
+/// The kernel's word of our own removal may come so late.
+const OWN_REMOVAL: Duration = Duration::from_secs(1);
 /// When, after binding, it is announced: at once, and again, because one lost frame costs a client 45 s.
 const ANNOUNCE_AFTER: [Duration; 4] =
     [Duration::from_millis(0), Duration::from_millis(1000), Duration::from_millis(2500), Duration::from_millis(5000)];
@@ -41,6 +45,9 @@ pub(super) struct VipMemory {
     announce_at: Instant,
     bound_at: Instant,
     error: Option<String>,
+    /// When this phase began, and when we last took the address off ourselves.
+    since: Instant,
+    unbound_at: Instant,
 }
 
 impl VipMemory {
@@ -57,6 +64,8 @@ impl VipMemory {
             announce_at: Instant::ZERO,
             bound_at: Instant::ZERO,
             error: None,
+            since: Instant::ZERO,
+            unbound_at: Instant::ZERO,
         }
     }
 
@@ -85,10 +94,16 @@ impl Guard {
                     ready = false;
                     if self.link_up && !vip.obeyed && now >= vip.probe_from {
                         vip.phase = Phase::Probing;
+                        vip.since = now;
                         fx.push(Effect::ProbeVip { address: vip.address });
                     }
                 }
-                Phase::Probing | Phase::Binding => ready = false,
+                Phase::Probing | Phase::Binding => {
+                    ready = false;
+                    if now >= vip.since + HAND_LIMIT {
+                        vip.phase = Phase::Unbound;
+                    }
+                }
                 Phase::Bound => {
                     if now >= vip.set_at + RENEW_EVERY {
                         vip.set(now, until, fx);
@@ -109,9 +124,11 @@ impl Guard {
 
     /// Takes every VIP off.
     pub(super) fn unbind_vips(&mut self, fx: &mut Vec<Effect>) {
+        let now = self.at.boot;
         for vip in &mut self.vips {
             if vip.phase != Phase::Unbound {
                 vip.phase = Phase::Unbound;
+                vip.unbound_at = now;
                 fx.push(Effect::UnbindVip { address: vip.address });
             }
         }
@@ -157,7 +174,10 @@ impl Guard {
                 let news = vip.conflict != claimed_by;
                 vip.conflict = claimed_by.clone();
                 match claimed_by {
-                    None if vip.set(now.boot, until, fx) => vip.phase = Phase::Binding,
+                    None if vip.set(now.boot, until, fx) => {
+                        vip.phase = Phase::Binding;
+                        vip.since = now.boot;
+                    }
                     None => vip.phase = Phase::Unbound,
                     Some(mac) => {
                         vip.phase = Phase::Unbound;
@@ -209,7 +229,8 @@ impl Guard {
     fn on_vip_gone(&mut self, now: Now, address: IpAddr, fx: &mut Vec<Effect>) {
         let Some(vip) = self.vips.iter_mut().find(|v| v.address == address && v.phase == Phase::Bound) else { return };
         vip.phase = Phase::Unbound;
-        if now.boot + EXPIRY_SLACK < vip.expires {
+        let own = now.boot < vip.unbound_at + OWN_REMOVAL;
+        if now.boot + EXPIRY_SLACK < vip.expires && !own {
             vip.obeyed = true;
             self.note(
                 now,
@@ -218,7 +239,7 @@ impl Guard {
                 format!("somebody removed the VIP {address}; it stays off until promote"),
             );
         } else {
-            self.note(now, fx, "vip_expired", format!("the kernel took the VIP {address} away: its lifetime ran out"));
+            self.note(now, fx, "vip_expired", format!("the VIP {address} is gone: its kernel lifetime ran out"));
         }
     }
 }

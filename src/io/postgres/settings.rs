@@ -76,6 +76,15 @@ impl Cluster {
         self.session(limit).await?.rows("CHECKPOINT", limit).await.map(|_| ())
     }
 
+    /// Wakes a standby that waits out `wal_retrieve_retry_interval` (5 s) before it looks for its primary again: the
+    /// start-up process does so at its next wake-up, which a reload is.
+    ///
+    /// # Errors
+    /// PostgreSQL does not run, or does not answer within `limit`.
+    pub async fn nudge(&self, limit: Duration) -> Result<(), PgError> {
+        self.session(limit).await?.rows("SELECT pg_reload_conf()", limit).await.map(|_| ())
+    }
+
     /// Changes owned settings wherever PostgreSQL stands: running, by ALTER SYSTEM, reload and a look; stopped, in the
     /// file.
     pub(super) async fn apply(&self, settings: &[Setting<'_>], limit: Duration) -> Result<(), PgError> {

@@ -590,7 +590,7 @@ impl World {
                 let source = SourceFacts { system_id: SystemId(77), bytes: 1, tablespaces: 0 };
                 return Ok(PgOutput::Source(source));
             }
-            PgTask::Checkpoint | PgTask::Adopt => {}
+            PgTask::Checkpoint | PgTask::Adopt | PgTask::Nudge => {}
         }
         Ok(PgOutput::Done)
     }

@@ -1,0 +1,161 @@
+//! What a takeover would lose (R4), and what a person is shown before it: judged on the very record that the update
+//! will have as its prerequisite. It decides nothing; `takeover` does.
+
+use super::Guard;
+use super::observe::is_behind;
+use crate::base::config::DnsMode;
+use crate::base::ids::{Epoch, NodeName};
+use crate::engine::evidence::{self, Seen};
+use crate::engine::turn::Now;
+
+/// What a takeover over this record would lose.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Loss {
+    None(String),
+    Possible(String),
+    /// Not to be had at any price: no data, other data, an unfinished rejoin.
+    NotPromotable(String),
+}
+
+impl Guard {
+    /// What a takeover over this record would lose (R4).
+    pub(super) fn judge_loss(&self, seen: &Seen, planned: bool, stale: Option<Epoch>, alive: bool) -> Loss {
+        let Some(report) = self.pg.report.as_ref().filter(|_| self.pg.up) else {
+            let error = self.pg.error.clone().unwrap_or_else(|| "not seen yet".to_owned());
+            return Loss::NotPromotable(format!("the local PostgreSQL is not up ({error}); start it first"));
+        };
+        if self.durable.rejoining {
+            return Loss::NotPromotable(
+                "an unfinished rejoin: the data here is not whole; run rejoin again".to_owned(),
+            );
+        }
+        let older = |highest: Epoch| {
+            Loss::Possible(format!(
+                "epoch {highest} is known here and the record does not show it (a restored zone?): what was acknowledged \
+                 at it may not be here"
+            ))
+        };
+        let Some(marker) = evidence::marker_of(seen) else {
+            return match stale.filter(|_| !planned && self.setup.mode == DnsMode::Update) {
+                Some(highest) => older(highest),
+                None => self.judge_unmarked(report, planned, alive),
+            };
+        };
+        if marker.sysid != report.system_id {
+            return Loss::NotPromotable(format!(
+                "this PostgreSQL has system identifier {}, the record says {}: other data",
+                report.system_id, marker.sysid
+            ));
+        }
+        if let Some(highest) = stale.filter(|_| !planned) {
+            return older(highest);
+        }
+        if marker.active == self.setup.me && marker.epoch == self.durable.complete {
+            return Loss::None("this node was the active one: no acknowledged write is missing".to_owned());
+        }
+        if planned {
+            return Loss::None("the old primary hands over its last write: nothing is lost".to_owned());
+        }
+        if marker.active == self.setup.me {
+            // A takeover of ours that did not complete was judged when it was made.
+            return Loss::None("this node had taken over already: no further write is missing".to_owned());
+        }
+        if !self.setup.synchronous {
+            return Loss::Possible(format!(
+                "asynchronous replication: what {} acknowledged last may not be here",
+                marker.active
+            ));
+        }
+        if let Some((lsn, ..)) = self.durable.confirmed.filter(|confirmed| is_behind(report, *confirmed)) {
+            return Loss::Possible(format!(
+                "the data here ({}, timeline {}) is behind {lsn}, which was confirmed before",
+                report.lsn, report.timeline
+            ));
+        }
+        match &marker.sync {
+            Some(name) if *name == self.setup.me => {
+                Loss::None(format!("the record says sync={name}: no acknowledged write is missing"))
+            }
+            _ => Loss::Possible(format!(
+                "{} is alone since {}: what it acknowledged after that is not here",
+                marker.active, marker.since
+            )),
+        }
+    }
+
+    pub(super) fn unfence_refusal(&self, seen: &Seen, alive: bool) -> Option<String> {
+        let elsewhere = evidence::points_at(seen).filter(|name| **name != self.setup.me);
+        if let Some(name) = elsewhere {
+            return Some(format!("the witness points at {name}; `promote` moves the service here"));
+        }
+        let marker = evidence::marker_of(seen);
+        if marker.is_some_and(|m| m.active != self.setup.me) {
+            return Some("the marker names the other node; `promote` moves the service here".to_owned());
+        }
+        if marker.is_none() && !alive {
+            return Some(format!(
+                "without a marker only {}'s word lifts a fence, and it does not answer",
+                self.setup.peer
+            ));
+        }
+        let held = self.peer.state.as_ref().filter(|_| alive).filter(|p| p.won > self.durable.won);
+        held.map(|p| format!("{} holds the higher epoch {}", p.node, p.won))
+    }
+
+    /// What is known, for a person who has to decide.
+    pub(super) fn facts(
+        &self,
+        _now: Now,
+        seen: &Seen,
+        alive: bool,
+        planned: bool,
+        loss: &Loss,
+        epoch: Epoch,
+    ) -> Vec<String> {
+        let peer = &self.setup.peer;
+        let mut lines = Vec::new();
+        lines.push(if alive {
+            let role = self.peer.state.as_ref().map_or("unknown", |p| p.role.as_str());
+            format!("{peer} is alive, role {role}")
+        } else {
+            let last = self.peer.heard_wall.clone().unwrap_or_else(|| "never in this life of the daemon".to_owned());
+            format!("{peer} does not answer; last contact: {last}")
+        });
+        lines.push(match evidence::marker_of(seen) {
+            Some(m) => format!(
+                "the record: epoch {}, active {}, sync {}, since {}",
+                m.epoch,
+                m.active,
+                m.sync.as_ref().map_or("none", NodeName::as_str),
+                m.since
+            ),
+            None if self.setup.mode == DnsMode::Observe => {
+                let shows = evidence::points_at(seen).map_or("nobody", NodeName::as_str);
+                format!("the address record names {shows}; it has to be {} when this says so", self.wanted_record())
+            }
+            None => "there is no marker yet".to_owned(),
+        });
+        if let Some(report) = &self.pg.report {
+            lines.push(format!(
+                "PostgreSQL here: {}, timeline {}, received {}, replayed {}",
+                if report.in_recovery { "standby" } else { "primary" },
+                report.timeline,
+                report.lsn,
+                report.replay_lsn.map_or_else(|| "-".to_owned(), |l| l.to_string())
+            ));
+        }
+        lines.push(match loss {
+            Loss::None(why) => format!("loss: none: {why}"),
+            Loss::Possible(why) => format!("loss: POSSIBLE: {why}"),
+            Loss::NotPromotable(why) => format!("cannot be promoted: {why}"),
+        });
+        lines.push(if planned {
+            format!("this is a switchover to epoch {epoch}")
+        } else if alive {
+            format!("this is a takeover to epoch {epoch} with the peer's consent")
+        } else {
+            format!("this is a failover to epoch {epoch}; W = {:.2} s is waited out", self.wait().as_secs_f64())
+        });
+        lines
+    }
+}
