@@ -316,7 +316,6 @@ pub struct ProcedureBrief {
 
 /// Questions on the peer channel.
 // A few per second: one allocation less is not worth a box in every match.
-#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(clippy::large_enum_variant, reason = "the pulse is the message of every poll; one is in flight at a time")]
 pub enum PeerQuestion {
@@ -347,7 +346,6 @@ pub struct PledgeAsk {
 
 /// Answers on the peer channel.
 // A few per second: one allocation less is not worth a box in every match.
-#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(clippy::large_enum_variant, reason = "the pulse is the message of every poll; one is in flight at a time")]
 pub enum PeerAnswer {

@@ -31,8 +31,8 @@ impl Guard {
         }
         let older = |highest: Epoch| {
             Loss::Possible(format!(
-                "epoch {highest} is known here and the record does not show it (a restored zone?): what was acknowledged \
-                 at it may not be here"
+                "epoch {highest} is known here and the record does not show it (a restored zone?): what was \
+                 acknowledged at it may not be here"
             ))
         };
         let Some(marker) = evidence::marker_of(seen) else {

@@ -458,8 +458,8 @@ impl Guard {
                 Some(format!("--peer-is-off, but {} was heard less than W ago: it is not off", self.setup.peer))
             }
             _ if planned && !self.pg.report.as_ref().is_some_and(|r| r.streaming) => Some(format!(
-                "the standby here does not stream from {} now, so its last write would not arrive; look at `status` and \
-                 try again, or rejoin this node",
+                "the standby here does not stream from {} now, so its last write would not arrive; look at `status` \
+                 and try again, or rejoin this node",
                 self.setup.peer
             )),
             (Loss::Possible(why), _) if !accept => {

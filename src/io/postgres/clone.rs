@@ -174,8 +174,8 @@ impl Cluster {
         if places.in_place() && !may_move_between(&self.state_dir, target) {
             let parent = target.parent().unwrap_or(Path::new("/"));
             return Err(PgError::Refused(format!(
-                "{} may not be written to by the owner of the data directory, so that nothing can be put beside it; give \
-                 it to that user (chown)",
+                "{} may not be written to by the owner of the data directory, so that nothing can be put beside it; \
+                 give it to that user (chown)",
                 parent.display()
             )));
         }

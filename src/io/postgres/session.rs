@@ -35,7 +35,8 @@ const LOOK: &str = "WITH r AS MATERIALIZED (SELECT pg_is_in_recovery() AS rec), 
       CASE WHEN NOT r.rec THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END, \
       CASE WHEN r.rec THEN greatest((SELECT received_tli FROM w), (SELECT timeline_id FROM pg_control_checkpoint()), \
         (SELECT min_recovery_end_timeline FROM pg_control_recovery())) END, \
-      CASE WHEN NOT r.rec THEN pg_current_wal_insert_lsn() || ' ' || pg_size_bytes(current_setting('wal_segment_size')) END, \
+      CASE WHEN NOT r.rec THEN \
+        pg_current_wal_insert_lsn() || ' ' || pg_size_bytes(current_setting('wal_segment_size')) END, \
       CASE WHEN r.rec THEN pg_last_wal_replay_lsn() END, \
       CASE WHEN r.rec THEN pg_last_wal_receive_lsn() END, \
       coalesce((SELECT status = 'streaming' FROM w), false), \

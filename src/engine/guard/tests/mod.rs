@@ -431,8 +431,8 @@ fn a_taker_that_died_half_way_with_its_postgres_can_finish() {
     assert_eq!(exit, 0, "{text}");
 }
 
-/// P5: an update to sync=b is on its way and unanswered, the standby drops: nothing may be acknowledged alone, neither by
-/// this life of the daemon nor by the next, because that update may still land.
+/// P5: an update to sync=b is on its way and unanswered, the standby drops: nothing may be acknowledged alone, neither
+/// by this life of the daemon nor by the next, because that update may still land.
 #[test]
 fn a_late_update_to_synchronous_never_covers_writes_that_were_acknowledged_alone() {
     for restart in [false, true] {
