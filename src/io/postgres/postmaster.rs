@@ -132,7 +132,8 @@ fn pid_of(file: &Path) -> Option<Pid> {
 }
 
 /// Whether the process that the pid file names runs the cluster. One whose working directory is hidden from us
-/// (proc(5): other groups, more capabilities) counts: a directory is never taken from under a postmaster for want of proof.
+/// (proc(5): other groups, more capabilities) counts: a directory is never taken from under a postmaster for want of
+/// proof.
 fn runs(pid: Pid, data_dir: &Path) -> bool {
     let hidden = || matches!(fs::metadata(proc(pid, "cwd")), Err(e) if e.kind() == ErrorKind::PermissionDenied);
     is_of(pid, data_dir) || (is_postgres(pid) && !matches!(state(pid), None | Some('Z' | 'X')) && hidden())
