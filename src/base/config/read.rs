@@ -314,6 +314,10 @@ fn replication(section: Section<'_>) -> Replication {
 fn pool(section: Section<'_>) -> Pool {
     choice(&section, "mode", &[("session", ())], &["transaction"]);
     let size = section.integer("size", 1, MOST_BACKENDS).unwrap_or(40);
+    if size != 40 {
+        // Pools come with the data path; until then each client has a backend of its own.
+        not_built(&section, "size", "a pool of another size", "write 40, the default, or take the line out");
+    }
     let max_clients = section.integer("max_clients", 1, MOST_CLIENTS).unwrap_or(10_000);
     let query_wait = section.duration("query_wait", "30s").unwrap_or(Duration::from_secs(30));
     section.finish();

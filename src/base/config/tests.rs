@@ -174,6 +174,7 @@ fn each_error_names_file_line_key_and_remedy() {
         (plus("[fence]\nkernel_gate = true\n"), 22, "fence.kernel_gate", &["not built yet"]),
         (plus("[fence]\nstonith = [\"/bin/true\"]\n"), 22, "fence.stonith", &["not built yet"]),
         (plus("[pool]\nmode = \"transaction\"\n"), 22, "pool.mode", &["not built yet", "\"session\""]),
+        (plus("[pool]\nsize = 20\n"), 22, "pool.size", &["not built yet", "40"]),
         (plus("[reads]\nbalance = true\n"), 22, "reads.balance", &["not built yet"]),
         (plus("[notify]\ncommand = [\"/bin/true\"]\n"), 22, "notify.command", &["not built yet"]),
         (with("servers = ", "update_command = [\"x\"]\nservers = "), 20, "dns.update_command", &["not built yet"]),
