@@ -40,6 +40,9 @@ const DRAIN_LOOK: Duration = Duration::from_millis(5);
 /// What is left for sessions to end after their queries were cancelled.
 const DRAIN_AFTER_CANCEL: Duration = Duration::from_secs(2);
 
+/// Between a cut and the end of the VIP: nothing leaves from an address that is gone, the sessions' last words neither.
+const LAST_WORDS: Duration = Duration::from_millis(30);
+
 enum VipTask {
     Bind(u32),
     Unbind,
@@ -333,6 +336,7 @@ async fn vip_task(
                 Err(why) => Some(Event::VipBindFailed { address, why }),
             },
             VipTask::Unbind => {
+                tokio::time::sleep(LAST_WORDS).await;
                 if let Err(why) = made.unbind().await {
                     tracing::warn!("{why}; its kernel lifetime takes it away");
                 }

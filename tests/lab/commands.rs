@@ -25,7 +25,7 @@ fn pause_over_a_transaction(lab: &Lab) -> Outcome {
             let connection = tokio::spawn(connection);
             client.batch_execute("BEGIN; INSERT INTO acks VALUES (9, 1)").await?;
             a.cli(&["pause"])?.expect(0)?;
-            ensure!(a.gate_state()? == "paused", "paused, and the gate is {}", a.gate_state()?);
+            a.wait_status(secs(1), "to say that it is paused", |status| text_at(status, "/gate/state") == "paused")?;
             let inside = client.batch_execute("INSERT INTO acks VALUES (9, 2); COMMIT");
             tokio::time::timeout(secs(2), inside).await.map_err(|_| "an open transaction was held")??;
             let next = client.batch_execute("INSERT INTO acks VALUES (9, 3)");

@@ -233,8 +233,15 @@ async fn one_session(
     config.application_name(format!("writer-{}", options.id));
     let connect = tokio::time::timeout(CONNECT_LIMIT, config.connect(tokio_postgres::NoTls));
     let (client, connection) = connect.await.map_err(|_| Fail(format!("no session at {gate} within 1 s")))??;
-    let connection = tokio::spawn(connection);
+    let mut connection = tokio::spawn(connection);
     let result = write_numbers(options, gate, &client, next, log, stop).await;
+    // What the server said while no statement was under way only the connection knows; a statement finds it closed.
+    if result.is_err()
+        && let Ok(Ok(Err(error))) = tokio::time::timeout(millis(50), &mut connection).await
+        && error.as_db_error().is_some()
+    {
+        return Err(sentence(error));
+    }
     connection.abort();
     result
 }
