@@ -26,6 +26,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub const EVENTS_WAITING: usize = 1024;
 /// The snapshot is published at least this often, so that ages and the lease shown are true.
 const PUBLISH_EVERY: Duration = Duration::from_millis(200);
+/// Bytes after which the event log becomes `events.log.1` (replacing the one before) and a new one is begun.
+const EVENT_LOG_MAX: u64 = 4 * 1024 * 1024;
 /// How long a shutdown may take to unbind and to tell sessions.
 const SHUTDOWN_LIMIT: Duration = Duration::from_millis(600);
 
@@ -147,6 +149,9 @@ impl Driver {
         let Ok(line) = serde_json::to_string(&row) else { return };
         let path = self.event_log.clone();
         tokio::task::spawn_blocking(move || {
+            if std::fs::metadata(&path).is_ok_and(|meta| meta.len() > EVENT_LOG_MAX) {
+                let _kept_longer = std::fs::rename(&path, path.with_extension("log.1"));
+            }
             let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
             if let Ok(mut file) = file {
                 let _disk_full = writeln!(file, "{line}");

@@ -162,7 +162,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         if dns.mode == DnsMode::Observe && synchronous_continue {
             warnings.push(
                 "dns.mode = \"observe\" keeps no marker: a promote without the old primary's word cannot know whether \
-                 it went on alone and needs --accept-data-loss; on_standby_loss = \"block\" avoids that"
+                 it went on alone and needs --accept-data-loss"
                     .to_owned(),
             );
         }
