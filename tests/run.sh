@@ -20,7 +20,7 @@ mapfile -t declared < <(sed -n '/^\[\[test\]\]$/{n;s/^name = "\(.*\)"$/\1/p}' Ca
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT
 summary=$(printf '%-10s %-7s %7s %7s %7s' suite result passed failed seconds)
-bad=0 suites=0
+bad=0 suites=0 all_passed=0 all_failed=0
 
 # suite NAME ARGUMENT...: runs one, shows it as it goes, and keeps its line of the summary.
 suite() {
@@ -37,6 +37,7 @@ suite() {
     # postgres, with a line for each.
     passed=$(sed -n 's/^test result: .* \([0-9]*\) passed; .*/\1/p' "$output" | tail -n 1)
     failed=$(sed -n 's/^test result: .* \([0-9]*\) failed; .*/\1/p' "$output" | tail -n 1)
+    all_passed=$((all_passed + passed)) all_failed=$((all_failed + failed))
     summary+=$(printf '\n%-10s %-7s %7s %7s %7d' "$name" "$result" "${passed:--}" "${failed:--}" $((SECONDS - start)))
 }
 
@@ -44,11 +45,11 @@ suite lib --lib
 for name in "${declared[@]}"; do
     suite "$name" --test "$name"
 done
-suite doc --doc
 
 echo
 echo "$summary"
 echo
+echo "$all_passed passed, $all_failed failed"
 if [ "$bad" -gt 0 ]; then
     echo "test: $bad of $suites suites FAILED; $((SECONDS - began)) s, of which $built s building"
     exit 1

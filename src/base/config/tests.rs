@@ -294,7 +294,7 @@ fn the_digest_covers_what_a_pledge_rests_on_and_nothing_else() {
     let same = [
         with("\"/d\"", "\"/e\""),
         with("[service]", "state_dir = \"/s\"\n[service]"),
-        plus("[pool]\nsize = 3\n"),
+        plus("[pool]\nmax_clients = 50\n"),
         with("zone =", "poll = \"2s\"\nzone ="),
     ];
     for text in same {
