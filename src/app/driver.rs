@@ -85,7 +85,14 @@ impl Driver {
             let now = read_clocks();
             self.beat.store(now.boot.as_nanos(), Ordering::Relaxed);
             self.guard.handle(now, event, &mut effects);
-            self.execute(std::mem::take(&mut effects));
+            // Who was told that a command ended asks for the status next: it must show what the command did.
+            let all = std::mem::take(&mut effects).into_iter();
+            let (ends, others): (Vec<_>, Vec<_>) = all.partition(|effect| matches!(effect, Effect::End { .. }));
+            self.execute(others);
+            if !ends.is_empty() {
+                self.publish(now);
+                self.execute(ends);
+            }
             if now.boot.since(published) >= Duration::from_millis(20) || stopping.is_some() {
                 published = now.boot;
                 self.publish(now);

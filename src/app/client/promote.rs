@@ -63,6 +63,13 @@ pub async fn promote(
         return settle(end, args.json);
     }
     let Some(ask) = ask else {
+        // Nothing would be done on the active node, so nothing has to be asked.
+        if let Ok(now) = super::snapshot(target).await
+            && now.gate.open
+        {
+            out.put(&format!("{} is already active at epoch {}\n", now.node, now.epoch))?;
+            return Ok(ExitCode::Done);
+        }
         return Err(Fault::new(
             ExitCode::Refused,
             "promote asks before it acts, and there is no terminal to ask on; give --yes (see first with --dry-run)",

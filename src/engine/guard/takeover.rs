@@ -389,9 +389,10 @@ impl Guard {
         }
         // A demotion under way (fence, then unfence at once) is waited for rather than complained about.
         let demoting = matches!(self.pg.task, Some((_, PgOwner::Demotion | PgOwner::Follow)));
+        let unseen = self.pg.demoted && !self.pg.up;
         if let Some(t) = &mut self.takeover
-            && demoting
-            && now.boot < t.started + DEMOTION_LIMIT
+            && ((demoting && now.boot < t.started + DEMOTION_LIMIT)
+                || (unseen && now.boot < t.started + PEER_LIMIT * 2))
         {
             t.deadline = Some(now.boot + Duration::from_millis(200));
             return;

@@ -1,10 +1,11 @@
 //! The client of the daemon: what each verb prints and how it exits, against a daemon that is played here.
 
-use crate::control::{daemon, end, line};
-use crate::states::{active, fenced, serve};
+use crate::control::{daemon, daemon_as, end, line};
+use crate::states::{active, fenced, passive, serve};
 use portcullis::app::client::{Out, PromoteArgs, Target, check, events, nodes, parse_since, promote, run, status};
 use portcullis::app::render::Style;
 use portcullis::base::fault::{ExitCode, Fault};
+use portcullis::engine::status::Snapshot;
 use portcullis::serve::http::{Command, ControlReply};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -163,9 +164,13 @@ type Seen = Arc<Mutex<Vec<Value>>>;
 
 /// A daemon whose dry run ends with `facts`; real runs succeed. Remembers what it was asked.
 async fn promoting(path: &Path, facts: ControlReply) -> (tokio::task::JoinHandle<()>, Seen) {
+    promoting_as(active(), path, facts).await
+}
+
+async fn promoting_as(snapshot: Snapshot, path: &Path, facts: ControlReply) -> (tokio::task::JoinHandle<()>, Seen) {
     let seen = Seen::default();
     let asked = seen.clone();
-    let daemon = daemon(path, move |(request, reply): Command| {
+    let daemon = daemon_as(snapshot, path, move |(request, reply): Command| {
         asked.lock().unwrap().push(request.args.clone());
         let facts = facts.clone();
         async move {
@@ -223,16 +228,30 @@ async fn promote_asks_only_on_a_terminal_and_acts_only_when_told() {
 async fn promote_without_a_terminal_needs_yes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("control.sock");
-    let (daemon, seen) = promoting(&path, end(0, "ready")).await;
-    let target = target(&path);
-    let (result, _) = printed!(out => promote(&target, &PromoteArgs::default(), None, out));
+    let (daemon, seen) = promoting_as(passive(), &path, end(0, "ready")).await;
+    let asker = Target { node: None, ..target(&path) };
+    let (result, _) = printed!(out => promote(&asker, &PromoteArgs::default(), None, out));
     let fault = result.unwrap_err();
     assert_eq!(fault.exit, ExitCode::Refused);
     assert!(fault.text.contains("--yes"), "{fault}");
     assert!(seen.lock().unwrap().is_empty(), "the daemon was not even asked");
+    let target = asker;
     let args = PromoteArgs { yes: true, peer_is_off: Some("midna".into()), ..PromoteArgs::default() };
     let (result, text) = printed!(out => promote(&target, &args, None, out));
     assert_eq!((result.unwrap(), text.as_str()), (ExitCode::Done, "alp is active, epoch 8\n"));
     assert_eq!(seen.lock().unwrap()[0]["peer_is_off"], "midna");
+    daemon.abort();
+}
+
+#[tokio::test]
+async fn promote_on_the_active_node_says_so_and_asks_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control.sock");
+    let (daemon, seen) = promoting(&path, end(0, "ready")).await;
+    let target = target(&path);
+    let (result, text) = printed!(out => promote(&target, &PromoteArgs::default(), None, out));
+    assert_eq!(result.unwrap(), ExitCode::Done);
+    assert!(text.contains("already active"), "{text}");
+    assert!(seen.lock().unwrap().is_empty());
     daemon.abort();
 }

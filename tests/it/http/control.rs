@@ -2,6 +2,7 @@
 
 use crate::states::{active, views};
 use portcullis::base::fault::ExitCode;
+use portcullis::engine::status::Snapshot;
 use portcullis::serve::http::{Command, ControlReply, bind_control, control_router};
 use serde_json::{Value, json};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -16,7 +17,15 @@ where
     F: Fn(Command) -> R + Send + Sync + 'static,
     R: Future<Output = ()> + Send + 'static,
 {
-    let (views, _switches, publish) = views(active());
+    daemon_as(active(), path, answer).await
+}
+
+pub async fn daemon_as<F, R>(snapshot: Snapshot, path: &Path, answer: F) -> tokio::task::JoinHandle<()>
+where
+    F: Fn(Command) -> R + Send + Sync + 'static,
+    R: Future<Output = ()> + Send + 'static,
+{
+    let (views, _switches, publish) = views(snapshot);
     let (commands, mut queue) = mpsc::channel::<Command>(4);
     let socket = bind_control(path).await.unwrap();
     tokio::spawn(async move {
