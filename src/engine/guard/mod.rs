@@ -49,6 +49,8 @@ use std::collections::VecDeque;
 const EVENTS_MAX: usize = 50;
 /// How often a VIP that is bound is renewed and the state is looked at anew.
 const RENEW_EVERY: Duration = Duration::from_millis(400);
+/// Two turns that only time brings about are at least so far apart.
+const TURN_APART: Duration = Duration::from_millis(2);
 /// How long after a failed PostgreSQL task of its own (a demotion) the guard tries again.
 const RETRY_AFTER: Duration = Duration::from_secs(3);
 
@@ -294,7 +296,8 @@ impl Guard {
         for other in others.into_iter().flatten() {
             at = at.min(other);
         }
-        at
+        // A deadline that has passed and waits for something else (a job of another purpose) must not spin the turn.
+        at.max(self.at.boot + TURN_APART)
     }
 
     /// Extends or cuts. The only place that does.
