@@ -145,6 +145,11 @@ impl Guard {
                         job.wake = job.give_up;
                         self.job = Some(job);
                     }
+                    // An unanswered update of ours is dead for good only once a later epoch stands: a record that a
+                    // person edited may be put back, and then it could still land (P5).
+                    Err(why) if job.unsettled && !self.later_epoch(&job.purpose, &seen) => {
+                        self.end_job(now, job.purpose, JobEnd::Unknown(why), fx);
+                    }
                     Err(why) => self.end_job(now, job.purpose, JobEnd::Changed(why), fx),
                 }
             }
@@ -180,6 +185,16 @@ impl Guard {
             }
             _ => self.job = Some(job),
         }
+    }
+
+    /// The record has moved past what the purpose wanted to write.
+    fn later_epoch(&self, purpose: &Purpose, seen: &Seen) -> bool {
+        let wanted = match purpose {
+            Purpose::Takeover { epoch, .. } => *epoch,
+            Purpose::First => Epoch(1),
+            Purpose::Boot | Purpose::Sync(_) => self.durable.won.next(),
+        };
+        evidence::marker_of(seen).is_some_and(|marker| marker.epoch >= wanted && marker.active != self.setup.me)
     }
 
     pub(super) fn on_update_answered(&mut self, now: Now, op: OpId, outcome: UpdateOutcome, fx: &mut Vec<Effect>) {
