@@ -47,7 +47,7 @@ enum VipTask {
     Bind(u32),
     Unbind,
     Probe,
-    Announce,
+    Announce { burst: bool },
 }
 
 /// All hands.
@@ -127,7 +127,9 @@ impl Hands {
             Effect::BindVip { address, seconds } => self.vip(address, VipTask::Bind(seconds)),
             Effect::UnbindVip { address } => self.vip(address, VipTask::Unbind),
             Effect::ProbeVip { address } => self.vip(address, VipTask::Probe),
-            Effect::AnnounceVip { address } => self.vip(address, VipTask::Announce),
+            Effect::AnnounceVip { address, burst } => self.vip(address, VipTask::Announce { burst }),
+            Effect::AskNeighbour { .. } | Effect::KernelGate { .. } | Effect::Units { .. } | Effect::Stonith { .. } => {
+            }
             Effect::Drain { op, limit } => self.drain(op, limit),
             Effect::Say { ticket, text } => {
                 if let Some(reply) = self.commands.get(&ticket) {
@@ -346,8 +348,8 @@ async fn vip_task(
                 Ok(claim) => Some(Event::VipProbed { address, claimed_by: claim.map(mac_text) }),
                 Err(why) => Some(Event::VipBindFailed { address, why }),
             },
-            VipTask::Announce => {
-                if let Err(why) = made.announce_burst().await {
+            VipTask::Announce { burst } => {
+                if let Err(why) = if burst { made.announce_burst().await } else { made.announce().await } {
                     tracing::warn!("{why}");
                 }
                 None

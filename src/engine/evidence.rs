@@ -3,8 +3,8 @@
 //!
 //! **Invariant:** only [`Verdict::Here`] ever prolongs a lease, and only from the server that executes the updates.
 
-use crate::base::config::DnsMode;
 use crate::base::ids::{Epoch, NodeName};
+use crate::engine::setup::Mode;
 use crate::engine::setup::Setup;
 use crate::wire::dns::{Reading, RecordPair};
 use crate::wire::marker::Marker;
@@ -70,7 +70,7 @@ pub fn see(setup: &Setup, reading: &Reading) -> Seen {
     }
     let marker = match reading.pair.marker.as_slice() {
         // Nobody keeps it up to date there: one left over from update mode proves nothing.
-        _ if setup.mode == DnsMode::Observe => None,
+        _ if setup.mode == Mode::Observe => None,
         [] => None,
         [text] => match text.parse::<Marker>() {
             Ok(marker) => Some(marker),

@@ -6,6 +6,17 @@ use crate::engine::lease::Timing;
 use std::net::IpAddr;
 use std::time::Duration;
 
+/// What stands behind the epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// The marker at the server that executes the updates.
+    Update,
+    /// An address record that a person edits.
+    Observe,
+    /// A VIP and the peer's word alone (R3).
+    VipOnly,
+}
+
 /// One configured node as the guard sees it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NodeSetup {
@@ -29,11 +40,16 @@ pub struct Setup {
     pub nodes: Vec<NodeSetup>,
     pub timing: Timing,
     pub poll: Duration,
-    pub mode: DnsMode,
+    pub mode: Mode,
     pub propagation: Duration,
     /// Display names; the first takes the updates in update mode.
     pub servers: Vec<String>,
     pub vips: Vec<ipnet::IpNet>,
+    pub kernel_gate: bool,
+    /// `fence.stonith` is configured.
+    pub stonith: bool,
+    /// `service.units` is not empty.
+    pub units: bool,
     pub synchronous: bool,
     pub fence_postgres: FencePostgres,
     /// What both nodes must agree on, hashed.
@@ -78,10 +94,17 @@ impl Setup {
                 margin: config.fence.margin,
             },
             poll: dns.map_or(Duration::from_secs(1), |d| d.poll),
-            mode: dns.map_or(DnsMode::Update, |d| d.mode),
+            mode: match dns.map(|d| d.mode) {
+                Some(DnsMode::Update) => Mode::Update,
+                Some(DnsMode::Observe) => Mode::Observe,
+                None => Mode::VipOnly,
+            },
             propagation: dns.map_or(Duration::ZERO, |d| d.propagation),
             servers,
             vips: config.vip.as_ref().map(|v| v.addresses.clone()).unwrap_or_default(),
+            kernel_gate: config.fence.kernel_gate,
+            stonith: !config.fence.stonith.is_empty(),
+            units: !config.service.units.is_empty(),
             synchronous: config.replication.mode == ReplicationMode::Synchronous,
             fence_postgres: config.fence.postgres,
             digest,

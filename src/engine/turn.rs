@@ -99,6 +99,24 @@ pub enum Event {
     },
     LinkDown,
     LinkUp,
+    /// A VIP witness (the gateway by default) answered an ARP or NDP request sent from the VIP, and nobody else
+    /// answered for the VIP meanwhile; `Err` when none did within the limit, or somebody else did (R3).
+    NeighbourAnswered {
+        question: u64,
+        answer: Result<IpAddr, String>,
+    },
+    /// `fence.stonith` ended; `Ok`: the node is surely off.
+    StonithDone {
+        op: OpId,
+        result: Result<(), String>,
+    },
+    /// `service.units` were started or stopped, or could not be.
+    UnitsDone {
+        start: bool,
+        result: Result<(), String>,
+    },
+    /// `may-start-primary` refused the local PostgreSQL, which is down since: the daemon starts it once proof comes.
+    PgStartRefused,
     /// Somebody else announced one of our VIPs.
     ForeignClaim {
         address: IpAddr,
@@ -130,13 +148,30 @@ pub enum Event {
 /// What a person asks of this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
-    Promote { dry_run: bool, yes: bool, accept_data_loss: bool, peer_is_off: Option<NodeName> },
-    Switchover { to: Option<NodeName>, dry_run: bool },
-    Rejoin { node: NodeName, dry_run: bool },
-    Fence { reason: String },
+    Promote {
+        dry_run: bool,
+        yes: bool,
+        accept_data_loss: bool,
+        peer_is_off: Option<NodeName>,
+    },
+    Switchover {
+        to: Option<NodeName>,
+        dry_run: bool,
+    },
+    Rejoin {
+        node: NodeName,
+        dry_run: bool,
+    },
+    Fence {
+        reason: String,
+    },
     Unfence,
     Pause,
     Resume,
+    /// PostgreSQL is left alone (no start, stop, demote, restart); the gate goes on obeying the lease.
+    Maintenance {
+        on: bool,
+    },
 }
 
 /// Work for the PostgreSQL hand; one at a time.
@@ -235,8 +270,30 @@ pub enum Effect {
     ProbeVip {
         address: IpAddr,
     },
+    /// Gratuitous ARP or unsolicited neighbour advertisements: five at once in alternating forms, or one of each.
     AnnounceVip {
         address: IpAddr,
+        burst: bool,
+    },
+    /// Ask the VIP's witnesses for their hardware address, from the VIP, which is bound (R3).
+    AskNeighbour {
+        question: u64,
+        address: IpAddr,
+        limit: Duration,
+    },
+    /// The second wall: traffic to the gate and to PostgreSQL passes the kernel until then; `None`: not at all. The
+    /// newest counts.
+    KernelGate {
+        until: Option<Instant>,
+    },
+    /// Start `service.units`, or stop them. The newest counts.
+    Units {
+        start: bool,
+    },
+    /// Run `fence.stonith` against this node.
+    Stonith {
+        op: OpId,
+        node: NodeName,
     },
     /// A line for the person who waits on `ticket`.
     Say {

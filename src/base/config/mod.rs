@@ -36,7 +36,7 @@ pub struct Config {
     pub cluster: Cluster,
     pub postgres: Postgres,
     pub auth: Auth,
-    /// `None`: VIP only (not built yet: refused at load).
+    /// `None`: VIP only.
     pub dns: Option<Dns>,
     pub witness: Option<Witness>,
     /// Empty: DNS only.
@@ -55,6 +55,8 @@ pub struct Service {
     /// Lower case, without the dot at the end.
     pub name: String,
     pub listen: Vec<SocketAddr>,
+    /// systemd units started after the gate opened and stopped when it is cut.
+    pub units: Vec<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -138,6 +140,7 @@ pub struct Witness {
 pub struct Vip {
     pub addresses: Vec<ipnet::IpNet>,
     pub interface: Option<String>,
+    /// ARP or NDP witnesses; empty: the gateway of the VIP's interface.
     pub witness: Vec<IpAddr>,
 }
 
@@ -155,6 +158,10 @@ pub struct Fence {
     pub max_drift: f64,
     pub margin: Duration,
     pub postgres: FencePostgres,
+    /// An nftables set with the lease as its timeout, as a second wall (R7).
+    pub kernel_gate: bool,
+    /// A command whose exit code 0 means that `{node}` is surely off; empty: none.
+    pub stonith: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -75,10 +75,11 @@ fn names(config: &Config, notes: &Notes<'_>) {
                 notes.error("service.name", "leaves no room for \"_portcullis.\" before it", "choose a shorter name");
             }
         }
+        None if config.vip.is_some() => {}
         None => notes.error(
             "dns",
-            "missing, and a service with a VIP alone is not built yet",
-            "write a [dns] section with zone and servers",
+            "missing, and there is no [vip] either: nothing says which node is active",
+            "write a [dns] section with zone and servers, or a [vip] section, or both",
         ),
     }
 }

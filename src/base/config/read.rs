@@ -116,9 +116,9 @@ fn service(section: Section<'_>) -> Option<Service> {
         section.error("listen", "names no address, so that no client could connect", format!("write [{example}]"));
     }
     choice(&section, "passive", &[("refuse", ())], &["forward"]);
-    not_built_list(&section, "units");
+    let units = section.list("units", "\"web.service\"", text::unit).unwrap_or_default();
     section.finish();
-    Some(Service { name: name?, listen })
+    Some(Service { name: name?, listen, units })
 }
 
 fn nodes(root: &Section<'_>) -> Option<Vec<Node>> {
@@ -277,10 +277,10 @@ fn vip(section: Section<'_>) -> Option<Vip> {
         section.error("address", "is an empty list", format!("write {example}, or take [vip] out"));
     }
     let interface = section.string("interface").filter(|name| !name.is_empty());
-    // Only a lease without DNS asks them (R3), and that is not built yet.
-    not_built_list(&section, "witness");
+    // Only a lease without DNS asks them (R3).
+    let witness = section.list("witness", "\"192.0.2.1\"", text::address).unwrap_or_default();
     section.finish();
-    Some(Vip { addresses: addresses?, interface, witness: Vec::new() })
+    Some(Vip { addresses: addresses?, interface, witness })
 }
 
 fn fence(section: Section<'_>) -> Fence {
@@ -289,12 +289,17 @@ fn fence(section: Section<'_>) -> Fence {
     let margin = section.duration("margin", "500ms").unwrap_or(Duration::from_millis(500));
     let words = [("demote", FencePostgres::Demote), ("stop", FencePostgres::Stop), ("keep", FencePostgres::Keep)];
     let postgres = choice(&section, "postgres", &words, &[]).unwrap_or(FencePostgres::Demote);
-    if section.boolean("kernel_gate") == Some(true) {
-        not_built(&section, "kernel_gate", "true", "write false, the default, or take the line out");
+    let kernel_gate = section.boolean("kernel_gate").unwrap_or(false);
+    let stonith = section.list("stonith", "\"/usr/local/sbin/power-off\", \"{node}\"", any).unwrap_or_default();
+    if stonith.first().is_some_and(|program| !program.starts_with('/')) {
+        section.error(
+            "stonith",
+            "does not name a program by its full path",
+            "write [\"/path/to/program\", \"{node}\"]",
+        );
     }
-    not_built_list(&section, "stonith");
     section.finish();
-    Fence { lease, max_drift, margin, postgres }
+    Fence { lease, max_drift, margin, postgres, kernel_gate, stonith }
 }
 
 fn replication(section: Section<'_>) -> Replication {

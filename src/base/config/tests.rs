@@ -170,26 +170,15 @@ fn each_error_names_file_line_key_and_remedy() {
         (plus("[witness]\nactive = \"alpp\"\n"), 22, "witness.active", &["no [[node]]"]),
         // not built yet
         (with("[[node]]", "passive = \"forward\"\n[[node]]"), 4, "service.passive", &["not built yet", "\"refuse\""]),
-        (with("[[node]]", "units = [\"web.service\"]\n[[node]]"), 4, "service.units", &["not built yet"]),
-        (plus("[fence]\nkernel_gate = true\n"), 22, "fence.kernel_gate", &["not built yet"]),
-        (plus("[fence]\nstonith = [\"/bin/true\"]\n"), 22, "fence.stonith", &["not built yet"]),
+        (with("[[node]]", "units = [\"web service\"]\n[[node]]"), 4, "service.units", &["not the name of a unit"]),
+        (plus("[fence]\nstonith = [\"true\"]\n"), 22, "fence.stonith", &["full path"]),
         (plus("[pool]\nmode = \"transaction\"\n"), 22, "pool.mode", &["not built yet", "\"session\""]),
         (plus("[pool]\nsize = 20\n"), 22, "pool.size", &["not built yet", "40"]),
         (plus("[reads]\nbalance = true\n"), 22, "reads.balance", &["not built yet"]),
         (plus("[notify]\ncommand = [\"/bin/true\"]\n"), 22, "notify.command", &["not built yet"]),
         (with("servers = ", "update_command = [\"x\"]\nservers = "), 20, "dns.update_command", &["not built yet"]),
-        (
-            plus("[vip]\naddress = \"192.0.2.100/24\"\nwitness = [\"192.0.2.1\"]\n"),
-            23,
-            "vip.witness",
-            &["not built yet"],
-        ),
-        (
-            with("[dns]\nzone = \"example.org\"\nservers = [\"192.0.2.53:53\"]\n", ""),
-            1,
-            "dns",
-            &["VIP alone is not built yet"],
-        ),
+        (plus("[vip]\naddress = \"192.0.2.100/24\"\nwitness = [\"gw\"]\n"), 23, "vip.witness", &["gw"]),
+        (with("[dns]\nzone = \"example.org\"\nservers = [\"192.0.2.53:53\"]\n", ""), 1, "dns", &["no [vip] either"]),
     ];
     for (text, line, key, words) in rows {
         let errors = parse(&text).expect_err(&text);

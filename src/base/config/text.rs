@@ -448,6 +448,17 @@ pub(super) fn address(text: &str) -> Result<IpAddr, String> {
     Ok(address)
 }
 
+/// The name of a systemd unit, with its suffix.
+pub(super) fn unit(text: &str) -> Result<String, String> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b":-_.\\@".contains(&b);
+    let suffixes = [".service", ".target", ".timer", ".socket", ".path", ".mount", ".slice"];
+    let named = suffixes.iter().any(|suffix| text.len() > suffix.len() && text.ends_with(suffix));
+    if !named || !text.bytes().all(plain) || text.starts_with('-') {
+        return Err(format!("\"{}\" is not the name of a unit, as \"web.service\"", text.escape_debug()));
+    }
+    Ok(text.to_owned())
+}
+
 /// An address with its mask, as `192.0.2.100/24`.
 pub(super) fn network(text: &str) -> Result<ipnet::IpNet, String> {
     let network: ipnet::IpNet =

@@ -96,6 +96,7 @@ impl Guard {
                 let text = "paused; `portcullis resume` lets clients go".to_owned();
                 fx.push(Effect::End { ticket, exit: 0, text, flag: None });
             }
+            Command::Maintenance { .. } => {}
             Command::Resume => {
                 if self.gate.paused && self.handover.is_none() {
                     self.release_clients(fx);

@@ -3,12 +3,12 @@
 
 use super::record::{JobEnd, Purpose};
 use super::{Guard, PgOwner, Then};
-use crate::base::config::DnsMode;
 use crate::base::ids::{Epoch, Lsn, NodeName};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
 use crate::engine::evidence::Seen;
 use crate::engine::report::{PgReport, StandbyRow};
+use crate::engine::setup::Mode;
 use crate::engine::turn::{Effect, Now, PeerAnswer, PgOutput, PgTask, Ticket};
 
 /// How long the standby may take to confirm that it has flushed and replayed past the barrier.
@@ -89,7 +89,7 @@ impl Guard {
         if !self.setup.synchronous {
             return false;
         }
-        if self.setup.mode == DnsMode::Observe && self.durable.complete == self.durable.won && self.fenced().is_some() {
+        if self.setup.mode == Mode::Observe && self.durable.complete == self.durable.won && self.fenced().is_some() {
             // The word of a former holder (R4 without a marker): all it acknowledged had to wait for the peer.
             return self.durable.sync.as_ref() == Some(&self.setup.peer);
         }
@@ -103,7 +103,7 @@ impl Guard {
             return named && listed && row && !report.in_recovery;
         }
         let named = self.witness.marker.as_ref().is_some_and(|m| m.sync.as_ref() == Some(&self.setup.me))
-            || self.setup.mode == DnsMode::Observe;
+            || self.setup.mode == Mode::Observe;
         named && report.streaming && self.peer.state.as_ref().is_some_and(|p| p.in_sync)
     }
 
@@ -121,8 +121,8 @@ impl Guard {
     /// `sync=` of our epoch.
     fn record_sync(&self) -> Option<Option<NodeName>> {
         match self.setup.mode {
-            DnsMode::Update => self.witness.sync.clone(),
-            DnsMode::Observe => Some(self.durable.sync.clone()),
+            Mode::Update => self.witness.sync.clone(),
+            Mode::Observe | Mode::VipOnly => Some(self.durable.sync.clone()),
         }
     }
 
@@ -201,7 +201,7 @@ impl Guard {
             return false;
         }
         let own = self.record_sync() == Some(None) && self.durable.sync.is_none();
-        if !own && self.setup.mode == DnsMode::Observe {
+        if !own && self.setup.mode == Mode::Observe {
             let (epoch, seq, since) = (self.durable.won, self.durable.seq + 1, now.rfc3339());
             self.durability.phase = Phase::RecordingAlone(by);
             self.record(fx, vec![Entry::Sync { epoch, seq, sync: None, since }], Then::Durability);
@@ -349,7 +349,7 @@ impl Guard {
         });
         if confirmed && self.gate.open {
             let peer = self.peer_name();
-            if self.setup.mode == DnsMode::Observe {
+            if self.setup.mode == Mode::Observe {
                 let (epoch, seq, since) = (self.durable.won, self.durable.seq + 1, now.rfc3339());
                 self.durability.phase = Phase::RecordingSync { clean: false };
                 self.record(fx, vec![Entry::Sync { epoch, seq, sync: Some(peer), since }], Then::Durability);
@@ -432,7 +432,7 @@ impl Guard {
             return;
         }
         self.keep_confirmed(now, fx);
-        if self.setup.mode == DnsMode::Update && self.job.is_none() {
+        if self.setup.mode == Mode::Update && self.job.is_none() {
             if self.may_write_first_marker(now) {
                 self.start_job(now, Purpose::First, fx);
             } else if self.has_new_boot() {

@@ -3,9 +3,9 @@
 
 use super::Guard;
 use super::observe::is_behind;
-use crate::base::config::DnsMode;
 use crate::base::ids::{Epoch, NodeName};
 use crate::engine::evidence::{self, Seen};
+use crate::engine::setup::Mode;
 use crate::engine::turn::Now;
 
 /// What a takeover over this record would lose.
@@ -36,7 +36,7 @@ impl Guard {
             ))
         };
         let Some(marker) = evidence::marker_of(seen) else {
-            return match stale.filter(|_| !planned && self.setup.mode == DnsMode::Update) {
+            return match stale.filter(|_| !planned && self.setup.mode == Mode::Update) {
                 Some(highest) => older(highest),
                 None => self.judge_unmarked(report, planned, alive),
             };
@@ -129,7 +129,7 @@ impl Guard {
                 m.sync.as_ref().map_or("none", NodeName::as_str),
                 m.since
             ),
-            None if self.setup.mode == DnsMode::Observe => {
+            None if self.setup.mode == Mode::Observe => {
                 let shows = evidence::points_at(seen).map_or("nobody", NodeName::as_str);
                 format!("the address record names {shows}; it has to be {} when this says so", self.wanted_record())
             }

@@ -259,6 +259,10 @@ impl Guard {
             | Event::VipIs { .. }
             | Event::LinkDown
             | Event::LinkUp) => self.on_vip(now, vip, fx),
+            Event::NeighbourAnswered { .. }
+            | Event::StonithDone { .. }
+            | Event::UnitsDone { .. }
+            | Event::PgStartRefused => {}
         }
         self.turn(now, fx);
     }

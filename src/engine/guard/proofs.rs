@@ -2,11 +2,11 @@
 //! question, and an answer asked before our own last update counts for nothing.
 
 use super::{Guard, Then};
-use crate::base::config::DnsMode;
 use crate::base::ids::{Epoch, NodeName};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
 use crate::engine::evidence::{self, Memory, Seen, Verdict};
+use crate::engine::setup::Mode;
 use crate::engine::setup::Setup;
 use crate::engine::turn::{Effect, Now, PeerAnswer, PeerPg, PeerQuestion, PeerState, PledgeAsk, Ticket};
 use crate::wire::dns::{Reading, RecordPair};
@@ -247,8 +247,8 @@ impl Guard {
         let first = asked.server == 0;
         let memory = self.memory();
         let verdict = match self.setup.mode {
-            DnsMode::Update => evidence::judge(&self.setup, memory, first, seen),
-            DnsMode::Observe => evidence::judge_observed(&self.setup, seen),
+            Mode::Update => evidence::judge(&self.setup, memory, first, seen),
+            Mode::Observe | Mode::VipOnly => evidence::judge_observed(&self.setup, seen),
         };
         let Some(server) = self.witness.servers.get_mut(asked.server) else { return };
         server.error = None;
@@ -291,13 +291,13 @@ impl Guard {
         fx: &mut Vec<Effect>,
     ) {
         match verdict {
-            Verdict::Here if first || self.setup.mode == DnsMode::Observe => {
+            Verdict::Here if first || self.setup.mode == Mode::Observe => {
                 self.counters.witness_proofs += 1;
                 self.extend_unbroken(asked.at);
                 self.proofs.witnessed(asked.at);
                 // R6: an address without an epoch confirms nothing after a start; the peer's pledge does, or a promote.
-                self.witness.confirmed |= self.setup.mode == DnsMode::Update;
-                if self.setup.mode == DnsMode::Update
+                self.witness.confirmed |= self.setup.mode == Mode::Update;
+                if self.setup.mode == Mode::Update
                     && let Some(marker) = evidence::marker_of(seen)
                 {
                     self.witness.sync = Some(marker.sync.clone());
@@ -316,7 +316,7 @@ impl Guard {
                 }
             }
             Verdict::Elsewhere { node } => {
-                if self.setup.mode == DnsMode::Update || self.elsewhere_everywhere() {
+                if self.setup.mode == Mode::Update || self.elsewhere_everywhere() {
                     self.proofs.void();
                 }
                 if changed {
@@ -346,7 +346,7 @@ impl Guard {
 
     /// A negative verdict that stands: the reason, else `None`.
     pub(super) fn against(&self) -> Option<String> {
-        let observe = self.setup.mode == DnsMode::Observe;
+        let observe = self.setup.mode == Mode::Observe;
         for (index, server) in self.witness.servers.iter().enumerate() {
             let name = self.setup.servers.get(index).map_or("", String::as_str);
             match &server.verdict {
@@ -363,7 +363,7 @@ impl Guard {
 
     /// Since when the record has named another node under our own epoch, and which.
     pub(super) fn elsewhere_since(&self) -> Option<(Instant, NodeName)> {
-        if self.setup.mode == DnsMode::Observe && !self.elsewhere_everywhere() {
+        if self.setup.mode == Mode::Observe && !self.elsewhere_everywhere() {
             return None;
         }
         // A silent server does not go on saying it: the record may have been put back since.
@@ -372,9 +372,9 @@ impl Guard {
             _ => None,
         });
         match self.setup.mode {
-            DnsMode::Update => standing.min_by_key(|(since, _)| *since),
+            Mode::Update => standing.min_by_key(|(since, _)| *since),
             // It counts from when the last of them said so.
-            DnsMode::Observe => standing.max_by_key(|(since, _)| *since),
+            Mode::Observe | Mode::VipOnly => standing.max_by_key(|(since, _)| *since),
         }
     }
 
@@ -389,7 +389,7 @@ impl Guard {
     /// Proof in hand, but not yet enough to open after a start or a lapse (R5, R6).
     pub(super) fn not_confirmed(&self, now: Now) -> Option<String> {
         match self.setup.mode {
-            DnsMode::Update => {
+            Mode::Update => {
                 if !self.witness.confirmed {
                     return Some(format!(
                         "the witness has not confirmed epoch {} since this start",
@@ -399,7 +399,7 @@ impl Guard {
                 (now.boot < self.witness.open_from)
                     .then(|| "a new boot: waiting W before this node may open".to_owned())
             }
-            DnsMode::Observe => {
+            Mode::Observe | Mode::VipOnly => {
                 if !self.witness.confirmed {
                     return Some(format!(
                         "observe mode: after a start only the pledge of {} confirms epoch {}, or a promote here",
@@ -433,12 +433,12 @@ impl Guard {
         {
             self.hear(now, state.clone(), fx);
             // In observe mode a pledge must not begin the unbroken row while the record speaks against this node.
-            let void = self.setup.mode == DnsMode::Observe && self.against().is_some();
+            let void = self.setup.mode == Mode::Observe && self.against().is_some();
             if pledge == &Some(Ok(question)) && epoch == self.durable.complete && self.durable.is_holder() && !void {
                 self.counters.peer_pledges += 1;
                 self.extend_unbroken(asked);
                 self.proofs.pledged(asked);
-                if self.setup.mode == DnsMode::Observe {
+                if self.setup.mode == Mode::Observe {
                     self.witness.confirmed = true;
                 }
             }
@@ -541,11 +541,11 @@ impl Guard {
             && asked >= self.witness.ignore_before
         {
             let here = match (self.setup.mode, seen) {
-                (DnsMode::Update, Seen::Agreed { marker }) => {
+                (Mode::Update, Seen::Agreed { marker }) => {
                     marker.active == asker.node && marker.epoch == ask.epoch && marker.boot == ask.boot
                 }
-                (DnsMode::Observe, seen) => evidence::points_at(seen) == Some(&asker.node),
-                (DnsMode::Update, _) => false,
+                (Mode::Observe | Mode::VipOnly, seen) => evidence::points_at(seen) == Some(&asker.node),
+                (Mode::Update, _) => false,
             };
             if !here {
                 return no("the witness does not name that node here");

@@ -18,11 +18,11 @@ use super::judge::Loss;
 use super::proofs::{AskedFor, PEER_LIMIT, PeerAskedFor};
 use super::record::{JobEnd, Purpose, sync_entry};
 use super::{Guard, PgOwner, Then};
-use crate::base::config::DnsMode;
 use crate::base::ids::{Epoch, Lsn, NodeName, TimelineId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
 use crate::engine::evidence::{self, Seen};
+use crate::engine::setup::Mode;
 use crate::engine::status::Role;
 use crate::engine::turn::{Effect, Now, PeerAnswer, PeerQuestion, PgOutput, PgTask, ProcedureBrief, Ticket};
 use crate::wire::dns::RecordPair;
@@ -449,7 +449,7 @@ impl Guard {
                 "a switchover needs both nodes alive and serving ({}); `promote` decides by itself which case it is",
                 if alive { "the peer is alive but does not serve" } else { "the peer does not answer" }
             )),
-            _ if self.setup.mode == DnsMode::Observe
+            _ if self.setup.mode == Mode::Observe
                 && peer_state.as_ref().is_some_and(|p| p.digest != self.setup.digest) =>
             {
                 Some("the configurations of the two nodes differ (nodes, timers or dns.servers)".to_owned())
@@ -564,7 +564,7 @@ impl Guard {
                 let text = format!("epoch {} is complete; opening the gate", self.durable.complete);
                 self.say(now, &text, fx);
                 let mut limit = OPEN_LIMIT;
-                if self.setup.mode == DnsMode::Observe {
+                if self.setup.mode == Mode::Observe {
                     self.witness.confirmed = true;
                     limit += self.wait();
                 }
@@ -589,7 +589,7 @@ impl Guard {
     fn begin_recording(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let Some(t) = &self.takeover else { return };
         let Some((pair, seen)) = t.record.clone() else { return };
-        if self.setup.mode == DnsMode::Observe {
+        if self.setup.mode == Mode::Observe {
             let wait = self.wait().as_secs_f64().ceil();
             let what = self.wanted_record();
             let text = if evidence::points_at(&seen) == Some(&self.setup.me) {
@@ -671,8 +671,8 @@ impl Guard {
             return;
         }
         let name = match self.setup.mode {
-            DnsMode::Update => self.takeover.as_ref().and_then(|t| t.marker.as_ref()).and_then(|m| m.sync.clone()),
-            DnsMode::Observe => None,
+            Mode::Update => self.takeover.as_ref().and_then(|t| t.marker.as_ref()).and_then(|m| m.sync.clone()),
+            Mode::Observe | Mode::VipOnly => None,
         };
         if self.pg_task(PgOwner::Takeover, PgTask::SetSyncList(name), fx) {
             self.step(now, Step::Naming, None, fx);

@@ -1,9 +1,9 @@
 //! The read-only snapshot: what HTTP and the command line show, and nothing they could not.
 
 use super::Guard;
-use crate::base::config::DnsMode;
 use crate::base::time::millis;
 use crate::engine::evidence::{self, Seen, Verdict};
+use crate::engine::setup::Mode;
 use crate::engine::status::{
     GateState, GateStatus, JournalStatus, NodeRow, PeerStatus, PostgresStatus, ProcedureStatus, ReplicationStatus,
     Role, ServerStatus, Snapshot, VerdictWord, VipStatus, WitnessStatus,
@@ -106,8 +106,8 @@ impl Guard {
         });
         WitnessStatus {
             mode: match self.setup.mode {
-                DnsMode::Update => "update".to_owned(),
-                DnsMode::Observe => "observe".to_owned(),
+                Mode::Update => "update".to_owned(),
+                Mode::Observe | Mode::VipOnly => "observe".to_owned(),
             },
             points_at: seen.and_then(evidence::points_at).cloned(),
             epoch: seen.and_then(evidence::marker_of).map(|m| m.epoch.0),

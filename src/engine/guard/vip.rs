@@ -109,7 +109,7 @@ impl Guard {
                         vip.set(now, until, fx);
                     }
                     if now >= vip.announce_at {
-                        fx.push(Effect::AnnounceVip { address: vip.address });
+                        fx.push(Effect::AnnounceVip { address: vip.address, burst: vip.announced == 0 });
                         vip.announced += 1;
                         vip.announce_at = match ANNOUNCE_AFTER.get(vip.announced) {
                             Some(after) => vip.bound_at + *after,

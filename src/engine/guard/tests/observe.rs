@@ -1,8 +1,8 @@
 //! Observe mode in the simulated world of `tests`: a person edits the address record, whose answers carry no epoch.
 
 use super::*;
-use crate::base::config::DnsMode;
 use crate::base::time::{Duration, Instant};
+use crate::engine::setup::Mode;
 
 const W: Duration = Duration::from_millis(3261);
 
@@ -12,7 +12,7 @@ fn edit(world: &mut World, node: usize) {
 
 /// The pair at its first epoch, a active and in sync.
 fn running(servers: usize) -> World {
-    let mut world = World::with(DnsMode::Observe, servers);
+    let mut world = World::with(Mode::Observe, servers);
     world.run_for(MS * 5000);
     assert!(!world.is_open(0) && !world.is_open(1), "without an epoch the record alone opens nothing");
     let ticket = world.promote(0, false);
@@ -80,7 +80,7 @@ fn without_the_old_primarys_word_the_loss_is_unknown() {
 fn after_a_start_the_record_alone_never_opens_and_the_pledge_does() {
     // P9 (ii): b ran the next epoch while a was dead; a person points the record back at a, and b is dead. (a was
     // alone, so that R6's wait for its standby does not stand in for the rule.)
-    let mut world = World::with(DnsMode::Observe, 1);
+    let mut world = World::with(Mode::Observe, 1);
     world.nodes[1].pg.follows = false;
     world.run_for(MS * 2000);
     let ticket = world.promote(0, false);

@@ -3,13 +3,14 @@
 //!
 //! Over 600 lines: the world and the cases it plays stand together: each case is read against what the world does.
 
-use crate::base::config::{DnsMode, FencePostgres};
+use crate::base::config::FencePostgres;
 use crate::base::ids::{Lsn, NodeName, SystemId, TimelineId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::{Durable, Entry};
 use crate::engine::guard::Guard;
 use crate::engine::lease::Timing;
 use crate::engine::report::{ControlData, PgReport, SourceFacts, StandbyRow};
+use crate::engine::setup::Mode;
 use crate::engine::setup::{NodeSetup, Setup};
 use crate::engine::turn::{Command, Effect, Event, Now, PgOutput, PgTask};
 use crate::wire::dns::{Reading, RecordPair, UpdateOutcome};
@@ -142,7 +143,7 @@ pub(super) struct World {
     pub(super) loss_accepted: bool,
     pub(super) check_acked: bool,
     pub(super) wire_up: bool,
-    pub(super) mode: DnsMode,
+    pub(super) mode: Mode,
     /// What a second authority shows, where there is one.
     pub(super) second: Option<RecordPair>,
     /// Nodes that no DNS answer reaches.
@@ -160,10 +161,10 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new() -> World {
-        World::with(DnsMode::Update, 1)
+        World::with(Mode::Update, 1)
     }
 
-    pub(super) fn with(mode: DnsMode, servers: usize) -> World {
+    pub(super) fn with(mode: Mode, servers: usize) -> World {
         let pg = |in_recovery| Pg {
             up: true,
             in_recovery,
@@ -249,6 +250,9 @@ impl World {
                 .map(ToString::to_string)
                 .collect(),
             vips: Vec::new(),
+            kernel_gate: false,
+            stonith: false,
+            units: false,
             synchronous: true,
             fence_postgres: self.fence_postgres,
             digest: "same".into(),
@@ -485,7 +489,11 @@ impl World {
                 | Effect::BindVip { .. }
                 | Effect::UnbindVip { .. }
                 | Effect::ProbeVip { .. }
-                | Effect::AnnounceVip { .. } => {}
+                | Effect::AnnounceVip { .. }
+                | Effect::AskNeighbour { .. }
+                | Effect::KernelGate { .. }
+                | Effect::Units { .. }
+                | Effect::Stonith { .. } => {}
             }
         }
     }
