@@ -61,6 +61,7 @@ pub mod io {
     pub mod files;
     pub mod host;
     pub mod journal;
+    pub mod kernel_gate;
     pub mod links;
     pub mod postgres;
     pub mod privileges;
@@ -101,5 +102,6 @@ pub mod app {
     pub mod probe;
     pub mod render;
     pub mod verbs;
+    pub mod wall;
     pub mod witness;
 }
