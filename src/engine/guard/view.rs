@@ -70,6 +70,7 @@ impl Guard {
                 fence: self.durable.fence.0,
             },
             advice: self.advice(now),
+            maintenance: self.durable.maintenance,
             counters: self.counters.clone(),
             turn_running: true,
         }
@@ -107,7 +108,8 @@ impl Guard {
         WitnessStatus {
             mode: match self.setup.mode {
                 Mode::Update => "update".to_owned(),
-                Mode::Observe | Mode::VipOnly => "observe".to_owned(),
+                Mode::Observe => "observe".to_owned(),
+                Mode::VipOnly => "none".to_owned(),
             },
             points_at: seen.and_then(evidence::points_at).cloned(),
             epoch: seen.and_then(evidence::marker_of).map(|m| m.epoch.0),
