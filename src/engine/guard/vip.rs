@@ -21,7 +21,7 @@ const ANNOUNCE_AFTER: [Duration; 4] =
 /// And then at least once a minute.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(60);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Phase {
     Unbound,
     Probing,
@@ -30,7 +30,7 @@ enum Phase {
 }
 
 /// One VIP.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub(super) struct VipMemory {
     pub(super) address: IpAddr,
     phase: Phase,
