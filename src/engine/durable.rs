@@ -7,7 +7,7 @@ use crate::base::ids::{Epoch, Lsn, NodeName, SystemId, TimelineId};
 use serde::{Deserialize, Serialize};
 
 /// One record of the journal.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Entry {
     /// This journal belongs to a node that was there when the pair had no epoch yet (or was rejoined), so an empty
     /// one means "never held one" and not "lost".
@@ -96,7 +96,7 @@ pub enum Entry {
 }
 
 /// Replay of the journal.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Durable {
     pub initialised: bool,
     pub seen: Epoch,

@@ -25,7 +25,7 @@ impl Timing {
 }
 
 /// The proofs in hand for one (node, epoch), each the moment its question was first sent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Proofs {
     witness: Option<Instant>,
     pledge: Option<Instant>,

@@ -13,7 +13,7 @@ use crate::engine::turn::{Command, Effect, Now, PeerAnswer, PeerQuestion, Proced
 const WATCH_LIMIT: Duration = Duration::from_secs(30);
 
 /// A procedure that runs on the peer while somebody waits here.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub(super) struct Watching {
     ticket: Ticket,
     command: Command,

@@ -24,13 +24,13 @@ const CONFIRMED_EVERY: Duration = Duration::from_secs(10);
 const AHEAD_LOOKS: u32 = 3;
 
 /// Who asked to go alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum AloneFor {
     Takeover,
     Rejoin { ticket: Ticket, id: u64 },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 enum Phase {
     #[default]
     Idle,
@@ -58,7 +58,7 @@ enum Phase {
 }
 
 /// Where the change between synchronous and alone stands.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Hash, Default)]
 pub(super) struct Durability {
     phase: Phase,
     retry_at: Instant,

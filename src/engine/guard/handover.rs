@@ -18,7 +18,7 @@ pub(super) const MAINTENANCE: &str = "maintenance is on there: `portcullis maint
 /// Silence of the taker after which everything is put back.
 const SILENCE_LIMIT: Duration = Duration::from_secs(40);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Stage {
     Draining { op: OpId, ticket: Ticket },
     Held,
@@ -30,7 +30,7 @@ enum Stage {
 }
 
 /// A switchover away from this node.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub(super) struct Handover {
     pub(super) attempt: u64,
     stage: Stage,

@@ -60,7 +60,7 @@ const STALL: Duration = Duration::from_secs(1);
 const RETRY_AFTER: Duration = Duration::from_secs(3);
 
 /// What continues when entries are durable.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 enum Then {
     Nothing,
     Takeover,
@@ -84,7 +84,7 @@ enum Then {
 }
 
 /// Who waits for a PostgreSQL task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum PgOwner {
     Takeover,
     Handover,
@@ -96,7 +96,7 @@ enum PgOwner {
 }
 
 /// What is known of the local PostgreSQL.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Hash, Default)]
 struct PgMemory {
     up: bool,
     error: Option<String>,
@@ -129,7 +129,7 @@ struct PgMemory {
 }
 
 /// The gate as the guard last set it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct GateMemory {
     open: bool,
     until: Instant,
@@ -140,7 +140,7 @@ struct GateMemory {
 }
 
 /// The whole node.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Guard {
     setup: Setup,
     durable: Durable,

@@ -17,14 +17,14 @@ use std::collections::BTreeMap;
 pub(super) const PEER_LIMIT: Duration = Duration::from_secs(2);
 
 /// Who waits for a witness's answer, beside the lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum AskedFor {
     Poll,
     Job,
     Takeover,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 pub(super) struct Asked {
     pub(super) server: usize,
     pub(super) at: Instant,
@@ -32,7 +32,7 @@ pub(super) struct Asked {
 }
 
 /// One authority.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Hash, Default)]
 pub(super) struct ServerMemory {
     /// When the question of the last conclusive answer was sent.
     pub(super) asked: Option<Instant>,
@@ -47,7 +47,7 @@ pub(super) struct ServerMemory {
 }
 
 /// The witness as remembered.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub(super) struct WitnessMemory {
     pub(super) servers: Vec<ServerMemory>,
     questions: BTreeMap<u64, Asked>,
@@ -105,7 +105,7 @@ impl WitnessMemory {
 }
 
 /// Who waits for a peer's answer, beside the lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum PeerAskedFor {
     Pulse,
     Takeover,
@@ -114,7 +114,7 @@ pub(super) enum PeerAskedFor {
 }
 
 /// The peer as remembered.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Hash, Default)]
 pub(super) struct PeerMemory {
     pub(super) state: Option<PeerState>,
     /// When anything was heard from it.

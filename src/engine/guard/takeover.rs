@@ -41,7 +41,7 @@ const DEMOTION_LIMIT: Duration = Duration::from_secs(30);
 const OPEN_LIMIT: Duration = Duration::from_secs(15);
 
 /// Which command this is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
     Promote,
     /// Only without loss, never a failover.
@@ -59,7 +59,7 @@ impl Kind {
     }
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 pub(super) enum Step {
     Asking {
         peer: Option<u64>,
@@ -132,7 +132,7 @@ impl Step {
 }
 
 /// A takeover under way.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub(super) struct Takeover {
     pub(super) id: u64,
     kind: Kind,

@@ -8,7 +8,7 @@ use crate::base::time::Instant;
 use crate::engine::turn::{Effect, Now};
 
 /// What was asked of the units.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Hash, Default)]
 pub(super) struct UnitsMemory {
     /// `None`: nothing asked in this life.
     wanted: Option<bool>,

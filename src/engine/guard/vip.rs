@@ -30,7 +30,7 @@ const ANNOUNCE_AFTER: [Duration; 6] = [
 /// And then at least once a minute.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(60);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Phase {
     Unbound,
     Probing,
@@ -39,7 +39,7 @@ enum Phase {
 }
 
 /// One VIP.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub(super) struct VipMemory {
     pub(super) address: IpAddr,
     phase: Phase,
@@ -61,7 +61,7 @@ pub(super) struct VipMemory {
 }
 
 /// The VIP's witnesses as remembered (R3).
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Hash, Default)]
 pub(super) struct NeighbourMemory {
     questions: BTreeMap<u64, (Instant, IpAddr, Epoch)>,
     pub(super) asked: Option<Instant>,
