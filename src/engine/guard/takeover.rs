@@ -628,7 +628,7 @@ impl Guard {
                     limit += self.wait();
                 }
                 if self.setup.mode == Mode::VipOnly {
-                    // R3: a promote under all of R2 opens; from here on the peer's pledge or the VIP's witness prolongs.
+                    // R3: a promote under all of R2 opens; from here on a pledge or the VIP's witness prolongs.
                     self.proofs.pledged(now.boot);
                 }
                 self.step(now, Step::Opening, Some(limit), fx);

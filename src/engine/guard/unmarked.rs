@@ -1,8 +1,8 @@
-//! A takeover where no marker at a witness decides it: the record is edited by a person (observe mode), or there is only
-//! a VIP and the peer's word (R3).
+//! A takeover where no marker at a witness decides it: the record is edited by a person (observe mode), or there is
+//! only a VIP and the peer's word (R3).
 //!
-//! **Invariant:** with a VIP alone nothing is won before the peer has consented, or was switched off after this node had
-//! durably refused; what would be lost is judged again at that moment.
+//! **Invariant:** with a VIP alone nothing is won before the peer has consented, or was switched off after this node
+//! had durably refused; what would be lost is judged again at that moment.
 
 use super::judge::Loss;
 use super::takeover::Step;

@@ -6,7 +6,7 @@ use crate::engine::evidence::{self, Seen, Verdict};
 use crate::engine::setup::Mode;
 use crate::engine::status::{
     GateState, GateStatus, JournalStatus, NodeRow, PeerStatus, PostgresStatus, ProcedureStatus, ReplicationStatus,
-    Role, ServerStatus, Snapshot, VerdictWord, VipStatus, WitnessStatus,
+    Role, ServerStatus, Snapshot, VerdictWord, VipStatus, VipWitnessStatus, WitnessStatus,
 };
 use crate::engine::turn::{Now, PeerPg};
 
@@ -71,6 +71,11 @@ impl Guard {
             },
             advice: self.advice(now),
             maintenance: self.durable.maintenance,
+            vip_witness: (self.setup.mode == Mode::VipOnly).then(|| VipWitnessStatus {
+                witness: self.neighbours.witness.map(|address| address.to_string()),
+                age_ms: self.neighbours.asked.map(|at| millis(now.boot.since(at))),
+                error: self.neighbours.error.clone(),
+            }),
             counters: self.counters.clone(),
             turn_running: true,
         }

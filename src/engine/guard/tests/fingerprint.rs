@@ -1,7 +1,7 @@
 //! When two guards are one state to the model: all that decides, and nothing that people only read.
 //!
-//! **Invariant:** a new field of the guard does not compile here until somebody has said which of the two it is; a field
-//! that decides and is left out would merge states that differ, and the model would look away.
+//! **Invariant:** a new field of the guard does not compile here until somebody has said which of the two it is; a
+//! field that decides and is left out would merge states that differ, and the model would look away.
 
 use super::super::{GateMemory, Guard};
 use std::hash::{Hash, Hasher};
