@@ -3,6 +3,7 @@
 mod fingerprint;
 mod observe;
 mod random;
+mod solo;
 mod world;
 
 use crate::base::config::FencePostgres;
