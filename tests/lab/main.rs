@@ -13,6 +13,7 @@ mod observe;
 mod planned;
 mod record;
 mod vip;
+mod vip_only;
 
 use harness::Lab;
 use harness::config::Options;
