@@ -12,6 +12,7 @@ mod harness_itself;
 mod observe;
 mod planned;
 mod record;
+mod stonith;
 mod vip;
 mod vip_only;
 

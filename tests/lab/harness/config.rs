@@ -22,7 +22,7 @@ pub struct Options {
     pub mode: &'static str,
     /// Further lines of `[dns]`; `None`: no such section, a service with a VIP alone.
     pub dns: Option<&'static str>,
-    /// Further lines of `[vip]` and `[fence]`.
+    /// Further lines of `[vip]` and `[fence]`; `{dir}` is the lab's folder.
     pub vip_lines: &'static str,
     pub fence: &'static str,
     /// Further lines for the end of the file (whole tables).
@@ -97,7 +97,8 @@ pub fn text(options: &Options, lab_dir: &Path, own: usize) -> Outcome<String> {
     let bin_dir = Template::once()?.bin_dir.display().to_string();
     let dir = lab_dir.display();
     let own_dir = options.nodes.get(own).copied().unwrap_or("witness");
-    let Options { lease, poll, margin, mode, fence, vip_lines, .. } = options;
+    let Options { lease, poll, margin, mode, vip_lines, .. } = options;
+    let fence = options.fence.replace("{dir}", &dir.to_string());
     let mut text = format!(
         "state_dir   = \"{dir}/{own_dir}/state\"\nruntime_dir = \"{dir}/{own_dir}/run\"\n\n\
          [service]\nname   = \"{SERVICE}\"\nlisten = [\"0.0.0.0:6432\"]\n\n"
