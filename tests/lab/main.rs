@@ -12,7 +12,9 @@ mod harness_itself;
 mod observe;
 mod planned;
 mod record;
+mod stonith;
 mod vip;
+mod vip_only;
 
 use harness::Lab;
 use harness::config::Options;
