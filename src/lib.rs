@@ -63,6 +63,7 @@ pub mod io {
     pub mod journal;
     pub mod kernel_gate;
     pub mod links;
+    pub mod neighbour;
     pub mod outside;
     pub mod postgres;
     pub mod privileges;

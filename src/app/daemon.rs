@@ -54,6 +54,7 @@ pub struct Parts {
     pub peer_cluster: Option<Peer>,
     pub vips: Vec<ipnet::IpNet>,
     pub vip_interface: Option<String>,
+    pub vip_witnesses: Vec<std::net::IpAddr>,
     pub wall: Option<WallHand>,
     pub units: Vec<String>,
     pub stonith: Vec<String>,
@@ -237,6 +238,7 @@ fn make_parts(
         cluster: Arc::clone(&secrets.cluster),
         peer_cluster: other.map(Peer::from_node),
         vips: config.vip.as_ref().map(|vip| vip.addresses.clone()).unwrap_or_default(),
+        vip_witnesses: config.vip.as_ref().map(|vip| vip.witness.clone()).unwrap_or_default(),
         units: config.service.units.clone(),
         stonith: config.fence.stonith.clone(),
         vip_interface: node.vip_interface.clone().or_else(|| config.vip.as_ref().and_then(|v| v.interface.clone())),
@@ -327,15 +329,36 @@ async fn watch_links(nets: Vec<ipnet::IpNet>, interface: Option<String>, events:
             }
         }
     }
-    let (sender, mut receiver) = mpsc::channel(crate::io::links::EVENTS_WAITING);
-    let _watch = LinkWatch::start(&vips, sender);
-    while let Some(event) = receiver.recv().await {
+    // A watch for each interface: one link that is up says nothing about another that is down.
+    let mut interfaces: Vec<String> = vips.iter().map(|vip| vip.interface.clone()).collect();
+    interfaces.sort_unstable();
+    interfaces.dedup();
+    let (merged, mut heard) = mpsc::channel(crate::io::links::EVENTS_WAITING);
+    for (n, interface) in interfaces.iter().enumerate() {
+        let own: Vec<_> = vips.iter().filter(|vip| vip.interface == *interface).cloned().collect();
+        let (sender, mut receiver) = mpsc::channel(crate::io::links::EVENTS_WAITING);
+        let merged = merged.clone();
+        tokio::spawn(async move {
+            let _watch = LinkWatch::start(&own, sender);
+            while let Some(event) = receiver.recv().await {
+                if merged.send((n, event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    drop(merged);
+    let mut down = vec![false; interfaces.len()];
+    while let Some((n, event)) = heard.recv().await {
         let event = match event {
             LinkEvent::AddressRemoved { address } => Event::VipRemoved { address },
             LinkEvent::AddressAdded { address, .. } => Event::VipIs { address, bound: true },
-            LinkEvent::LinkUp { .. } => Event::LinkUp,
-            LinkEvent::LinkDown { .. } => Event::LinkDown,
+            LinkEvent::LinkUp { .. } | LinkEvent::LinkDown { .. } => {
+                down[n] = matches!(event, LinkEvent::LinkDown { .. });
+                if down.contains(&true) { Event::LinkDown } else { Event::LinkUp }
+            }
             LinkEvent::ForeignClaim { address, mac } => Event::ForeignClaim { address, mac: mac_text(mac) },
+            // Every fact follows anew.
             LinkEvent::Overrun => continue,
         };
         if events.send(event).await.is_err() {

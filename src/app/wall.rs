@@ -3,15 +3,21 @@
 //! A thread, not a task: nothing that keeps the runtime busy may delay a renewal. It is NOT where a lease is judged.
 //!
 //! **Invariants:** an older word is never applied after a newer one; the table goes away with this value, at a clean
-//! stop and at a start that failed, and stays when the process dies (then its element runs out by itself).
+//! stop and at a start that failed, and stays when the process dies (then its element runs out by itself). A cut leaves
+//! the wall open for [`LAST_WORDS`] at most, never longer than it was: the gate passes nothing any more, and each
+//! client shall still read why.
 
+use crate::app::hands::LAST_WORDS;
 use crate::base::config::{Config, Node};
-use crate::base::time::Instant;
+use crate::base::time::{Duration, Instant};
 use crate::io::clock;
 use crate::io::kernel_gate::{KernelGate, Plan, Stood, remove_leftover};
 use std::net::{IpAddr, ToSocketAddrs};
 use std::thread::JoinHandle;
 use tokio::sync::watch;
+
+/// A table that somebody took away stands again after so long, also on a node that has nothing to renew.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What the thread is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,8 +35,8 @@ impl WallHand {
     /// Traffic passes the kernel until then. The newest counts; nothing waits.
     pub fn set(&self, until: Option<Instant>) {
         self.0.send_if_modified(|word| {
-            // Nothing is said after the end.
-            let told = *word != Word::TakeAway;
+            // Nothing is said after the end, nor the same twice: the guard says it with every turn.
+            let told = *word != Word::TakeAway && *word != Word::Until(until);
             if told {
                 *word = Word::Until(until);
             }
@@ -94,19 +100,27 @@ impl Drop for Wall {
     }
 }
 
+/// The next word; the same again after [`LOOK_EVERY`].
 async fn next(heard: &mut watch::Receiver<Word>) -> Word {
-    match heard.changed().await {
-        Ok(()) => *heard.borrow_and_update(),
-        Err(_) => Word::TakeAway,
+    match tokio::time::timeout(LOOK_EVERY, heard.changed()).await {
+        Ok(Err(_)) => Word::TakeAway,
+        Ok(Ok(())) | Err(_) => *heard.borrow_and_update(),
     }
 }
 
 /// Applies words until the end. A trouble is told once, not at each renewal.
 fn keep(mut gate: KernelGate, mut next: impl FnMut() -> Word) {
     let mut said = None;
+    let mut open_until = Instant::ZERO;
     loop {
         let Word::Until(until) = next() else { break };
-        match gate.set(until.map(|until| until.since(clock::now()))) {
+        let now = clock::now();
+        let left = match until {
+            Some(until) => until.since(now),
+            None => open_until.since(now).min(LAST_WORDS),
+        };
+        open_until = now + left;
+        match gate.set(Some(left)) {
             Ok(stood) => {
                 if stood == Stood::No {
                     tracing::warn!("somebody took the kernel gate's table away; it stands again");
