@@ -61,6 +61,7 @@ pub mod io {
     pub mod files;
     pub mod host;
     pub mod journal;
+    pub mod kernel_gate;
     pub mod links;
     pub mod outside;
     pub mod postgres;
@@ -102,5 +103,6 @@ pub mod app {
     pub mod probe;
     pub mod render;
     pub mod verbs;
+    pub mod wall;
     pub mod witness;
 }

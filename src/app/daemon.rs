@@ -3,6 +3,7 @@
 
 use crate::app::driver::{Driver, EVENTS_WAITING, Request, read_clocks};
 use crate::app::hands::{Hands, mac_text};
+use crate::app::wall::{Wall, WallHand};
 use crate::base::config::{Auth, Config, DnsMode, Node};
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
@@ -53,6 +54,7 @@ pub struct Parts {
     pub peer_cluster: Option<Peer>,
     pub vips: Vec<ipnet::IpNet>,
     pub vip_interface: Option<String>,
+    pub wall: Option<WallHand>,
     pub units: Vec<String>,
     pub stonith: Vec<String>,
 }
@@ -144,6 +146,8 @@ async fn serve(config: Config, node: Node, secrets: Secrets, config_file: PathBu
             "the journal's last record was cut off by a crash in the middle of writing it; it was never relied on"
         );
     }
+    // Behind the state directory's lock, which proves that no other daemon has a wall; before anything listens.
+    let wall = Wall::raise(&config, &node).map_err(bad)?;
     let gate = Gate::new(clock::now);
     let boot = clock::boot_id().map_err(|error| bad(format!("/proc is needed for the boot_id: {error}")))?;
     let start = random()?;
@@ -155,7 +159,8 @@ async fn serve(config: Config, node: Node, secrets: Secrets, config_file: PathBu
     let (event_tx, event_rx) = mpsc::channel::<Event>(EVENTS_WAITING);
     let (request_tx, request_rx) = mpsc::channel::<Request>(64);
     let (report_tx, report_rx) = watch::channel::<Option<(Instant, PgReport)>>(None);
-    let parts = make_parts(&config, &node, &secrets, &servers, &setup, Arc::clone(&gate))?;
+    let mut parts = make_parts(&config, &node, &secrets, &servers, &setup, Arc::clone(&gate))?;
+    parts.wall = wall.as_ref().map(Wall::hand);
 
     let mut first = Vec::new();
     let present = node.postgres.data_dir.join("PG_VERSION").exists();
@@ -235,6 +240,7 @@ fn make_parts(
         units: config.service.units.clone(),
         stonith: config.fence.stonith.clone(),
         vip_interface: node.vip_interface.clone().or_else(|| config.vip.as_ref().and_then(|v| v.interface.clone())),
+        wall: None,
     })
 }
 

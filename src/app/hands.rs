@@ -5,6 +5,7 @@
 //! effect.
 
 use crate::app::daemon::Parts;
+use crate::app::wall::WallHand;
 use crate::base::ids::OpId;
 use crate::base::time::Duration;
 use crate::engine::durable::Entry;
@@ -62,6 +63,7 @@ pub struct Hands {
     cluster: Arc<Cluster>,
     peer_cluster: Option<Peer>,
     vips: HashMap<IpAddr, mpsc::Sender<VipTask>>,
+    wall: Option<WallHand>,
     commands: HashMap<Ticket, mpsc::Sender<ControlReply>>,
     questions: HashMap<Ticket, oneshot::Sender<PeerAnswer>>,
     units: watch::Sender<Option<bool>>,
@@ -93,6 +95,7 @@ impl Hands {
             cluster: Arc::clone(&parts.cluster),
             peer_cluster: parts.peer_cluster.clone(),
             vips,
+            wall: parts.wall.clone(),
             commands: HashMap::new(),
             questions: HashMap::new(),
         }
@@ -135,6 +138,12 @@ impl Hands {
             Effect::UnbindVip { address } => self.vip(address, VipTask::Unbind),
             Effect::ProbeVip { address } => self.vip(address, VipTask::Probe),
             Effect::AnnounceVip { address, burst } => self.vip(address, VipTask::Announce { burst }),
+            Effect::AskNeighbour { .. } => {}
+            Effect::KernelGate { until } => {
+                if let Some(wall) = &self.wall {
+                    wall.set(until);
+                }
+            }
             Effect::Units { start } => {
                 self.units.send_replace(Some(start));
             }
@@ -142,7 +151,6 @@ impl Hands {
                 let words = Arc::clone(&self.stonith);
                 self.spawn(async move { Event::StonithDone { op, result: outside::stonith(&words, &node).await } });
             }
-            Effect::AskNeighbour { .. } | Effect::KernelGate { .. } => {}
             Effect::Drain { op, limit } => self.drain(op, limit),
             Effect::Say { ticket, text } => {
                 if let Some(reply) = self.commands.get(&ticket) {
