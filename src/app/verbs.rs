@@ -354,6 +354,9 @@ pub struct InitArgs {
     /// A virtual address with its mask, 192.0.2.100/24
     #[arg(long, value_name = "ADDRESS/MASK")]
     pub vip: Option<String>,
+    /// A service with a VIP and no DNS; needs --vip
+    #[arg(long, conflicts_with_all = ["servers", "witness"])]
+    pub no_dns: bool,
     /// Also write what the embedded DNS server needs: its section and a TSIG key
     #[arg(long)]
     pub witness: bool,

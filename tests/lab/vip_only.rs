@@ -1,5 +1,5 @@
-//! A service with a VIP and no DNS (R3): the peer's pledge or an ARP witness keeps the lease, and nobody takes over from a
-//! silent node on a guess.
+//! A service with a VIP and no DNS (R3): the peer's pledge or an ARP witness keeps the lease, and nobody takes over
+//! from a silent node on a guess.
 
 use crate::ensure;
 use crate::harness::client::{Target, Writer, WriterOptions};
