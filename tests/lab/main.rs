@@ -14,6 +14,7 @@ mod planned;
 mod record;
 mod stonith;
 mod vip;
+mod vip_full;
 mod vip_only;
 
 use harness::Lab;

@@ -124,7 +124,8 @@ pub fn text(options: &Options, lab_dir: &Path, own: usize) -> Outcome<String> {
         ));
     }
     if options.vip {
-        text.push_str(&format!("[vip]\naddress = \"192.0.2.100/24\"\ninterface = \"eth0\"\n{vip_lines}\n"));
+        let address = if vip_lines.contains("address =") { "" } else { "address = \"192.0.2.100/24\"\n" };
+        text.push_str(&format!("[vip]\n{address}interface = \"eth0\"\n{vip_lines}\n"));
     }
     text.push_str(&format!(
         "[fence]\nlease = \"{lease}\"\nmargin = \"{margin}\"\n{fence}\n\
