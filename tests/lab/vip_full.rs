@@ -3,10 +3,12 @@
 
 use crate::ensure;
 use crate::harness::Lab;
+use crate::harness::client::{Writer, WriterOptions};
 use crate::harness::config::Options;
 use crate::harness::host::Host;
 use crate::harness::net::{self, VIP, address_gone};
 use crate::harness::node::{GATE_PORT, Node};
+use crate::harness::postgres::SYSTEM_USER;
 use crate::harness::sys::{Fail, Outcome, enter_netns, in_netns, millis, ms, never, now, run, secs, wait_until};
 use crate::in_lab;
 use portcullis::base::time::{Duration, Instant};
@@ -338,6 +340,11 @@ fn a_frozen_or_killed_daemon_leaves_no_open_session_behind_the_second_wall() {
                 Ok(!net::connects(client, a.address(), GATE_PORT)? && !net::connects(client, a.address(), 5432)?)
             })?;
             for (address, port, session) in sessions {
+                // It says something every 20 ms, and so hears of it a moment after it happened.
+                let patience = now() + secs(1);
+                while !session.thread.is_finished() && now() < patience {
+                    std::thread::sleep(millis(5));
+                }
                 let cut = session.finish()?;
                 let (at, how) = cut.first().ok_or_else(|| format!("{what}: {address}:{port} was never cut"))?;
                 eprintln!(
@@ -356,14 +363,27 @@ fn a_frozen_or_killed_daemon_leaves_no_open_session_behind_the_second_wall() {
             a.wait_active(secs(15))?;
             wait_until(secs(3), "the gate open to the client again", || net::connects(client, VIP, GATE_PORT))?;
         }
+        // A cut with words: the wall lets clients read why the gate was shut.
+        let writer = Writer::start_flowing(client, WriterOptions::once(1, a.gate()?))?;
+        a.cli(&["fence"])?.expect(0)?;
+        wait_until(secs(3), "the session told", || Ok(!writer.log().errors.is_empty()))?;
+        let errors = writer.finish().errors;
+        ensure!(errors.iter().any(|(_, text)| text.contains("57P0")), "the client was told {errors:?}");
+        wait_until(secs(2), "the gate shut", || Ok(!net::connects(client, a.address(), GATE_PORT)?))?;
         // Somebody reloads his packet filter: it stands again.
         run(&["ip", "netns", "exec", b.ns(), "nft", "flush", "ruleset"])?;
         wait_until(secs(3), "the wall of the passive node to stand again", || has_table(b))?;
+        // A second daemon, started by mistake, does not get as far as the wall of the first.
+        a.cli(&["daemon"])?.expect(2)?;
+        ensure!(has_table(a)?, "a start that failed took the wall of the running daemon away");
         // A clean stop takes it away.
         for node in lab.nodes() {
             node.stop_daemon()?;
             ensure!(!has_table(node)?, "{} left its wall behind", node.name());
         }
+        // Where it cannot be made, nothing runs without it.
+        let said = a.cli_as(SYSTEM_USER, &["daemon"])?.expect(2)?;
+        ensure!(said.err.contains("CAP_NET_ADMIN"), "{}", said.err);
         Ok(())
     });
 }
