@@ -197,8 +197,8 @@ fn random_schedules_break_no_rule() {
                     eprintln!("{:?}", n.shadow);
                     eprintln!("ends {:#?}", n.ends);
                     if let Some(guard) = &n.guard {
-                        eprintln!("{:#?}", guard.snapshot(schedule.world.clocks()).events);
-                        eprintln!("{:#?}", guard.snapshot(schedule.world.clocks()).gate);
+                        eprintln!("{:#?}", guard.snapshot(schedule.world.clocks(0)).events);
+                        eprintln!("{:#?}", guard.snapshot(schedule.world.clocks(0)).gate);
                     }
                 }
             }
