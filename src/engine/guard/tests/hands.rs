@@ -315,6 +315,7 @@ impl World {
             | Delivery::Landing { .. }
             | Delivery::Client
             | Delivery::Revive(_)
+            | Delivery::Act(_)
             | Delivery::Heal(_) => None,
         }
     }
@@ -390,6 +391,7 @@ impl World {
                 self.post(self.look_every, Delivery::Look(node));
             }
             Delivery::Revive(node) => self.revive(node),
+            Delivery::Act(act) => self.act(act),
             Delivery::Heal(cut) => self.heal_one(cut),
         }
     }

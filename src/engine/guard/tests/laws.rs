@@ -40,6 +40,7 @@ impl World {
             let until = [self.nodes[0].gate_until, self.nodes[1].gate_until];
             self.broke(TWO_GATES, format!("a until {:?}, b until {:?} on their clocks", until[0], until[1]));
         }
+        self.read_marker();
         let marker = self.marker();
         let lease = self.timing.lease;
         for node in 0..2 {
@@ -118,8 +119,10 @@ impl World {
     fn judge_completion(&mut self, node: usize) {
         let other = &self.nodes[1 - node];
         let Some(guard) = &other.guard else { return };
-        let local = other.clock.read(self.now);
-        if guard.durable.is_holder() && guard.fenced().is_none() && guard.lease_deadline() > local {
+        let now = self.clocks(1 - node);
+        let local = now.boot;
+        let may_open = guard.durable.is_holder() && guard.fenced().is_none() && guard.not_confirmed(now).is_none();
+        if may_open && guard.lease_deadline() > local {
             let until = guard.lease_deadline();
             self.broke(TOO_EARLY, format!("{} may serve until {until:?}, it is {local:?} there", name(1 - node)));
         }

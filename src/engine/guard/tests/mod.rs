@@ -3,6 +3,7 @@
 mod fingerprint;
 mod hands;
 mod laws;
+mod model;
 mod observe;
 mod random;
 mod world;

@@ -93,6 +93,8 @@ pub(super) enum Delivery {
     },
     /// The machine or the daemon is there again.
     Revive(usize),
+    /// Somebody or something acts at a set time.
+    Act(Act),
     /// A cut ends.
     Heal(Cut),
 }
@@ -107,6 +109,20 @@ pub(super) enum Cut {
     Witness(usize),
     /// The witness hears this node and is not heard: its updates land unanswered.
     Deaf(usize),
+}
+
+/// What somebody or something does to the world.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Act {
+    Order(usize, Command),
+    Kill(usize),
+    Crash(usize),
+    StopPg(usize),
+    StartPg(usize),
+    Freeze(usize, Duration),
+    Cut(Cut),
+    /// A person makes the address record name this node.
+    Edit(usize),
 }
 
 /// splitmix64: small, seeded, enough.
@@ -233,6 +249,8 @@ pub(super) struct World {
     /// A broken law panics; else it is kept in `broken`.
     pub(super) strict: bool,
     pub(super) broken: Option<(&'static str, String)>,
+    /// The marker as last read, beside its text.
+    pub(super) read: Option<(String, Option<Marker>)>,
     /// Keeps nothing that only people read: a state of the model is small.
     pub(super) lean: bool,
     /// One line per transition, where somebody wants them.
@@ -312,6 +330,7 @@ impl World {
             owners: BTreeMap::new(),
             strict: true,
             broken: None,
+            read: None,
             lean: false,
             log: None,
         }
@@ -430,6 +449,30 @@ impl World {
         }
     }
 
+    pub(super) fn act(&mut self, act: Act) {
+        self.note(|_| format!("{act:?}"));
+        match act {
+            // Nobody talks to a stopped daemon; it hears when it goes on.
+            Act::Order(node, _) if self.nodes[node].frozen_until > self.now => {
+                let thaw = self.nodes[node].frozen_until.since(self.now);
+                self.post(thaw, Delivery::Act(act));
+            }
+            Act::Order(node, command) => {
+                self.command(node, command);
+            }
+            Act::Kill(node) => self.kill(node),
+            Act::Crash(node) => self.crash(node),
+            Act::StopPg(node) => self.nodes[node].pg.up = false,
+            Act::StartPg(node) => {
+                self.nodes[node].pg.up = true;
+                self.nodes[node].pg.start += 1;
+            }
+            Act::Freeze(node, time) => self.nodes[node].frozen_until = self.now + time,
+            Act::Cut(cut) => self.cut(cut, true),
+            Act::Edit(node) => self.record = RecordPair::new(vec![address(node)], 5, Vec::new()),
+        }
+    }
+
     pub(super) fn cut(&mut self, cut: Cut, on: bool) {
         match cut {
             Cut::Wire => self.wire_up = !on,
@@ -468,7 +511,18 @@ impl World {
     }
 
     pub(super) fn marker(&self) -> Option<Marker> {
-        self.record.marker.first().and_then(|text| text.parse().ok())
+        match (&self.read, self.record.marker.first()) {
+            (Some((known, marker)), Some(text)) if known == text => marker.clone(),
+            (_, text) => text.and_then(|text| text.parse().ok()),
+        }
+    }
+
+    /// Reads the marker once per change: every law looks at it after every event.
+    pub(super) fn read_marker(&mut self) {
+        let text = self.record.marker.first();
+        if self.read.as_ref().map(|(known, _)| known) != text {
+            self.read = text.map(|text| (text.clone(), text.parse().ok()));
+        }
     }
 
     pub(super) fn command(&mut self, node: usize, command: Command) -> u64 {
