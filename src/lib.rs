@@ -62,6 +62,7 @@ pub mod io {
     pub mod host;
     pub mod journal;
     pub mod links;
+    pub mod outside;
     pub mod postgres;
     pub mod privileges;
     pub mod vip;

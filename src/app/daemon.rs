@@ -38,6 +38,8 @@ const PG_LOOK_LIMIT: Duration = Duration::from_secs(2);
 const BEAT_LIMIT: Duration = Duration::from_secs(2);
 /// How long an answer after a client's cancel is held for the standby's confirmation (R4).
 const CONFIRM_LIMIT: Duration = Duration::from_secs(10);
+/// Under `state_dir`: `may-start-primary` refused the local PostgreSQL, so the daemon starts it once proof comes (R6).
+pub const START_REFUSED: &str = "start-refused";
 /// Events shown from former lives.
 const EVENTS_REMEMBERED: usize = 50;
 
@@ -51,6 +53,8 @@ pub struct Parts {
     pub peer_cluster: Option<Peer>,
     pub vips: Vec<ipnet::IpNet>,
     pub vip_interface: Option<String>,
+    pub units: Vec<String>,
+    pub stonith: Vec<String>,
 }
 
 /// What had to be read with the rights the daemon was started with.
@@ -228,6 +232,8 @@ fn make_parts(
         cluster: Arc::clone(&secrets.cluster),
         peer_cluster: other.map(Peer::from_node),
         vips: config.vip.as_ref().map(|vip| vip.addresses.clone()).unwrap_or_default(),
+        units: config.service.units.clone(),
+        stonith: config.fence.stonith.clone(),
         vip_interface: node.vip_interface.clone().or_else(|| config.vip.as_ref().and_then(|v| v.interface.clone())),
     })
 }
@@ -249,7 +255,20 @@ fn spawn_senses(
     peer: &NodeName,
 ) {
     let sender = to.events.clone();
+    let refused = config.state_dir.join(START_REFUSED);
     tokio::spawn(postgres::watch(Arc::clone(&secrets.cluster), PG_LOOK_EVERY, PG_LOOK_LIMIT, move |asked, answer| {
+        // What may-start-primary left behind; read while PostgreSQL is down only, and gone once it has run.
+        let mark = match &answer {
+            Ok(_) => {
+                let _usually_not_there = std::fs::remove_file(&refused);
+                false
+            }
+            Err(PgLost::Silent(_)) => false,
+            Err(_) => refused.exists(),
+        };
+        if mark {
+            let _full = sender.try_send(Event::PgStartRefused);
+        }
         let event = match answer {
             Ok(report) => {
                 reports.send_replace(Some((asked, report.clone())));

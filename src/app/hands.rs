@@ -12,6 +12,7 @@ use crate::engine::report::SourceFacts;
 use crate::engine::turn::{Effect, Event, PeerAnswer, PeerQuestion, PgOutput, PgTask, Ticket};
 use crate::io::dns::Authority;
 use crate::io::journal::Journal;
+use crate::io::outside;
 use crate::io::postgres::{Cluster, Peer, PgError, StopMode, slot_name};
 use crate::io::vip::{PROBE_TIME, VipHand};
 use crate::serve::gate::Gate;
@@ -20,7 +21,7 @@ use crate::serve::peer::PeerClient;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Effects that wait for one VIP. More cannot wait: the guard asks for a renewal every 400 ms. Full: that one is
 /// dropped.
@@ -63,6 +64,8 @@ pub struct Hands {
     vips: HashMap<IpAddr, mpsc::Sender<VipTask>>,
     commands: HashMap<Ticket, mpsc::Sender<ControlReply>>,
     questions: HashMap<Ticket, oneshot::Sender<PeerAnswer>>,
+    units: watch::Sender<Option<bool>>,
+    stonith: Arc<Vec<String>>,
 }
 
 impl Hands {
@@ -76,7 +79,11 @@ impl Hands {
             tokio::spawn(vip_task(*net, parts.vip_interface.clone(), queue, events.clone()));
             vips.insert(net.addr(), tasks);
         }
+        let (units, wanted) = watch::channel(None);
+        tokio::spawn(units_task(parts.units.clone(), wanted, events.clone()));
         Hands {
+            units,
+            stonith: Arc::new(parts.stonith.clone()),
             events,
             gate: Arc::clone(&parts.gate),
             authorities: parts.authorities.clone(),
@@ -128,8 +135,14 @@ impl Hands {
             Effect::UnbindVip { address } => self.vip(address, VipTask::Unbind),
             Effect::ProbeVip { address } => self.vip(address, VipTask::Probe),
             Effect::AnnounceVip { address, burst } => self.vip(address, VipTask::Announce { burst }),
-            Effect::AskNeighbour { .. } | Effect::KernelGate { .. } | Effect::Units { .. } | Effect::Stonith { .. } => {
+            Effect::Units { start } => {
+                self.units.send_replace(Some(start));
             }
+            Effect::Stonith { op, node } => {
+                let words = Arc::clone(&self.stonith);
+                self.spawn(async move { Event::StonithDone { op, result: outside::stonith(&words, &node).await } });
+            }
+            Effect::AskNeighbour { .. } | Effect::KernelGate { .. } => {}
             Effect::Drain { op, limit } => self.drain(op, limit),
             Effect::Say { ticket, text } => {
                 if let Some(reply) = self.commands.get(&ticket) {
@@ -308,6 +321,32 @@ fn spawn_journal(
     // A thread of its own: a slow disk holds up nothing but what waits for it.
     if let Err(error) = std::thread::Builder::new().name("journal".to_owned()).spawn(work) {
         tracing::error!("the journal's thread cannot be started: {error}");
+    }
+}
+
+/// `service.units`: the newest wish counts, and one that is under way is given up for it.
+async fn units_task(units: Vec<String>, mut wanted: watch::Receiver<Option<bool>>, events: mpsc::Sender<Event>) {
+    if units.is_empty() {
+        return;
+    }
+    let mut next = None;
+    loop {
+        if next.is_none() && wanted.changed().await.is_err() {
+            return;
+        }
+        next = None;
+        let Some(start) = *wanted.borrow_and_update() else { continue };
+        tokio::select! {
+            result = outside::units(&units, start) => {
+                if events.send(Event::UnitsDone { start, result }).await.is_err() {
+                    return;
+                }
+            }
+            changed = wanted.changed() => match changed {
+                Ok(()) => next = Some(()),
+                Err(_) => return,
+            },
+        }
     }
 }
 

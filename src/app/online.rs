@@ -2,7 +2,7 @@
 
 use super::client::{self, Out, PromoteArgs, Target};
 use super::render::Style;
-use super::verbs::{Command, Globals, ProbeArgs, Since};
+use super::verbs::{Command, Globals, ProbeArgs, Since, Switch};
 use super::{cli, daemon, may_start, probe, witness};
 use crate::base::config::Config;
 use crate::base::fault::{ExitCode, Fault};
@@ -65,6 +65,10 @@ pub fn dispatch(globals: &Globals, command: &Command) -> Option<Result<u8, Fault
         Command::Unfence => send(globals, "unfence", json!({}), false),
         Command::Pause => send(globals, "pause", json!({}), false),
         Command::Resume => send(globals, "resume", json!({}), false),
+        Command::Maintenance(args) => {
+            let on = args.switch == Switch::On;
+            send(globals, "maintenance", json!({"on": on}), false)
+        }
         _ => return None,
     };
     Some(result)
@@ -109,7 +113,14 @@ fn run_may_start(globals: &Globals) -> Result<u8, Fault> {
             cli::print(&format!("yes: {why}\n"));
             Ok(cli::code(ExitCode::Done))
         }
-        Err(why) => Err(Fault::new(ExitCode::Refused, format!("PostgreSQL must not start as a primary: {why}"))),
+        Err(why) => {
+            // The daemon looks for it: it starts this PostgreSQL once the proof has come (R6).
+            let mark = config.state_dir.join(daemon::START_REFUSED);
+            if let Err(error) = std::fs::write(&mark, b"") {
+                eprintln!("portcullis: {} cannot be written: {error}; start PostgreSQL again by hand", mark.display());
+            }
+            Err(Fault::new(ExitCode::Refused, format!("PostgreSQL must not start as a primary: {why}")))
+        }
     }
 }
 

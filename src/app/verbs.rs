@@ -111,7 +111,7 @@ pub enum Command {
     /// Let held clients go on
     #[command(after_help = "Example:\n  portcullis resume")]
     Resume,
-    /// Leave PostgreSQL alone; the gate goes on obeying the lease (not built yet)
+    /// Leave PostgreSQL alone; the gate goes on obeying the lease
     #[command(after_help = "Example:\n  portcullis maintenance on")]
     Maintenance(MaintenanceArgs),
     /// Monitoring-plugin output with perfdata

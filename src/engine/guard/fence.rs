@@ -62,6 +62,9 @@ impl Guard {
 
     /// Takes PostgreSQL out of service while fenced; follows the winner after a consent.
     pub(super) fn advance_fence(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        if self.durable.maintenance {
+            return;
+        }
         // A taker that died half-way is as much out of service, but nobody may start its PostgreSQL writable either.
         let half_way = self.durable.won > self.durable.complete;
         if (self.fenced().is_none() && !half_way) || self.pg.task.is_some() || now.boot < self.pg.retry_at {

@@ -13,6 +13,8 @@ use crate::engine::turn::{Effect, Now, PeerAnswer, PgOutput, PgTask, Ticket};
 
 /// How long open transactions may go on before they are cancelled.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// A consent stops PostgreSQL, which maintenance leaves alone.
+pub(super) const MAINTENANCE: &str = "maintenance is on there: `portcullis maintenance off` first";
 /// Silence of the taker after which everything is put back.
 const SILENCE_LIMIT: Duration = Duration::from_secs(40);
 
@@ -61,7 +63,9 @@ fn refuse(ticket: Ticket, why: &str) -> Effect {
 
 impl Guard {
     pub(super) fn on_prepare(&mut self, now: Now, ticket: Ticket, attempt: u64, epoch: Epoch, fx: &mut Vec<Effect>) {
-        if self.takeover.is_some() || self.rejoin.is_some() {
+        if self.durable.maintenance {
+            fx.push(refuse(ticket, MAINTENANCE));
+        } else if self.takeover.is_some() || self.rejoin.is_some() {
             fx.push(refuse(ticket, "another procedure is under way on the old node"));
         } else if self.handover.is_some() {
             fx.push(refuse(ticket, "another switchover is under way"));
@@ -177,6 +181,10 @@ impl Guard {
 
     /// The last step before the other node's compare-and-swap.
     pub(super) fn on_consent(&mut self, now: Now, ticket: Ticket, attempt: u64, epoch: Epoch, fx: &mut Vec<Effect>) {
+        if self.durable.maintenance {
+            fx.push(refuse(ticket, MAINTENANCE));
+            return;
+        }
         // Two people at once: of two nodes that both ask, the first by name goes on, or neither would.
         let yields = self.setup.peer < self.setup.me && self.takeover.as_ref().is_some_and(Takeover::may_yield);
         if (self.takeover.is_some() && !yields) || self.rejoin.is_some() {

@@ -326,7 +326,7 @@ impl Guard {
             Purpose::First => {
                 if let JobEnd::Settled(marker) = end {
                     let entries = vec![
-                        Entry::Won { epoch: marker.epoch, seq: marker.seq, loss: false },
+                        Entry::Won { epoch: marker.epoch, seq: marker.seq, loss: false, old_lease_ms: 0 },
                         sync_entry(&marker),
                         Entry::Complete { epoch: marker.epoch },
                     ];

@@ -28,7 +28,7 @@ mod role;
 mod session;
 mod settings;
 mod standby;
-mod tool;
+pub(in crate::io) mod tool;
 
 pub use clone::SET_ASIDE_INFIX;
 pub use control::{StopHow, StopMode, Stopped};

@@ -75,6 +75,8 @@ pub fn active() -> Snapshot {
         postgres: PostgresStatus { up: true, role: Some("primary".into()), error: None, streaming: false },
         journal: JournalStatus { refused: 6, won: 7, complete: 7, fence: 6 },
         advice: None,
+        maintenance: false,
+        vip_witness: None,
         counters: Counters { gate_openings: 2, gate_cuts: 1, witness_proofs: 4711, ..Counters::default() },
         turn_running: true,
     }

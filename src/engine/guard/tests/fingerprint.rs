@@ -1,7 +1,7 @@
 //! When two guards are one state to the model: all that decides, and nothing that people only read.
 //!
-//! **Invariant:** a new field of the guard does not compile here until somebody has said which of the two it is; a field
-//! that decides and is left out would merge states that differ, and the model would look away.
+//! **Invariant:** a new field of the guard does not compile here until somebody has said which of the two it is; a
+//! field that decides and is left out would merge states that differ, and the model would look away.
 
 use super::super::{GateMemory, Guard};
 use super::world::{Node, World};
@@ -31,6 +31,7 @@ impl Hash for Guard {
             renew_at,
             witness,
             proofs,
+            proofs_from,
             peer,
             pg,
             pg_present,
@@ -43,6 +44,8 @@ impl Hash for Guard {
             handover,
             rejoin,
             watching,
+            neighbours,
+            units,
             last_ended,
             shutting_down,
             events: _,
@@ -52,7 +55,7 @@ impl Hash for Guard {
         (durable, next_seq, next_id, writing, fence_now, fence_retry).hash(state);
         (at, poll_at, renew_at, witness, proofs, peer, pg, pg_present, vips, link_up, gate).hash(state);
         (job, durability, takeover, handover, rejoin).hash(state);
-        (watching, last_ended, shutting_down).hash(state);
+        (watching, neighbours, units, last_ended, shutting_down, proofs_from).hash(state);
     }
 }
 

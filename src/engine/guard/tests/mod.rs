@@ -6,6 +6,7 @@ mod laws;
 mod model;
 mod observe;
 mod random;
+mod solo;
 mod world;
 
 use crate::base::config::FencePostgres;
