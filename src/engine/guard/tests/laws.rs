@@ -117,6 +117,10 @@ impl World {
 
     /// R2's third point, with the world's eyes: the other node holds no proof that is still good on its own clock.
     fn judge_completion(&mut self, node: usize) {
+        // In observe mode a complete epoch is not open yet: that takes proofs unbroken for W, of both (R5).
+        if self.mode == Mode::Observe {
+            return;
+        }
         let other = &self.nodes[1 - node];
         let Some(guard) = &other.guard else { return };
         let now = self.clocks(1 - node);
