@@ -75,12 +75,14 @@ impl Hash for Node {
             gate_until,
             pg,
             promotions,
+            vip_until,
+            off,
             ends: _,
             asked,
             said: _,
         } = self;
         (guard, clock, boots, life, shadow, journal_broken, frozen_until).hash(state);
-        (superseded, gate_until, pg, promotions, asked).hash(state);
+        (superseded, gate_until, pg, promotions, vip_until, off, asked).hash(state);
     }
 }
 
@@ -110,6 +112,8 @@ impl Hash for World {
             mute,
             second,
             deaf,
+            gateway,
+            lan_up,
             lose_update_answers,
             hold_updates,
             held,
@@ -126,6 +130,7 @@ impl Hash for World {
         } = self;
         (now, nodes, record, dns_up, dns_cut, rng, acked, loss_accepted).hash(state);
         (wire_up, mute, second, deaf, lose_update_answers, hold_updates, held, ticket, owners).hash(state);
+        (gateway, lan_up).hash(state);
         broken.as_ref().map(|(law, _)| law).hash(state);
         for ((at, _), delivery) in queue {
             (at, delivery).hash(state);

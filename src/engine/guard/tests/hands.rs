@@ -149,15 +149,32 @@ impl World {
                     self.note(|_| format!("{} ended with {exit}: {text}", name(node)));
                     self.nodes[node].ends.insert(ticket, (exit, text));
                 }
+                Effect::BindVip { address, seconds } => {
+                    let was = self.nodes[node].vip_until > self.now;
+                    let time = Duration::from_secs(u64::from(seconds));
+                    self.nodes[node].vip_until = self.now + self.nodes[node].clock.span(time);
+                    if !was {
+                        self.post(MS, Delivery::To(node, life, Event::VipBound { address }));
+                    }
+                }
+                Effect::UnbindVip { .. } => self.nodes[node].vip_until = Instant::ZERO,
+                Effect::ProbeVip { address } => {
+                    let claimed_by = self.vip_elsewhere(node).then(|| "02:00:00:00:00:01".to_owned());
+                    self.post(MS * 600, Delivery::To(node, life, Event::VipProbed { address, claimed_by }));
+                }
+                Effect::AskNeighbour { question, limit, .. } => {
+                    let answered = self.gateway[node] && self.vip_here(node) && !self.vip_elsewhere(node);
+                    let (after, answer) = match answered && !self.chance(20) {
+                        true => (self.delay(MS, 900), Ok([192, 0, 2, 1].into())),
+                        false => (self.nodes[node].clock.span(limit), Err("nobody answered".to_owned())),
+                    };
+                    self.post(after, Delivery::To(node, life, Event::NeighbourAnswered { question, answer }));
+                }
                 Effect::Say { .. }
                 | Effect::Note { .. }
                 | Effect::HoldClients
                 | Effect::LetClientsGo
-                | Effect::BindVip { .. }
-                | Effect::UnbindVip { .. }
-                | Effect::ProbeVip { .. }
                 | Effect::AnnounceVip { .. }
-                | Effect::AskNeighbour { .. }
                 | Effect::KernelGate { .. }
                 | Effect::Units { .. }
                 | Effect::Stonith { .. } => {}
@@ -194,6 +211,15 @@ impl World {
             }
             self.post(after, Delivery::Update { node, life, op, prerequisite, next, limit });
         }
+    }
+
+    fn vip_here(&self, node: usize) -> bool {
+        self.nodes[node].vip_until > self.now
+    }
+
+    /// The other node has the VIP too, and can be heard.
+    fn vip_elsewhere(&self, node: usize) -> bool {
+        self.lan_up && self.vip_here(1 - node)
     }
 
     pub(super) fn streams(&self, standby: usize) -> bool {

@@ -13,7 +13,7 @@
 //! `PORTCULLIS_MODEL_THREADS`.
 
 use super::laws::{MISSING, ONE_OWNER, OPEN_RIGHTLY, SERVES_AGAIN, TOO_EARLY, TRUE_RECORD, TWO_GATES, UNRECORDED};
-use super::world::{Act, Clock, Cut, Delivery, MS, World, address, secs};
+use super::world::{Act, Clock, Cut, Delivery, MS, World, address, name, secs};
 use crate::base::ids::Epoch;
 use crate::base::time::{Duration, Instant};
 use crate::engine::guard::Guard;
@@ -64,6 +64,7 @@ struct State {
     /// What happened on the way: for `sometimes` only, so not part of the state.
     past: u64,
     openings: u64,
+    begin: Instant,
     window: Instant,
     end: Instant,
 }
@@ -125,6 +126,13 @@ fn scenarios() -> Vec<Scenario> {
         // The active node dies, or only the wire does: it may serve on the witness's word until the record moves.
         update("failover", vec![(100, Act::Crash(0)), (300, promote(1))], vec![promote(1)], 9000),
         update("cut off", vec![(100, Act::Cut(Cut::Wire)), (300, promote(1))], vec![promote(0), unfence(0)], 9500),
+        // The wire is back while the taker waits: it must not pledge to the node that it takes over from.
+        update(
+            "blip",
+            vec![(100, Act::Cut(Cut::Wire)), (300, promote(1)), (2800, Act::Heal(Cut::Wire))],
+            vec![promote(0)],
+            9000,
+        ),
         update("switchover", vec![(300, switchover(1))], vec![promote(0), unfence(0)], 3000),
         // Two people at once, on both nodes.
         update("both promote", vec![(100, fence(0)), (900, promote(1)), (903, promote(0))], vec![promote(1)], 8000),
@@ -160,11 +168,48 @@ fn scenarios() -> Vec<Scenario> {
             mode: Mode::Observe,
             ..update("observe switchover", vec![(200, promote(1)), (2500, Act::Edit(1))], vec![promote(0)], 6000)
         },
+        // R3: no third voter. The peer is gone, ARP prolongs; a person switches a off, says so, and on again later.
+        vip_only(
+            "vip power",
+            vec![
+                (100, Act::Cut(Cut::Wire)),
+                (8000, Act::PowerOff(0)),
+                (14_500, off(1)),
+                (19_000, Act::Heal(Cut::Wire)),
+                (21_000, Act::PowerOn(0)),
+            ],
+            17_000,
+        ),
+        // P10: a's cable is pulled, so it lapses; a person takes it for off; then the cable is back, and only that.
+        vip_only(
+            "vip cable",
+            vec![
+                (100, Act::Cut(Cut::Wire)),
+                (100, Act::Cut(Cut::Lan)),
+                (101, Act::Cut(Cut::Gateway(0))),
+                (9500, off(1)),
+                (15_000, Act::Heal(Cut::Gateway(0))),
+                (19_000, Act::Heal(Cut::Lan)),
+            ],
+            12_000,
+        ),
+        vip_only("vip switchover", vec![(300, promote(1))], 4000),
     ]
 }
 
+fn vip_only(name: &'static str, script: Vec<(u64, Act)>, window: u64) -> Scenario {
+    let window = Duration::from_millis(window);
+    Scenario { name, mode: Mode::VipOnly, script, orders: vec![], window, tail: secs(14), early: false }
+}
+
+/// Promote, and the person's word that the other node is off.
+fn off(node: usize) -> Act {
+    let peer_is_off = Some(name(1 - node));
+    Act::Order(node, Command::Promote { dry_run: false, yes: true, accept_data_loss: true, peer_is_off })
+}
+
 /// Things the model must have met, or it proved nothing.
-const MET: [(&str, fn(&State) -> bool); 12] = [
+const MET: [(&str, fn(&State) -> bool); 15] = [
     ("a failover completes", |s| {
         let w = &s.world;
         w.is_open(1) && w.nodes[1].shadow.complete >= Epoch(2) && w.nodes[0].guard.is_none()
@@ -190,6 +235,17 @@ const MET: [(&str, fn(&State) -> bool); 12] = [
     }),
     ("a fence is latched", |s| s.world.nodes[0].shadow.fenced.is_some() && !s.world.nodes[0].shadow.consented),
     ("an edit lapses and its taker opens", |s| s.world.mode == Mode::Observe && s.world.is_open(1)),
+    ("ARP alone prolongs a lease", |s| {
+        let w = &s.world;
+        w.mode == Mode::VipOnly && w.is_open(0) && !w.wire_up && s.openings == w.openings && w.now >= s.begin + LONG
+    }),
+    ("VIP only: a lapsed node that still runs is replaced", |s| {
+        let w = &s.world;
+        w.mode == Mode::VipOnly && w.is_open(1) && w.nodes[0].guard.is_some() && !w.nodes[0].shadow.consented
+    }),
+    ("VIP only: a node that a person switched off is replaced", |s| {
+        s.world.mode == Mode::VipOnly && s.world.is_open(1) && s.world.nodes[0].off
+    }),
 ];
 
 const CONSENTED: u64 = 1;
@@ -218,7 +274,7 @@ fn at_work(scenario: &Scenario, rates: [u64; 2]) -> World {
         world.nodes[node].clock = Clock { rate, zero: world.now, reads: world.now };
     }
     world.begin();
-    if scenario.mode == Mode::Observe {
+    if scenario.mode != Mode::Update {
         world.run_for(secs(6));
         world.promote(0, false);
     }
@@ -333,6 +389,9 @@ fn disturb(world: &mut World, head: Delivery, step: &Step) {
         Event::UpdateAnswered { op, .. } => {
             Some(Event::UpdateAnswered { op: *op, outcome: UpdateOutcome::Unknown("lost".into()) })
         }
+        Event::NeighbourAnswered { question, .. } => {
+            Some(Event::NeighbourAnswered { question: *question, answer: Err("lost".into()) })
+        }
         _ => None,
     };
     match (head, step) {
@@ -383,6 +442,8 @@ fn branches(head: &Delivery, world: &World) -> bool {
                     event,
                     Event::WitnessAnswered { answer: Ok(_), .. }
                         | Event::PeerAnswered { answer: Ok(_), .. }
+                        | Event::NeighbourAnswered { answer: Ok(_), .. }
+                        | Event::VipProbed { .. }
                         | Event::UpdateAnswered { outcome: UpdateOutcome::Done | UpdateOutcome::Conflict, .. }
                 )
         }
@@ -406,6 +467,10 @@ fn choices(head: &Delivery) -> (Vec<Step>, Vec<usize>, Vec<Cut>) {
         Delivery::To(node, _, Event::WitnessAnswered { .. }) => {
             (vec![Lose, Delay(ALMOST)], vec![*node], vec![Cut::Witness(*node), Cut::Deaf(*node)])
         }
+        Delivery::To(node, _, Event::NeighbourAnswered { .. }) => {
+            (vec![Lose, Delay(SHORT)], vec![*node], vec![Cut::Gateway(*node), Cut::Lan])
+        }
+        Delivery::To(node, _, Event::VipProbed { .. }) => (vec![Delay(LATE)], vec![*node], vec![Cut::Lan]),
         Delivery::To(node, ..) => (vec![Lose], vec![*node], vec![Cut::Witness(*node)]),
         Delivery::Update { node, .. } => {
             let steps = vec![Lose, Delay(LEASE), Delay(LONG), Delay(LONG * 2), Delay(FAR), Again(LONG)];
@@ -435,7 +500,10 @@ fn serves_again(mut world: World) -> bool {
                 return world.broken.is_none();
             }
             world.loss_accepted |= accepted;
-            let ticket = world.promote(node, accepted);
+            // Where there is no witness a person has to say it, and it has to be true.
+            let peer_is_off = (accepted && world.mode == Mode::VipOnly).then(|| name(1 - node));
+            let promote = Command::Promote { dry_run: false, yes: true, accept_data_loss: accepted, peer_is_off };
+            let ticket = world.command(node, promote);
             if world.mode == Mode::Observe {
                 world.run_for(secs(3));
                 world.record = RecordPair::new(vec![address(node)], 5, Vec::new());
@@ -469,7 +537,8 @@ impl Model for Guards {
                 }
                 let (window, end) = (begin + scenario.window, begin + scenario.window + scenario.tail);
                 let openings = world.openings;
-                let mut state = State { world, left: self.deviations, scenario: index, past: 0, openings, window, end };
+                let mut state =
+                    State { world, left: self.deviations, scenario: index, past: 0, openings, begin, window, end };
                 self.run_on(&mut state);
                 states.push(state);
             }
@@ -554,7 +623,7 @@ impl Model for Guards {
         }));
         // In one scenario alone not everything can be met.
         if self.scenarios.len() > 1 {
-            all.extend(met![0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+            all.extend(met![0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]);
         }
         all
     }

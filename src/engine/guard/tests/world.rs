@@ -20,6 +20,8 @@ use std::net::IpAddr;
 
 pub(super) const MS: Duration = Duration::from_millis(1);
 
+const VIP: &str = "192.0.2.100/24";
+
 pub(super) const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -109,6 +111,10 @@ pub(super) enum Cut {
     Witness(usize),
     /// The witness hears this node and is not heard: its updates land unanswered.
     Deaf(usize),
+    /// The VIP's witness does not answer this node (its cable, or the switch before it).
+    Gateway(usize),
+    /// The nodes do not hear each other's ARP.
+    Lan,
 }
 
 /// What somebody or something does to the world.
@@ -121,6 +127,10 @@ pub(super) enum Act {
     StartPg(usize),
     Freeze(usize, Duration),
     Cut(Cut),
+    Heal(Cut),
+    /// A person switches the machine off; nothing starts it but a person.
+    PowerOff(usize),
+    PowerOn(usize),
     /// A person makes the address record name this node.
     Edit(usize),
 }
@@ -202,6 +212,9 @@ pub(super) struct Node {
     pub(super) gate_until: Instant,
     pub(super) pg: Pg,
     pub(super) promotions: u64,
+    /// Until when the kernel keeps the VIP here, in true time.
+    pub(super) vip_until: Instant,
+    pub(super) off: bool,
     pub(super) ends: BTreeMap<u64, (u8, String)>,
     pub(super) asked: BTreeMap<u64, (usize, u64, u64)>,
     pub(super) said: Vec<String>,
@@ -235,6 +248,9 @@ pub(super) struct World {
     pub(super) second: Option<RecordPair>,
     /// Nodes that no DNS answer reaches.
     pub(super) deaf: [bool; 2],
+    /// The VIP's witness answers this node.
+    pub(super) gateway: [bool; 2],
+    pub(super) lan_up: bool,
     /// Updates land, but their answers are lost.
     pub(super) lose_update_answers: bool,
     /// Updates are on their way for as long as this is set; `release` lets them land.
@@ -294,6 +310,8 @@ impl World {
             gate_until: Instant::ZERO,
             pg: pg(in_recovery),
             promotions: 0,
+            vip_until: Instant::ZERO,
+            off: false,
             ends: BTreeMap::new(),
             asked: BTreeMap::new(),
             said: Vec::new(),
@@ -320,6 +338,8 @@ impl World {
             mode,
             second: (servers > 1).then(|| RecordPair::new(vec![address(0)], 5, Vec::new())),
             deaf: [false; 2],
+            gateway: [true; 2],
+            lan_up: true,
             lose_update_answers: false,
             hold_updates: false,
             fence_postgres: FencePostgres::Demote,
@@ -369,11 +389,12 @@ impl World {
             poll: self.poll,
             mode: self.mode,
             propagation: Duration::ZERO,
-            servers: ["192.0.2.53:53", "192.0.2.54:53"][..1 + usize::from(self.second.is_some())]
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
-            vips: Vec::new(),
+            servers: match (self.mode, &self.second) {
+                (Mode::VipOnly, _) => Vec::new(),
+                (_, None) => vec!["192.0.2.53:53".to_owned()],
+                (_, Some(_)) => vec!["192.0.2.53:53".to_owned(), "192.0.2.54:53".to_owned()],
+            },
+            vips: if self.mode == Mode::VipOnly { vec![VIP.parse().expect("valid")] } else { Vec::new() },
             kernel_gate: false,
             stonith: false,
             units: false,
@@ -419,6 +440,7 @@ impl World {
     pub(super) fn kill_all(&mut self, node: usize) {
         self.kill(node);
         self.nodes[node].pg.up = false;
+        self.nodes[node].vip_until = Instant::ZERO;
     }
 
     /// The machine fails; when it is there again its clock has begun anew.
@@ -431,6 +453,9 @@ impl World {
 
     /// The machine is up: the daemon runs; PostgreSQL only where `may-start-primary` would let it.
     pub(super) fn revive(&mut self, node: usize) {
+        if self.nodes[node].off {
+            return;
+        }
         if self.nodes[node].guard.is_none() {
             self.start(node);
         }
@@ -469,6 +494,15 @@ impl World {
             }
             Act::Freeze(node, time) => self.nodes[node].frozen_until = self.now + time,
             Act::Cut(cut) => self.cut(cut, true),
+            Act::Heal(cut) => self.cut(cut, false),
+            Act::PowerOff(node) => {
+                self.nodes[node].off = true;
+                self.crash(node);
+            }
+            Act::PowerOn(node) => {
+                self.nodes[node].off = false;
+                self.revive(node);
+            }
             Act::Edit(node) => self.record = RecordPair::new(vec![address(node)], 5, Vec::new()),
         }
     }
@@ -479,6 +513,8 @@ impl World {
             Cut::WireFrom(node) => self.mute[node] = on,
             Cut::Witness(node) => self.dns_cut[node] = on,
             Cut::Deaf(node) => self.deaf[node] = on,
+            Cut::Gateway(node) => self.gateway[node] = !on,
+            Cut::Lan => self.lan_up = !on,
         }
     }
 
@@ -487,7 +523,9 @@ impl World {
         self.rng = None;
         (self.dns_up, self.dns_cut, self.deaf) = (true, [false; 2], [false; 2]);
         (self.wire_up, self.mute, self.lose_update_answers) = (true, [false; 2], false);
+        (self.gateway, self.lan_up) = ([true; 2], true);
         for node in 0..2 {
+            self.nodes[node].off = false;
             self.nodes[node].journal_broken = false;
             self.nodes[node].frozen_until = Instant::ZERO;
         }
