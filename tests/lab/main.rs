@@ -6,6 +6,8 @@
 
 mod harness;
 
+mod claims;
+mod claims_pause;
 mod commands;
 mod faults;
 mod harness_itself;

@@ -232,6 +232,21 @@ impl Host {
         Ok(start)
     }
 
+    /// Processes of the machine with this command name (`/proc/PID/comm`), as pids seen from here.
+    pub fn named(&self, name: &str) -> Outcome<Vec<i32>> {
+        let comm = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        Ok(self.processes()?.into_iter().filter(|pid| comm(*pid).trim_end() == name).collect())
+    }
+
+    /// Processes of the machine whose command line (`/proc/PID/cmdline`, PostgreSQL's titles too) holds the text.
+    pub fn titled(&self, text: &str) -> Outcome<Vec<i32>> {
+        let title = |pid: i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).replace('\0', " ")
+        };
+        Ok(self.processes()?.into_iter().filter(|pid| title(*pid).contains(text)).collect())
+    }
+
     pub fn link_down(&self) -> Outcome<Instant> {
         self.switch.link_down(&self.plug)?;
         Ok(now())
@@ -349,6 +364,30 @@ pub fn as_user(user: &str) -> Vec<String> {
 pub fn send(pid: i32, signal: Signal) -> Outcome {
     let pid = Pid::from_raw(pid).ok_or("pid 0 is not a process of the lab")?;
     Ok(kill_process(pid, signal)?)
+}
+
+/// SIGSTOP to these processes; returns when every thread of all of them stands still.
+pub fn stop_all(pids: &[i32]) -> Outcome<Instant> {
+    for pid in pids {
+        send(*pid, Signal::STOP)?;
+    }
+    wait_until(secs(3), "stopped processes to stand still", || Ok(pids.iter().all(|pid| stands_still(*pid))))?;
+    Ok(now())
+}
+
+/// SIGCONT to these processes, those that are gone left out. Returns the moment before the first.
+pub fn continue_all(pids: &[i32]) -> Instant {
+    let start = now();
+    for pid in pids {
+        let _gone_is_fine = send(*pid, Signal::CONT);
+    }
+    start
+}
+
+fn stands_still(pid: i32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    let state = |path: PathBuf| fs::read_to_string(path.join("stat")).ok()?.rsplit_once(") ")?.1.chars().next();
+    threads.flatten().all(|thread| state(thread.path()).is_none_or(|state| matches!(state, 'T' | 't' | 'Z' | 'X')))
 }
 
 /// Is the process there and not a zombie?

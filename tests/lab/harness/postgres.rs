@@ -231,6 +231,35 @@ impl Cluster {
         Err(Fail(format!("{sql:?} over {socket}: {} {}", output.status, error.trim())))
     }
 
+    /// The postmaster's pid as seen from here.
+    pub fn postmaster(&self, host: &Host) -> Outcome<i32> {
+        let found = host.titled(&format!("-D {}", self.data_dir.display()))?;
+        found.into_iter().next().ok_or_else(|| Fail(format!("no postmaster runs on {}", host.name)))
+    }
+
+    /// Appends a line to one of its configuration files; for the next start.
+    pub fn append(&self, file: &str, line: &str) -> Outcome {
+        let path = self.data_dir.join(file);
+        Ok(fs::write(&path, fs::read_to_string(&path)? + line)?)
+    }
+
+    /// Puts a line before the others of a configuration file (the first rule that fits decides).
+    pub fn prepend(&self, file: &str, line: &str) -> Outcome {
+        let path = self.data_dir.join(file);
+        Ok(fs::write(&path, line.to_owned() + &fs::read_to_string(&path)?)?)
+    }
+
+    /// Folders of former lives that a clone has set aside are deleted: a lab that clones a hundred times is short of
+    /// disk.
+    pub fn forget_old_lives(&self) -> Outcome {
+        for entry in fs::read_dir(self.node_dir.join("pg"))?.flatten() {
+            if entry.path() != self.data_dir {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// True while it is a standby, or refuses to write for another reason.
     pub fn is_read_only(&self) -> Outcome<bool> {
         Ok(self.sql("postgres", "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'")?
