@@ -7,7 +7,10 @@
 mod harness;
 
 mod claims;
+mod claims_boot;
 mod claims_pause;
+mod claims_postgres;
+mod claims_sessions;
 mod commands;
 mod faults;
 mod harness_itself;

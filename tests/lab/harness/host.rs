@@ -384,6 +384,30 @@ pub fn continue_all(pids: &[i32]) -> Instant {
     start
 }
 
+/// Sets the limit of file descriptors of a running process (prlimit); returns the soft one before.
+pub fn descriptors_limit(pid: i32, limit: u64) -> Outcome<u64> {
+    set_limit(pid, "nofile", limit)
+}
+
+/// Sets the limit of processes of a running process's user, for that process alone; returns the soft one before.
+pub fn processes_limit(pid: i32, limit: u64) -> Outcome<u64> {
+    set_limit(pid, "nproc", limit)
+}
+
+/// The soft limit alone, so that it can be raised again; as the user that the daemon became, who needs no right for it.
+fn set_limit(pid: i32, name: &str, limit: u64) -> Outcome<u64> {
+    let (pid, flag) = (pid.to_string(), format!("--{name}"));
+    let prlimit = |words: &[&str]| {
+        let mut line = as_user(super::postgres::SYSTEM_USER);
+        line.extend(["prlimit", "--pid", &pid].map(str::to_owned));
+        line.extend(words.iter().map(|word| (*word).to_owned()));
+        super::sys::run(&line.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let before = prlimit(&[&flag, "-o", "SOFT", "--noheadings"])?;
+    prlimit(&[&format!("{flag}={limit}:")])?;
+    Ok(before.trim().parse().unwrap_or(1_000_000))
+}
+
 fn stands_still(pid: i32) -> bool {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
     let state = |path: PathBuf| fs::read_to_string(path.join("stat")).ok()?.rsplit_once(") ")?.1.chars().next();

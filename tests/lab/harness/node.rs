@@ -114,6 +114,12 @@ impl Node {
         Ok(std::fs::write(&self.config, text.replacen(from, to, 1))?)
     }
 
+    /// A file of its `state_dir` as the machine itself has it, mounts included.
+    pub fn state_seen_from_here(&self, file: &str) -> Outcome<PathBuf> {
+        let inside = self.dir.join("state").join(file);
+        Ok(PathBuf::from(format!("/proc/{}/root{}", self.host.init_pid()?, inside.display())))
+    }
+
     /// The node's gate as clients dial it by address.
     pub fn gate(&self) -> Outcome<SocketAddr> {
         Ok(format!("{}:{GATE_PORT}", self.address()).parse()?)

@@ -196,8 +196,15 @@ impl Cluster {
         .map(drop)
     }
 
-    /// `pg_ctl start`, as a PostgreSQL unit would.
+    /// `pg_ctl start`, as a PostgreSQL unit would; Debian's `pg_ctlcluster` removes a pid file that names no PostgreSQL,
+    /// and the sockets of a former boot went with /run.
     pub fn start(&self, host: &Host) -> Outcome {
+        let runs = host.named("postgres")?.len() > 1;
+        for file in [self.data_dir.join("postmaster.pid"), self.socket_dir.join(format!(".s.PGSQL.{PORT}.lock"))] {
+            if !runs && file.exists() {
+                fs::remove_file(&file)?;
+            }
+        }
         let tool = Template::once()?.bin_dir.join("pg_ctl").display().to_string();
         let data = self.data_dir.display().to_string();
         let early = self.node_dir.join("pglog/start.log").display().to_string();
