@@ -98,6 +98,7 @@ pub mod app {
     pub mod driver;
     pub mod hands;
     pub mod init;
+    pub mod lines;
     pub mod manual;
     pub mod may_start;
     pub mod online;

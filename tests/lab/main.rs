@@ -6,6 +6,11 @@
 
 mod harness;
 
+mod claims;
+mod claims_boot;
+mod claims_pause;
+mod claims_postgres;
+mod claims_sessions;
 mod commands;
 mod faults;
 mod harness_itself;

@@ -196,8 +196,15 @@ impl Cluster {
         .map(drop)
     }
 
-    /// `pg_ctl start`, as a PostgreSQL unit would.
+    /// `pg_ctl start`, as a PostgreSQL unit would; Debian's `pg_ctlcluster` removes a pid file that names no PostgreSQL,
+    /// and the sockets of a former boot went with /run.
     pub fn start(&self, host: &Host) -> Outcome {
+        let runs = host.named("postgres")?.len() > 1;
+        for file in [self.data_dir.join("postmaster.pid"), self.socket_dir.join(format!(".s.PGSQL.{PORT}.lock"))] {
+            if !runs && file.exists() {
+                fs::remove_file(&file)?;
+            }
+        }
         let tool = Template::once()?.bin_dir.join("pg_ctl").display().to_string();
         let data = self.data_dir.display().to_string();
         let early = self.node_dir.join("pglog/start.log").display().to_string();
@@ -229,6 +236,35 @@ impl Cluster {
         }
         let error = String::from_utf8_lossy(&output.stderr);
         Err(Fail(format!("{sql:?} over {socket}: {} {}", output.status, error.trim())))
+    }
+
+    /// The postmaster's pid as seen from here.
+    pub fn postmaster(&self, host: &Host) -> Outcome<i32> {
+        let found = host.titled(&format!("-D {}", self.data_dir.display()))?;
+        found.into_iter().next().ok_or_else(|| Fail(format!("no postmaster runs on {}", host.name)))
+    }
+
+    /// Appends a line to one of its configuration files; for the next start.
+    pub fn append(&self, file: &str, line: &str) -> Outcome {
+        let path = self.data_dir.join(file);
+        Ok(fs::write(&path, fs::read_to_string(&path)? + line)?)
+    }
+
+    /// Puts a line before the others of a configuration file (the first rule that fits decides).
+    pub fn prepend(&self, file: &str, line: &str) -> Outcome {
+        let path = self.data_dir.join(file);
+        Ok(fs::write(&path, line.to_owned() + &fs::read_to_string(&path)?)?)
+    }
+
+    /// Folders of former lives that a clone has set aside are deleted: a lab that clones a hundred times is short of
+    /// disk.
+    pub fn forget_old_lives(&self) -> Outcome {
+        for entry in fs::read_dir(self.node_dir.join("pg"))?.flatten() {
+            if entry.path() != self.data_dir {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// True while it is a standby, or refuses to write for another reason.
