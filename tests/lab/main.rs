@@ -9,9 +9,11 @@ mod harness;
 mod commands;
 mod faults;
 mod harness_itself;
+mod maintenance;
 mod observe;
 mod planned;
 mod record;
+mod side_doors;
 mod vip;
 
 use harness::Lab;
