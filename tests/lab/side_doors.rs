@@ -15,7 +15,7 @@ use serde_json::Value;
 enum Attempt {
     /// The kernel refused.
     Refused,
-    /// PostgreSQL refused before it asked for a password: no rule for this login.
+    /// PostgreSQL refused before it asked for a password: no rule for this login, or it is stopping or starting.
     Rejected,
     /// Anything else.
     Open(String),
@@ -42,12 +42,17 @@ fn attempt(ns: &str, target: (&str, u16), login: (&str, &str, &str)) -> Outcome<
                 Err(error) => error,
             };
             if let Some(db) = error.as_db_error() {
-                let rejected = db.code().code() == "28000" && db.message().contains("no pg_hba.conf entry");
+                // 57P03: it is stopping or starting, and has not even looked who is there.
+                let no_rule = db.code().code() == "28000" && db.message().contains("no pg_hba.conf entry");
+                let rejected = no_rule || db.code().code() == "57P03";
                 return Ok(if rejected { Attempt::Rejected } else { Attempt::Open(db.message().to_owned()) });
             }
             let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
             match cause.map(std::io::Error::kind) {
-                Some(std::io::ErrorKind::ConnectionRefused) => Ok(Attempt::Refused),
+                // A reset: its postmaster ended between the kernel's answer and its own.
+                Some(std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::ConnectionReset) => {
+                    Ok(Attempt::Refused)
+                }
                 _ => Ok(Attempt::Open(format!("{error}: {cause:?}"))),
             }
         })
@@ -212,7 +217,12 @@ fn doctor_finds_each_side_door() {
             },
             DoorTest {
                 name: "a file that was not reloaded",
-                open: &|| Ok(std::fs::write(&hba, format!("{HBA}host all all all md5\n"))?),
+                open: &|| {
+                    std::fs::write(&hba, format!("{HBA}host all all all md5\n"))?;
+                    // PostgreSQL tells whole seconds: within the second of the last reload nobody could see it.
+                    let later = std::time::SystemTime::now() + secs(2);
+                    Ok(std::fs::File::options().write(true).open(&hba)?.set_modified(later)?)
+                },
                 close: &no_rules,
                 finding: &["warning", "was changed after PostgreSQL read it last"],
             },
