@@ -95,6 +95,7 @@ pub mod app {
     pub mod cli;
     pub mod client;
     pub mod daemon;
+    pub mod doctor;
     pub mod driver;
     pub mod hands;
     pub mod init;

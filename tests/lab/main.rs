@@ -14,12 +14,16 @@ mod claims_sessions;
 mod commands;
 mod faults;
 mod harness_itself;
+mod maintenance;
 mod observe;
 mod planned;
 mod record;
+mod side_doors;
 mod stonith;
 mod vip;
 mod vip_only;
+
+mod harness_itself;
 
 use harness::Lab;
 use harness::config::Options;
