@@ -11,6 +11,7 @@ mod faults;
 mod harness_itself;
 mod observe;
 mod planned;
+mod random;
 mod record;
 mod vip;
 

@@ -20,12 +20,16 @@ use play::stage::{Recovery, Stage};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::Ordering;
 
 #[derive(Parser)]
 #[command(about = "Long runs against real PostgreSQL, BIND and the daemons, in namespaces of their own (root)")]
 struct Args {
     #[command(subcommand)]
     what: Option<What>,
+    /// Print what is done and said as it happens, in every run
+    #[arg(long, global = true)]
+    story: bool,
 }
 
 #[derive(Subcommand, Clone, Debug)]
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
         eprintln!("soak: network namespaces need root; run it with sudo");
         return ExitCode::FAILURE;
     }
+    play::stage::TELL_LIVE.store(args.story, Ordering::Relaxed);
     let all = [
         What::Race { rounds: 100 },
         What::Random { runs: 200, seed: 1, parallel: 1 },

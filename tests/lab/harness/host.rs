@@ -183,6 +183,7 @@ impl Host {
         let namespace = fs::read_link(format!("/proc/{}/ns/pid", init.pid))?;
         send(init.pid, Signal::KILL)?;
         init.parent.wait()?;
+        wake_doors(init.pid);
         wait_until(secs(5), "every process of the machine gone", || Ok(processes_in(&namespace).is_empty()))?;
         self.switch.unplug(&self.plug);
         Ok(dark)
@@ -229,6 +230,7 @@ impl Host {
         for pid in self.processes()? {
             let _ = send(pid, Signal::CONT);
         }
+        wake_doors(self.init_pid()?);
         Ok(start)
     }
 
@@ -326,6 +328,7 @@ impl Drop for Host {
         if let Some(mut init) = init {
             let _ = send(init.pid, Signal::KILL);
             let _ = init.parent.wait();
+            wake_doors(init.pid);
         }
     }
 }
@@ -349,6 +352,21 @@ pub fn as_user(user: &str) -> Vec<String> {
 pub fn send(pid: i32, signal: Signal) -> Outcome {
     let pid = Pid::from_raw(pid).ok_or("pid 0 is not a process of the lab")?;
     Ok(kill_process(pid, signal)?)
+}
+
+/// An `nsenter` whose command is stopped with its machine stops itself, outside the machine, where nobody would wake it
+/// and its caller would wait for ever. Continues those of our own that entered the machine with this PID 1.
+fn wake_doors(init: i32) {
+    let Ok(threads) = fs::read_dir("/proc/self/task") else { return };
+    for thread in threads.flatten() {
+        let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        for pid in children.split_whitespace().filter_map(|word| word.parse::<i32>().ok()) {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            if line.starts_with(format!("nsenter\0-t\0{init}\0").as_bytes()) && is_stopped(pid) {
+                let _ = send(pid, Signal::CONT);
+            }
+        }
+    }
 }
 
 /// Is the process there and not a zombie?

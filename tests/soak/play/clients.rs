@@ -127,6 +127,14 @@ fn note(log: &Mutex<Log>, client: u32, text: String) {
     }
 }
 
+fn keep(log: &Mutex<Log>, ack: Ack, stranger: Option<String>) {
+    let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+    log.acks.push(ack);
+    if let Some(address) = stranger {
+        log.strangers.push(format!("a gate of node {} was answered by the PostgreSQL of {address}", ack.node));
+    }
+}
+
 fn all(home: &str, clients: &[Client], log: &Mutex<Log>, stop: &AtomicBool) -> Outcome {
     enter_netns(home)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -202,12 +210,8 @@ async fn talk(
         });
         let (address, timeline) = row.ok_or("an answer without a row")?;
         let timeline = u32::from_str_radix(&timeline, 16)?;
-        let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
-        if address != who.gate {
-            log.strangers.push(format!("the gate of {} was answered by the PostgreSQL of {address}", who.gate));
-        }
-        log.acks.push(Ack { client: id, node: who.node, n, asked, at, timeline });
-        drop(log);
+        let ack = Ack { client: id, node: who.node, n, asked, at, timeline };
+        keep(log, ack, (address != who.gate).then_some(address));
         tokio::time::sleep(who.every).await;
     }
     Ok(())

@@ -11,7 +11,7 @@ pub struct Rng(u64);
 
 impl Rng {
     pub fn new(seed: u64) -> Rng {
-        Rng(seed ^ 0x5EED_0F_50AC_u64)
+        Rng(seed)
     }
 
     pub fn next(&mut self) -> u64 {
@@ -172,7 +172,8 @@ pub fn plan(seed: u64) -> Vec<Step> {
         steps.push(Step { due: millis(due), action: *action });
         // Half of the gaps are short: two things at once are what nobody thought of.
         let mean = length / count;
-        due += if rng.below(2) == 0 { rng.below(400) } else { rng.below(2 * mean + mean) };
+        due += if rng.below(2) == 0 { rng.below(400) } else { rng.below(3 * mean) };
+        due = due.min(length);
     }
     steps
 }
@@ -206,10 +207,10 @@ fn menu(broken: &Broken) -> Vec<(u64, Action)> {
             (when(!off && no_daemon, 8), StartDaemon(n)),
             (when(!off, 2), PowerOff(n)),
             (when(off, 8), Boot(n)),
-            (when(well && !no_daemon, 7), Promote(n, Ask::Plain)),
+            (when(well && !no_daemon, 10), Promote(n, Ask::Plain)),
             (when(well && !no_daemon, 1), Promote(n, Ask::AcceptLoss)),
             (when(well && !no_daemon && broken.off[1 - n], 3), Promote(n, Ask::PeerIsOff)),
-            (when(well && !no_daemon, 1), Switchover(n, n)),
+            (when(well && !no_daemon, 2), Switchover(n, n)),
             (when(well && !no_daemon, 1), Switchover(n, 1 - n)),
         ]);
     }

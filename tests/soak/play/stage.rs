@@ -14,6 +14,9 @@ use serde_json::Value;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+/// Print each line of a story as it happens too.
+pub static TELL_LIVE: AtomicBool = AtomicBool::new(false);
+
 pub struct Stage<'lab> {
     pub lab: &'lab Lab,
     pub start: Instant,
@@ -36,6 +39,8 @@ pub enum Recovery {
 
 /// A pair that is whole serves again by itself within this; then the operator acts.
 const BY_ITSELF: Duration = secs(8);
+/// How often an operator types `rejoin` before giving up.
+const REJOINS: u32 = 6;
 
 impl<'lab> Stage<'lab> {
     pub fn new(lab: &'lab Lab) -> Stage<'lab> {
@@ -56,6 +61,9 @@ impl<'lab> Stage<'lab> {
 
     pub fn tell(&self, text: &str) {
         let line = format!("{:7.3} s  {}", now().since(self.start).as_secs_f64(), text.trim_end());
+        if TELL_LIVE.load(Ordering::Relaxed) {
+            println!("  {line}");
+        }
         self.story.lock().unwrap_or_else(PoisonError::into_inner).push(line);
     }
 
@@ -301,13 +309,15 @@ impl<'lab> Stage<'lab> {
             return Ok(false);
         }
         let mut last = Fail(String::new());
-        for _ in 0..2 {
+        for _ in 0..REJOINS {
             let said = serving.cli(&["rejoin", other.name()])?;
             self.quote(active, &said);
             match said.expect(0).and_then(|_| serving.wait_in_sync(secs(20))) {
                 Ok(_) => return Ok(true),
                 Err(error) => last = error,
             }
+            // "Try again in a few seconds", as it says itself while the record is being changed.
+            pause(secs(2));
         }
         Err(Fail(format!("{} cannot be rejoined: {last}", other.name())))
     }
