@@ -17,13 +17,12 @@ mod harness_itself;
 mod maintenance;
 mod observe;
 mod planned;
+mod random;
 mod record;
 mod side_doors;
 mod stonith;
 mod vip;
 mod vip_only;
-
-mod harness_itself;
 
 use harness::Lab;
 use harness::config::Options;

@@ -183,6 +183,7 @@ impl Host {
         let namespace = fs::read_link(format!("/proc/{}/ns/pid", init.pid))?;
         send(init.pid, Signal::KILL)?;
         init.parent.wait()?;
+        wake_doors(init.pid);
         wait_until(secs(5), "every process of the machine gone", || Ok(processes_in(&namespace).is_empty()))?;
         self.switch.unplug(&self.plug);
         Ok(dark)
@@ -229,6 +230,7 @@ impl Host {
         for pid in self.processes()? {
             let _ = send(pid, Signal::CONT);
         }
+        wake_doors(self.init_pid()?);
         Ok(start)
     }
 
@@ -341,6 +343,7 @@ impl Drop for Host {
         if let Some(mut init) = init {
             let _ = send(init.pid, Signal::KILL);
             let _ = init.parent.wait();
+            wake_doors(init.pid);
         }
     }
 }
@@ -412,6 +415,21 @@ fn stands_still(pid: i32) -> bool {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
     let state = |path: PathBuf| fs::read_to_string(path.join("stat")).ok()?.rsplit_once(") ")?.1.chars().next();
     threads.flatten().all(|thread| state(thread.path()).is_none_or(|state| matches!(state, 'T' | 't' | 'Z' | 'X')))
+}
+
+/// An `nsenter` whose command is stopped with its machine stops itself, outside the machine, where nobody would wake it
+/// and its caller would wait for ever. Continues those of our own that entered the machine with this PID 1.
+fn wake_doors(init: i32) {
+    let Ok(threads) = fs::read_dir("/proc/self/task") else { return };
+    for thread in threads.flatten() {
+        let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        for pid in children.split_whitespace().filter_map(|word| word.parse::<i32>().ok()) {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            if line.starts_with(format!("nsenter\0-t\0{init}\0").as_bytes()) && is_stopped(pid) {
+                let _ = send(pid, Signal::CONT);
+            }
+        }
+    }
 }
 
 /// Is the process there and not a zombie?
