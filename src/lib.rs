@@ -95,9 +95,11 @@ pub mod app {
     pub mod cli;
     pub mod client;
     pub mod daemon;
+    pub mod doctor;
     pub mod driver;
     pub mod hands;
     pub mod init;
+    pub mod lines;
     pub mod manual;
     pub mod may_start;
     pub mod online;

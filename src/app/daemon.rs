@@ -1,7 +1,7 @@
 //! Start and stop of the node: reads everything that needs rights, becomes the user that owns PostgreSQL, then wires
 //! senses, guard, hands and listeners together. It decides nothing.
 
-use crate::app::driver::{Driver, EVENTS_WAITING, Request, read_clocks};
+use crate::app::driver::{Driver, EVENTS_WAITING, Request, open_event_log, read_clocks};
 use crate::app::hands::{Hands, mac_text};
 use crate::app::wall::{Wall, WallHand};
 use crate::base::config::{Auth, Config, DnsMode, Node};
@@ -170,6 +170,7 @@ async fn serve(config: Config, node: Node, secrets: Secrets, config_file: PathBu
     let mut guard = Guard::start(setup, durable, present, now, &mut first);
     let event_log = config.state_dir.join("events.log");
     guard.remember(past_events(&event_log));
+    let event_log = open_event_log(event_log).map_err(|error| bad(format!("no thread for the event log: {error}")))?;
     let snapshot = Arc::new(guard.snapshot(now));
     let (snapshot_tx, snapshot_rx) = watch::channel(snapshot);
     let beat = Arc::new(AtomicU64::new(now.boot.as_nanos()));

@@ -1,6 +1,9 @@
 //! Behaviour of two whole guards in the simulated world; one test per interleaving. `random` runs seeded schedules.
 
 mod fingerprint;
+mod hands;
+mod laws;
+mod model;
 mod observe;
 mod random;
 mod solo;
