@@ -155,6 +155,12 @@ pub struct PeerStatus {
     pub role: Option<Role>,
     pub epoch: Option<u64>,
     pub age_ms: Option<u64>,
+    /// Of its daemon (an addition to the contract).
+    #[serde(default)]
+    pub version: Option<String>,
+    /// What both nodes must agree on is the same in both configurations (an addition to the contract).
+    #[serde(default)]
+    pub same_configuration: Option<bool>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -6,13 +6,23 @@
 
 mod harness;
 
+mod claims;
+mod claims_boot;
+mod claims_pause;
+mod claims_postgres;
+mod claims_sessions;
 mod commands;
 mod faults;
 mod harness_itself;
+mod maintenance;
 mod observe;
 mod planned;
+mod random;
 mod record;
+mod side_doors;
+mod stonith;
 mod vip;
+mod vip_only;
 
 use harness::Lab;
 use harness::config::Options;

@@ -52,6 +52,8 @@ impl Guard {
                 role: self.peer.state.as_ref().map(|p| p.role),
                 epoch: self.peer.state.as_ref().map(|p| p.complete.max(p.seen).0),
                 age_ms: self.peer.heard.map(|at| millis(now.boot.since(at))),
+                version: self.peer.state.as_ref().map(|p| p.version.clone()),
+                same_configuration: self.peer.state.as_ref().map(|p| p.digest == self.setup.digest),
             }),
             replication: self.replication_status(),
             procedure: self.procedure_status(now),

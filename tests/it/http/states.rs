@@ -54,6 +54,8 @@ pub fn active() -> Snapshot {
             role: Some(Role::Passive),
             epoch: Some(7),
             age_ms: Some(120),
+            version: Some("0.1.0".into()),
+            same_configuration: Some(true),
         }),
         replication: ReplicationStatus {
             mode: "synchronous".into(),
@@ -103,6 +105,8 @@ pub fn passive() -> Snapshot {
         role: Some(Role::Active),
         epoch: Some(7),
         age_ms: Some(90),
+        version: Some("0.1.0".into()),
+        same_configuration: Some(true),
     });
     s.postgres = PostgresStatus { up: true, role: Some("standby".into()), error: None, streaming: true };
     s

@@ -183,6 +183,7 @@ impl Host {
         let namespace = fs::read_link(format!("/proc/{}/ns/pid", init.pid))?;
         send(init.pid, Signal::KILL)?;
         init.parent.wait()?;
+        wake_doors(init.pid);
         wait_until(secs(5), "every process of the machine gone", || Ok(processes_in(&namespace).is_empty()))?;
         self.switch.unplug(&self.plug);
         Ok(dark)
@@ -229,7 +230,23 @@ impl Host {
         for pid in self.processes()? {
             let _ = send(pid, Signal::CONT);
         }
+        wake_doors(self.init_pid()?);
         Ok(start)
+    }
+
+    /// Processes of the machine with this command name (`/proc/PID/comm`), as pids seen from here.
+    pub fn named(&self, name: &str) -> Outcome<Vec<i32>> {
+        let comm = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        Ok(self.processes()?.into_iter().filter(|pid| comm(*pid).trim_end() == name).collect())
+    }
+
+    /// Processes of the machine whose command line (`/proc/PID/cmdline`, PostgreSQL's titles too) holds the text.
+    pub fn titled(&self, text: &str) -> Outcome<Vec<i32>> {
+        let title = |pid: i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).replace('\0', " ")
+        };
+        Ok(self.processes()?.into_iter().filter(|pid| title(*pid).contains(text)).collect())
     }
 
     pub fn link_down(&self) -> Outcome<Instant> {
@@ -326,6 +343,7 @@ impl Drop for Host {
         if let Some(mut init) = init {
             let _ = send(init.pid, Signal::KILL);
             let _ = init.parent.wait();
+            wake_doors(init.pid);
         }
     }
 }
@@ -349,6 +367,69 @@ pub fn as_user(user: &str) -> Vec<String> {
 pub fn send(pid: i32, signal: Signal) -> Outcome {
     let pid = Pid::from_raw(pid).ok_or("pid 0 is not a process of the lab")?;
     Ok(kill_process(pid, signal)?)
+}
+
+/// SIGSTOP to these processes; returns when every thread of all of them stands still.
+pub fn stop_all(pids: &[i32]) -> Outcome<Instant> {
+    for pid in pids {
+        send(*pid, Signal::STOP)?;
+    }
+    wait_until(secs(3), "stopped processes to stand still", || Ok(pids.iter().all(|pid| stands_still(*pid))))?;
+    Ok(now())
+}
+
+/// SIGCONT to these processes, those that are gone left out. Returns the moment before the first.
+pub fn continue_all(pids: &[i32]) -> Instant {
+    let start = now();
+    for pid in pids {
+        let _gone_is_fine = send(*pid, Signal::CONT);
+    }
+    start
+}
+
+/// Sets the limit of file descriptors of a running process (prlimit); returns the soft one before.
+pub fn descriptors_limit(pid: i32, limit: u64) -> Outcome<u64> {
+    set_limit(pid, "nofile", limit)
+}
+
+/// Sets the limit of processes of a running process's user, for that process alone; returns the soft one before.
+pub fn processes_limit(pid: i32, limit: u64) -> Outcome<u64> {
+    set_limit(pid, "nproc", limit)
+}
+
+/// The soft limit alone, so that it can be raised again; as the user that the daemon became, who needs no right for it.
+fn set_limit(pid: i32, name: &str, limit: u64) -> Outcome<u64> {
+    let (pid, flag) = (pid.to_string(), format!("--{name}"));
+    let prlimit = |words: &[&str]| {
+        let mut line = as_user(super::postgres::SYSTEM_USER);
+        line.extend(["prlimit", "--pid", &pid].map(str::to_owned));
+        line.extend(words.iter().map(|word| (*word).to_owned()));
+        super::sys::run(&line.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let before = prlimit(&[&flag, "-o", "SOFT", "--noheadings"])?;
+    prlimit(&[&format!("{flag}={limit}:")])?;
+    Ok(before.trim().parse().unwrap_or(1_000_000))
+}
+
+fn stands_still(pid: i32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    let state = |path: PathBuf| fs::read_to_string(path.join("stat")).ok()?.rsplit_once(") ")?.1.chars().next();
+    threads.flatten().all(|thread| state(thread.path()).is_none_or(|state| matches!(state, 'T' | 't' | 'Z' | 'X')))
+}
+
+/// An `nsenter` whose command is stopped with its machine stops itself, outside the machine, where nobody would wake it
+/// and its caller would wait for ever. Continues those of our own that entered the machine with this PID 1.
+fn wake_doors(init: i32) {
+    let Ok(threads) = fs::read_dir("/proc/self/task") else { return };
+    for thread in threads.flatten() {
+        let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        for pid in children.split_whitespace().filter_map(|word| word.parse::<i32>().ok()) {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            if line.starts_with(format!("nsenter\0-t\0{init}\0").as_bytes()) && is_stopped(pid) {
+                let _ = send(pid, Signal::CONT);
+            }
+        }
+    }
 }
 
 /// Is the process there and not a zombie?

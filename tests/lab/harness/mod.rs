@@ -14,6 +14,7 @@ pub mod host;
 pub mod net;
 pub mod node;
 pub mod postgres;
+pub mod raw;
 pub mod sys;
 pub mod watch;
 pub mod witness;
