@@ -14,6 +14,7 @@ mod observe;
 mod planned;
 mod record;
 mod side_doors;
+mod units;
 mod vip;
 
 use harness::Lab;
