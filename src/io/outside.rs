@@ -1,7 +1,7 @@
 //! Programs outside: `service.units` through `systemctl`, `fence.stonith`, and what `doctor` asks of systemd and nft.
 //!
-//! What it is NOT: it decides nothing and keeps no state. Every call is bounded; a caller that drops it kills the client
-//! program, never the unit's job in systemd.
+//! What it is NOT: it decides nothing and keeps no state. Every call is bounded; a caller that drops it kills the
+//! client program, never the unit's job in systemd.
 
 use crate::base::ids::NodeName;
 use crate::base::time::Duration;

@@ -86,7 +86,7 @@ fn units_follow_the_gate_and_never_hold_it_up() {
         let cut = now();
         a.cli(&["fence"])?.expect(0)?;
         let stopped = wait_for(a, "lab-app.service", "inactive", 5)?;
-        ensure!(is(a, "lab-hang.service", "deactivating")?, "its stop does not hang");
+        wait_for(a, "lab-hang.service", "deactivating", 2)?;
         ensure!(!a.gate_is_open()?, "the gate is open while the units stop");
         let last = writer.log().last_ack().ok_or("no acknowledgement")?.at;
         ensure!(ms(cut, last) <= 300, "the last acknowledgement came {} ms after the fence", ms(cut, last));
