@@ -80,7 +80,7 @@ fn units_follow_the_gate_and_never_hold_it_up() {
             Ok(events(a, "units_failed")?.iter().any(|text| text.contains("started: ") && text.contains("lab-bad")))
         })?;
 
-        // The cut is the first effect; a stop that hangs for 4 s holds nothing up, nor does the next opening wait for it.
+        // The cut is the first effect; a stop that hangs holds nothing up, nor does the next opening wait for it.
         let options = WriterOptions { target: Target::Always(a.gate()?), ..WriterOptions::once(1, a.gate()?) };
         let writer = Writer::start_flowing(client, options)?;
         let cut = now();
@@ -121,8 +121,8 @@ fn units_follow_the_gate_and_never_hold_it_up() {
         a.wait_active(secs(10))?;
         wait_for(a, "lab-app.service", "active", 5)?;
         eprintln!(
-            "figure: service.units started {} ms after the gate opened, stopped {} ms after the fence (last acknowledgement \
-             {} ms after it); a stop hanging 4 s: gate open again after {} ms, that unit after {hung} ms; killed and started \
+            "figure: service.units started {} ms after the gate opened, stopped {} ms after the fence (last \
+             acknowledgement {} ms after it); a stop hanging 4 s: gate open again after {} ms, that unit after {hung} ms; killed and started \
              without proof: stopped {} ms after the start (lease 3 s)",
             ms(opened, started),
             ms(cut, stopped),

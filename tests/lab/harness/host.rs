@@ -29,8 +29,8 @@ while kill -0 $lifeline 2>/dev/null; do wait $lifeline; done
 "#;
 
 /// A machine with a real service manager: systemd-nspawn over this very machine's root, read-only below and forgotten
-/// at the end. The bind mount of the root lives in a mount namespace of its own: nobody outside ever sees it. The cgroup
-/// is the container's own, because two systemd in one would stop each other's services.
+/// at the end. The bind mount of the root lives in a mount namespace of its own: nobody outside ever sees it. The
+/// cgroup is the container's own, because two systemd in one would stop each other's services.
 const CONTAINER: &str = r#"
 name=$1; ns=$2; lab=$3
 if [ -e /sys/fs/cgroup/cgroup.controllers ]; then cg=/sys/fs/cgroup/$ns; else cg=/sys/fs/cgroup/systemd/$ns; fi
