@@ -26,6 +26,10 @@ const UDP_BUFFER: usize = 4096;
 /// How many datagrams that are no answer to the question are passed over before the question is given up as failed.
 const MAX_STRAYS: u32 = 64;
 
+/// How long a signed question listens on after an answer that does not count: whoever can throw a forged datagram at us,
+/// but not stop the server's own, shall not silence the witness (RFC 8945 section 5.3).
+const LISTEN_ON: Duration = Duration::from_millis(300);
+
 /// How long [`find_authorities`] looks; after that it fails.
 const FIND_LIMIT: Duration = Duration::from_secs(10);
 
@@ -75,14 +79,27 @@ impl Authority {
         socket.connect(self.server).await.map_err(sentence)?;
         socket.send(question.bytes()).await.map_err(sentence)?;
         let mut buffer = vec![0; UDP_BUFFER];
+        let mut doubt: Option<String> = None;
+        let listen_on = tokio::time::sleep(Duration::MAX);
+        tokio::pin!(listen_on);
         for _ in 0..MAX_STRAYS {
-            let length = socket.recv(&mut buffer).await.map_err(sentence)?;
-            match question.read(&buffer[..length], unix_seconds())? {
-                Answer::Stray => {}
-                answer => return Ok(answer),
+            let length = tokio::select! {
+                received = socket.recv(&mut buffer) => received.map_err(sentence)?,
+                () = &mut listen_on => break,
+            };
+            match question.read(&buffer[..length], unix_seconds()) {
+                Ok(Answer::Stray) => {}
+                Ok(answer) => return Ok(answer),
+                Err(why) if self.key.is_none() => return Err(why),
+                Err(why) => {
+                    if doubt.is_none() {
+                        listen_on.set(tokio::time::sleep(LISTEN_ON));
+                    }
+                    doubt = doubt.or(Some(why));
+                }
             }
         }
-        Err(format!("{MAX_STRAYS} datagrams came from it that are no answer"))
+        Err(doubt.unwrap_or_else(|| format!("{MAX_STRAYS} datagrams came from it that are no answer")))
     }
 
     async fn by_tcp(&self, question: &Question) -> Result<Answer, String> {
