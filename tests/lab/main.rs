@@ -21,6 +21,7 @@ mod random;
 mod record;
 mod side_doors;
 mod stonith;
+mod units;
 mod vip;
 mod vip_full;
 mod vip_only;

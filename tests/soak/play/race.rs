@@ -53,6 +53,10 @@ pub fn race_round(lab: &Lab, start: Start, first_id: u32) -> Outcome<Round> {
     run_both(&stage, start, old);
     stage.perform(Action::Heal);
     let settled = settle(&stage);
+    // A boot that failed half-way is a finding of its own; the race is judged on two nodes that run.
+    if stage.lab.nodes().into_iter().any(|node| node.status().is_err()) {
+        stage.mend()?;
+    }
     let after = [won(&lab.a)?, won(&lab.b)?];
     let took = [0, 1].into_iter().filter(|who| after[*who] > before[*who]).count();
     match settled {
