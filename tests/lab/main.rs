@@ -13,6 +13,8 @@ mod observe;
 mod planned;
 mod record;
 mod vip;
+mod witness_faults;
+mod witness_kinds;
 
 use harness::Lab;
 use harness::config::Options;

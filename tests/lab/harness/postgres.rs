@@ -28,6 +28,7 @@ const HBA: &str = "\
 local   all           postgres                    peer
 local   all           all                         scram-sha-256
 host    replication   replicator   192.0.2.0/24   scram-sha-256
+host    replication   replicator   2001:db8:2::/64   scram-sha-256
 ";
 
 /// The newest PostgreSQL server installed the Debian way.
