@@ -1,6 +1,7 @@
 //! The witness in its other shapes: other programs, a secondary that lags, and a zone restored from an old backup.
 
 use crate::ensure;
+use crate::harness::Lab;
 use crate::harness::client::{Target, Writer, WriterOptions};
 use crate::harness::config::Options;
 use crate::harness::node::{PEER_PORT, text_at};
@@ -106,15 +107,30 @@ fn a_lagging_secondary_neither_cuts_the_promoted_node_nor_prolongs_its_lease() {
 
 #[test]
 fn a_zone_restored_from_an_old_backup_never_makes_the_old_node_active() {
-    in_lab(Options::new("backup"), |lab| {
-        lab.start_pair()?;
+    restored_backup(Options::new("backup"));
+}
+
+/// Where the record says `sync=none` there is no standby to wait for after a start: only the peer's word is left.
+#[test]
+fn nor_does_it_in_asynchronous_mode() {
+    restored_backup(Options { mode: "asynchronous", ..Options::new("backup2") });
+}
+
+fn restored_backup(options: Options) {
+    let promote: &[&str] = if options.mode == "asynchronous" {
+        &["promote", "--yes", "--accept-data-loss"]
+    } else {
+        &["promote", "--yes"]
+    };
+    in_lab(options, |lab| {
+        start(lab)?;
         let (a, b) = (&lab.a, &lab.b);
         // Stopped as a person would; what is on disk then is the backup.
         lab.witness.kill()?;
         let backup = lab.witness.backup()?;
         lab.witness.start()?;
         a.power_off()?;
-        b.cli(&["promote", "--yes"])?.expect(0)?;
+        b.cli(promote)?.expect(0)?;
         b.wait_active(secs(5))?;
         let epoch = b.epoch()?;
 
@@ -131,10 +147,12 @@ fn a_zone_restored_from_an_old_backup_never_makes_the_old_node_active() {
         never(secs(6), "the old node active by a record from the past", || {
             Ok(a.gate_is_open()? || a.role()? == "active" || b.gate_is_open()?)
         })?;
+        let openings = a.status()?.pointer("/counters/gate_openings").and_then(serde_json::Value::as_u64);
+        ensure!(openings == Some(0), "the old node's gate was open for a moment: {openings:?} openings");
         ensure!(b.role()? != "fenced", "the backup fenced the node that was promoted");
         ensure!(!b.postgres.is_read_only()?, "the backup demoted the promoted primary");
         // A person says who it is.
-        let said = b.cli(&["promote", "--yes"])?.expect(0)?;
+        let said = b.cli(promote)?.expect(0)?;
         b.wait_active(secs(5))?;
         ensure!(b.epoch()? > epoch, "the new epoch {} is not above {epoch}", b.epoch()?);
         a.wait_role("fenced", secs(10))?;
@@ -147,4 +165,15 @@ fn a_zone_restored_from_an_old_backup_never_makes_the_old_node_active() {
         );
         Ok(())
     });
+}
+
+/// [`Lab::start_pair`], which in asynchronous mode must not wait for "in sync".
+fn start(lab: &Lab) -> Outcome {
+    if lab.options.mode == "synchronous" {
+        return lab.start_pair();
+    }
+    lab.start_servers()?;
+    lab.b.start_daemon()?;
+    lab.a.start_daemon()?;
+    lab.a.wait_active(secs(20)).map(drop)
 }
