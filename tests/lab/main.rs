@@ -9,6 +9,7 @@ mod harness;
 mod commands;
 mod faults;
 mod harness_itself;
+mod ipv6;
 mod observe;
 mod planned;
 mod record;

@@ -63,6 +63,11 @@ impl Options {
         Options { dns: "mode = \"observe\"\n", ..Options::new(name) }
     }
 
+    /// The same on a network without IPv4.
+    pub fn ipv6_only(name: &'static str) -> Options {
+        Options { ipv6: true, ..Options::new(name) }
+    }
+
     pub fn with_vip(name: &'static str) -> Options {
         Options { vip: true, ..Options::new(name) }
     }
