@@ -131,6 +131,8 @@ pub(super) struct PeerMemory {
     /// Its position as known at the last look at our own PostgreSQL (R6: is the standby ahead?).
     pub(super) lsn_before: Option<(crate::base::ids::TimelineId, crate::base::ids::Lsn)>,
     mismatch_noted: bool,
+    /// A question of this life was answered, or failed: whether the peer holds a later epoch is known, or cannot be.
+    settled: bool,
 }
 
 impl Guard {
@@ -400,6 +402,10 @@ impl Guard {
                         self.durable.complete
                     ));
                 }
+                // A zone restored from a backup confirms an epoch that is long over; whoever took over since knows.
+                if !self.peer.settled && self.setup.peer != self.setup.me {
+                    return Some(format!("asking {} whether it has taken over meanwhile", self.setup.peer));
+                }
                 (now.boot < self.witness.open_from)
                     .then(|| "a new boot: waiting W before this node may open".to_owned())
             }
@@ -429,6 +435,7 @@ impl Guard {
         fx: &mut Vec<Effect>,
     ) {
         let Some((asked, by, epoch)) = self.peer.questions.remove(&question) else { return };
+        self.peer.settled = true;
         if answer.is_ok() {
             self.peer.heard = Some(now.boot);
             self.peer.heard_wall = Some(now.rfc3339());
