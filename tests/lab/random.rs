@@ -45,7 +45,7 @@ fn three_races_have_one_winner_each() {
     in_lab(Options::new("race"), |lab| {
         lab.start_pair()?;
         let mut first_id = 1;
-        for start in [Start::FencedApart, Start::Killed, Start::PowerLost] {
+        for start in [Start::FencedApart, Start::CutOff, Start::PowerLost] {
             let round = race_round(lab, start, first_id)?;
             let report = &round.report;
             ensure!(report.violations.is_empty(), "{start:?}: {:?}\n{}", report.violations, report.story);
