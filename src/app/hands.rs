@@ -71,6 +71,7 @@ pub struct Hands {
     vip_witnesses: Arc<[IpAddr]>,
     neighbours: Arc<Semaphore>,
     wall: Option<WallHand>,
+    pg_task: Option<tokio::task::JoinHandle<()>>,
     commands: HashMap<Ticket, mpsc::Sender<ControlReply>>,
     questions: HashMap<Ticket, oneshot::Sender<PeerAnswer>>,
     units: watch::Sender<Option<bool>>,
@@ -107,6 +108,7 @@ impl Hands {
             vip_witnesses: parts.vip_witnesses.clone().into(),
             neighbours: Arc::new(Semaphore::new(NEIGHBOURS_ASKED)),
             wall: parts.wall.clone(),
+            pg_task: None,
             commands: HashMap::new(),
             questions: HashMap::new(),
         }
@@ -245,17 +247,25 @@ impl Hands {
         });
     }
 
-    fn pg(&self, op: OpId, task: PgTask) {
+    /// One task at a time: one that is still under way was given up by the guard, and is over before the next begins.
+    fn pg(&mut self, op: OpId, task: PgTask) {
         let (cluster, peer) = (Arc::clone(&self.cluster), self.peer_cluster.clone());
         let events = self.events.clone();
-        self.spawn(async move {
+        let given_up = self.pg_task.take();
+        let work = async move {
+            if let Some(given_up) = given_up {
+                given_up.abort();
+                let _how_it_ended = given_up.await;
+            }
             let name = task.clone();
             let result = run_pg(&cluster, peer.as_ref(), op, task, &events).await;
             if let Err(error) = &result {
                 tracing::warn!("PostgreSQL task {name:?} failed: {error}");
             }
-            Event::PgDone { op, result: result.map_err(|error| error.to_string()) }
-        });
+            let done = Event::PgDone { op, result: result.map_err(|error| error.to_string()) };
+            let _driver_gone = events.send(done).await;
+        };
+        self.pg_task = Some(tokio::spawn(work));
     }
 }
 

@@ -23,7 +23,9 @@ pub(crate) fn evidence(node: &Node) -> Outcome<(usize, usize)> {
     let (opened, cut) = (counter("gate_openings"), counter("gate_cuts"));
     let (Some(opened), Some(cut)) = (opened, cut) else { return Err(Fail("status has no counters".to_owned())) };
     let text = std::fs::read_to_string(&node.log)?;
-    let life = text.rsplit_once(" runs as node ").map_or("", |(_, life)| life);
+    let at = text.rfind(" runs as node ").ok_or("the daemon's log does not say that it started")?;
+    let begun = text[..at].lines().next_back().unwrap_or_default().get(..19).unwrap_or_default();
+    let life = &text[at..];
     let lines =
         |kind: &str| -> Vec<&str> { life.lines().filter(|line| line.contains(&format!("kind=\"{kind}\""))).collect() };
     let (openings, cuts) = (lines("gate_opened"), lines("gate_cut"));
@@ -39,21 +41,22 @@ pub(crate) fn evidence(node: &Node) -> Outcome<(usize, usize)> {
         let reason = line.split_once("): ").and_then(|(_, rest)| rest.split_once(';')).map_or("", |(reason, _)| reason);
         ensure!(!reason.trim().is_empty(), "{name}: a cut without a reason: {line}");
     }
-    // The events, as the command shows them: each is in the log, as often.
+    // The events of this life, as the command shows them: each is in the log, as often, and the other way round. In the
+    // second of the start the former life may have had its last word.
     let shown: Vec<Value> = serde_json::from_str(&node.cli(&["events", "--json"])?.expect(0)?.out)?;
-    let gate: Vec<&str> = shown
-        .iter()
-        .filter(|row| row["kind"].as_str().is_some_and(|kind| kind.starts_with("gate_")))
-        .filter_map(|row| row["text"].as_str())
-        .collect();
-    for event in &gate {
-        let (here, there) = (gate.iter().filter(|other| other == &event).count(), text.matches(*event).count());
-        ensure!(here == there, "{name}: {here} events, {there} lines say: {event}");
+    let word = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
+    let of_the_gate = shown.iter().filter(|row| word(row, "kind").starts_with("gate_"));
+    let all: Vec<(String, String)> = of_the_gate.map(|row| (word(row, "at"), word(row, "text"))).collect();
+    for (at, event) in all.iter().filter(|(at, _)| at.get(..19).is_some_and(|at| at > begun)) {
+        let here =
+            all.iter().filter(|(at, other)| other == event && at.get(..19).is_some_and(|at| at >= begun)).count();
+        let there = life.matches(event.as_str()).count();
+        ensure!(here == there, "{name}: {here} events, {there} lines say at {at}: {event}");
     }
     // Fifty events are shown at most; where there is room, none of this life is missing.
     if shown.len() < 50 {
         for line in openings.iter().chain(&cuts) {
-            ensure!(gate.iter().any(|event| line.contains(event)), "{name}: no event for: {line}");
+            ensure!(all.iter().any(|(_, event)| line.contains(event)), "{name}: no event for: {line}");
         }
     }
     Ok((openings.len(), cuts.len()))

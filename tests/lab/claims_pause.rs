@@ -16,7 +16,7 @@ use rustix::process::Signal;
 /// W of this lab, in milliseconds, rounded up.
 const W_MS: i64 = 3261;
 /// What had left the node before it stood still may still be on the wire, or waiting for the client to be scheduled.
-const ON_THE_WIRE: std::time::Duration = millis(50);
+pub(crate) const ON_THE_WIRE: std::time::Duration = millis(50);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Frozen {

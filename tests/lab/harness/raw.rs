@@ -121,7 +121,7 @@ impl Crowd {
         self.seen().iter().map(|seen| seen.answers).sum()
     }
 
-    /// Answers that reached anybody after the moment are counted by comparing with this.
+    /// Whom an answer reached after the moment, and when the last of each came.
     pub fn late(&self, moment: Instant) -> Vec<(Habit, Instant)> {
         let all = self.members.iter().zip(self.seen());
         all.filter_map(|((habit, _), seen)| Some((*habit, seen.last_answer.filter(|at| *at > moment)?))).collect()
