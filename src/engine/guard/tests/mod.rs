@@ -6,6 +6,7 @@ mod laws;
 mod model;
 mod observe;
 mod random;
+mod review;
 mod solo;
 mod world;
 

@@ -246,6 +246,11 @@ pub(super) struct World {
     pub(super) mode: Mode,
     /// What a second authority shows, where there is one.
     pub(super) second: Option<RecordPair>,
+    /// The first of them, which executes the updates, answers nobody.
+    pub(super) first_silent: bool,
+    /// `fence.stonith` is configured; when it ran, and the epoch that the record named then.
+    pub(super) stonith: bool,
+    pub(super) shot: Vec<(Instant, u64)>,
     /// Nodes that no DNS answer reaches.
     pub(super) deaf: [bool; 2],
     /// The VIP's witness answers this node.
@@ -337,6 +342,9 @@ impl World {
             mute: [false; 2],
             mode,
             second: (servers > 1).then(|| RecordPair::new(vec![address(0)], 5, Vec::new())),
+            first_silent: false,
+            stonith: false,
+            shot: Vec::new(),
             deaf: [false; 2],
             gateway: [true; 2],
             lan_up: true,
@@ -396,7 +404,7 @@ impl World {
             },
             vips: if self.mode == Mode::VipOnly { vec![VIP.parse().expect("valid")] } else { Vec::new() },
             kernel_gate: false,
-            stonith: false,
+            stonith: self.stonith,
             units: false,
             synchronous: true,
             fence_postgres: self.fence_postgres,
