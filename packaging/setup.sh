@@ -10,6 +10,7 @@ packages=(
     bind9 bind9-dnsutils bind9-host         # a witness that is not our own, nsupdate, dig
     iproute2 iputils-arping nftables        # network namespaces, who answers for the VIP, cutting the network
     tcpdump procps util-linux               # looking on; setpriv
+    systemd-container dbus polkitd          # a machine with a real service manager
     openssl python3                         # certificates for client TLS; small helpers
 )
 [ "${1:-}" = deb ] && packages=(dpkg-dev binutils)

@@ -13,6 +13,9 @@ const UNIT_LIMIT: Duration = Duration::from_secs(95);
 const ENQUEUE_LIMIT: Duration = Duration::from_secs(5);
 /// A management board that answers slowly, and a machine that powers off.
 const STONITH_LIMIT: Duration = Duration::from_secs(85);
+/// What to do where polkit says no.
+const POLKIT: &str = "; the daemon's user may not: install polkitd, copy polkit-units.rules from \
+    /usr/share/doc/portcullis/examples to /etc/polkit-1/rules.d and name the units there";
 /// What stands for the node's name in `fence.stonith`.
 const NODE_WORD: &str = "{node}";
 
@@ -33,7 +36,12 @@ async fn systemctl(words: &[&str], units: &[String], limit: Duration) -> Result<
     let mut command = tool::command("systemctl");
     command.arg("--no-ask-password").args(words).args(units);
     let output = tool::run(command, "systemctl", limit).await.map_err(|error| error.to_string())?;
-    said(output, "systemctl")
+    if output.ok {
+        return Ok(());
+    }
+    let why = output.complaint();
+    let denied = ["authentication required", "Access denied"].iter().any(|words| why.contains(words));
+    Err(format!("systemctl: {why}{}", if denied { POLKIT } else { "" }))
 }
 
 /// Runs `fence.stonith` for `node`; `Ok` means that it is surely off.

@@ -21,7 +21,9 @@ mod random;
 mod record;
 mod side_doors;
 mod stonith;
+mod units;
 mod vip;
+mod vip_full;
 mod vip_only;
 
 use harness::Lab;

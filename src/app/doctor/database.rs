@@ -138,7 +138,7 @@ fn commits(survey: &Survey, report: &mut Report) {
     }
 }
 
-/// A cancel from the side turns a waiting commit into a success that the proxy did not see coming (protocol-review P7).
+/// A cancel from the side turns a waiting commit into a success (protocol-review P7).
 fn cancels(config: &Config, survey: &Survey, report: &mut Report) {
     report.checked("pg_cancel_backend, database by database");
     for database in &survey.databases {
@@ -176,8 +176,8 @@ fn sync_list(marker: &Marker, me: &NodeName, survey: &Survey, report: &mut Repor
     let level = if recorded.is_empty() { Level::Warning } else { Level::Critical };
     let says = if recorded.is_empty() { "none" } else { recorded };
     let text = format!("synchronous_standby_names is '{list}', while the record says sync={says}");
-    let remedy = "leave the setting to the daemon (it sets it by ALTER SYSTEM); take it out of postgresql.conf, and look \
-                  again in a minute";
+    let remedy = "leave the setting to the daemon (ALTER SYSTEM); take it out of postgresql.conf, and look again in a \
+                  minute";
     report.find(level, DURABILITY, text, remedy);
 }
 

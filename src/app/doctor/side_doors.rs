@@ -285,7 +285,7 @@ fn sockets(facts: &Facts, report: &mut Report) {
     report.checked("the rights of PostgreSQL's socket");
     if socket.mode & OTHERS != 0 && dir.mode & OTHERS_ENTER != 0 {
         let text = format!(
-            "every user of this machine reaches PostgreSQL's socket {} (mode {:04o}); only its passwords stand before it",
+            "every user of this machine reaches PostgreSQL's socket {} (mode {:04o}); pg_hba alone stands before it",
             socket.path.display(),
             socket.mode
         );

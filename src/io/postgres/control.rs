@@ -163,7 +163,7 @@ impl Cluster {
                 if !output.ok {
                     return Err(PgError::Failed(format!(
                         "systemd did not start {unit}: {}; see journalctl -u {unit}",
-                        output.last_line()
+                        output.complaint()
                     )));
                 }
                 Ok(())

@@ -27,6 +27,10 @@ pub struct Options {
     pub fence: &'static str,
     /// Further lines for the end of the file (whole tables).
     pub extra: &'static str,
+    /// Further lines of `[service]`.
+    pub service: &'static str,
+    /// The first node runs systemd as its PID 1 (see [`super::host::Boot`]).
+    pub systemd: bool,
 }
 
 impl Options {
@@ -45,6 +49,8 @@ impl Options {
             vip_lines: "",
             fence: "",
             extra: "",
+            service: "",
+            systemd: false,
         }
     }
 
@@ -97,11 +103,11 @@ pub fn text(options: &Options, lab_dir: &Path, own: usize) -> Outcome<String> {
     let bin_dir = Template::once()?.bin_dir.display().to_string();
     let dir = lab_dir.display();
     let own_dir = options.nodes.get(own).copied().unwrap_or("witness");
-    let Options { lease, poll, margin, mode, vip_lines, .. } = options;
+    let Options { lease, poll, margin, mode, vip_lines, service, .. } = options;
     let fence = options.fence.replace("{dir}", &dir.to_string());
     let mut text = format!(
         "state_dir   = \"{dir}/{own_dir}/state\"\nruntime_dir = \"{dir}/{own_dir}/run\"\n\n\
-         [service]\nname   = \"{SERVICE}\"\nlisten = [\"0.0.0.0:6432\"]\n\n"
+         [service]\nname   = \"{SERVICE}\"\nlisten = [\"0.0.0.0:6432\"]\n{service}\n"
     );
     for (name, last) in options.nodes.iter().zip([11, 12]) {
         text.push_str(&format!(
@@ -124,7 +130,8 @@ pub fn text(options: &Options, lab_dir: &Path, own: usize) -> Outcome<String> {
         ));
     }
     if options.vip {
-        text.push_str(&format!("[vip]\naddress = \"192.0.2.100/24\"\ninterface = \"eth0\"\n{vip_lines}\n"));
+        let address = if vip_lines.contains("address =") { "" } else { "address = \"192.0.2.100/24\"\n" };
+        text.push_str(&format!("[vip]\n{address}interface = \"eth0\"\n{vip_lines}\n"));
     }
     text.push_str(&format!(
         "[fence]\nlease = \"{lease}\"\nmargin = \"{margin}\"\n{fence}\n\

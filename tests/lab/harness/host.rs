@@ -28,6 +28,30 @@ exec 3<&-
 while kill -0 $lifeline 2>/dev/null; do wait $lifeline; done
 "#;
 
+/// A machine with a real service manager: systemd-nspawn over this very machine's root, read-only below and forgotten
+/// at the end. The bind mount of the root lives in a mount namespace of its own: nobody outside ever sees it. The
+/// cgroup is the container's own, because two systemd in one would stop each other's services.
+const CONTAINER: &str = r#"
+name=$1; ns=$2; lab=$3
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then cg=/sys/fs/cgroup/$ns; else cg=/sys/fs/cgroup/systemd/$ns; fi
+mkdir -p "$cg"
+mount --bind / /mnt || exit 1
+sh -c 'echo 0 >"$1/cgroup.procs"; shift; exec "$@"' start "$cg" systemd-nspawn --quiet --directory=/mnt \
+    --volatile=overlay --register=no --keep-unit --machine="$name" --network-namespace-path="/run/netns/$ns" \
+    --bind="$lab" --resolv-conf=off --bind-ro="$lab/resolv.conf:/etc/resolv.conf" --console=pipe \
+    --boot -- --unit=basic.target
+find "$cg" -depth -type d -exec rmdir {} + 2>/dev/null
+"#;
+
+/// What a machine's PID 1 is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Boot {
+    /// A shell that reaps; enough for programs that need no service manager.
+    Shell,
+    /// systemd with its bus and polkit, and no service but those the test writes.
+    Systemd,
+}
+
 /// Waits for the lab's end, then removes what it made: processes by namespace, namespaces, directory.
 const JANITOR: &str = r#"
 trap '' HUP INT TERM
@@ -115,18 +139,27 @@ pub struct Host {
     /// The lab's directory.
     pub lab_dir: PathBuf,
     lifeline: Arc<PipeReader>,
+    boot: Boot,
     init: Mutex<Option<Init>>,
 }
 
 impl Host {
     /// Plugs the machine in and powers it on.
-    pub fn new(name: &str, plug: Plug, switch: &Switch, lab_dir: &Path, lifeline: PipeReader) -> Outcome<Host> {
+    pub fn new(
+        name: &str,
+        plug: Plug,
+        switch: &Switch,
+        lab_dir: &Path,
+        lifeline: PipeReader,
+        boot: Boot,
+    ) -> Outcome<Host> {
         let host = Host {
             name: name.to_owned(),
             plug,
             switch: switch.clone(),
             lab_dir: lab_dir.to_owned(),
             lifeline: Arc::new(lifeline),
+            boot,
             init: Mutex::new(None),
         };
         host.power_on()?;
@@ -144,6 +177,15 @@ impl Host {
     /// A fresh boot: new namespaces, nothing running, the same disks and the same MAC address.
     pub fn power_on(&self) -> Outcome {
         self.switch.plug_in(&self.plug)?;
+        let init = match self.boot {
+            Boot::Shell => self.boot_shell()?,
+            Boot::Systemd => self.boot_systemd()?,
+        };
+        *self.init.lock().unwrap_or_else(PoisonError::into_inner) = Some(init);
+        Ok(())
+    }
+
+    fn boot_shell(&self) -> Outcome<Init> {
         let mut parent = Command::new("ip")
             .args(["netns", "exec", self.ns(), "unshare", "--pid", "--fork", "--uts", "--mount-proc"])
             .args(["--propagation", "slave", "--kill-child", "--", "sh", "-c", INIT, "init", &self.name])
@@ -169,8 +211,36 @@ impl Host {
             let _ = parent.wait();
             return Err(Fail(format!("{} does not boot: {ready:?}", self.name)));
         };
-        *self.init.lock().unwrap_or_else(PoisonError::into_inner) = Some(Init { parent, pid });
-        Ok(())
+        Ok(Init { parent, pid })
+    }
+
+    fn boot_systemd(&self) -> Outcome<Init> {
+        let log = fs::File::create(self.lab_dir.join(format!("{}-systemd.log", self.name)))?;
+        let mut parent = Command::new("unshare")
+            .args(["--mount", "--", "sh", "-c", CONTAINER, "container", &self.name, self.ns()])
+            .arg(&self.lab_dir)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .current_dir("/")
+            .process_group(0)
+            .spawn()?;
+        let mut pid = None;
+        let ready = wait_until(secs(20), "systemd to have booted", || {
+            let pids = super::sys::run(&["ip", "netns", "pids", self.ns()])?;
+            pid = pids.split_whitespace().filter_map(|word| word.parse().ok()).find(|pid| inner_pid(*pid) == Some(1));
+            let Some(pid) = pid else { return Ok(false) };
+            Ok(Path::new(&format!("/proc/{pid}/root/run/dbus/system_bus_socket")).exists())
+        });
+        match (pid, ready) {
+            (Some(pid), Ok(_)) => Ok(Init { parent, pid }),
+            (pid, ready) => {
+                let _ = pid.map(|pid| send(pid, Signal::KILL));
+                let _ = parent.kill();
+                let _ = parent.wait();
+                Err(Fail(format!("{} does not boot: {ready:?}", self.name)))
+            }
+        }
     }
 
     /// Pulls the plug: first the wire (a dead machine sends no farewell), then every process, then the namespaces.
