@@ -5,8 +5,10 @@ mod hands;
 mod laws;
 mod model;
 mod observe;
+mod parts;
 mod random;
 mod review;
+mod scenarios;
 mod solo;
 mod world;
 
