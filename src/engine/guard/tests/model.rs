@@ -1,13 +1,16 @@
-//! The model: two guards, the very code, explored exhaustively by `stateright` in a world that an adversary may disturb.
+//! The model: two guards, the very code, explored exhaustively by `stateright` in a world that an adversary may
+//! disturb.
 //!
-//! The state is the whole [`World`]. One step runs it to the next thing that could go wrong: the head of the queue, which
-//! is then delivered promptly and in order. Instead, at every such step, the adversary may spend one of `k` deviations:
-//! lose, delay or copy the head; fail the journal or PostgreSQL; kill, crash, stop or freeze a node that takes part in it;
-//! cut a wire one way or both; or give an order. Cuts and crashes heal by themselves after one of a few set times (never,
-//! too). So every history with at most `k` deviations inside the window is visited, and nothing else is claimed.
+//! The state is the whole [`World`]. One step runs it to the next thing that could go wrong: the head of the queue,
+//! which is then delivered promptly and in order. Instead, at every such step, the adversary may spend one of `k`
+//! deviations: lose, delay or copy the head; fail the journal or PostgreSQL; kill, crash, stop or freeze a node that
+//! takes part in it; cut a wire one way or both; or give an order. Cuts and crashes heal by themselves after one of a
+//! few set times (never, too). So every history with at most `k` deviations inside the window is visited, and nothing
+//! else is claimed.
 //!
-//! Timers are coarse (lease 4 s, poll 2 s, looks 1 s) and the clocks as far apart as `max_drift` = 0.1 allows, both ways.
-//! What is NOT here: rates that change, three faults at once beyond `k`, what tests/random plays over long histories.
+//! Timers are coarse (lease 4 s, poll 2 s, looks 1 s) and the clocks as far apart as `max_drift` = 0.1 allows, both
+//! ways. What is NOT here: rates that change, three faults at once beyond `k`, what tests/random plays over long
+//! histories.
 //!
 //! `PORTCULLIS_MODEL_DEVIATIONS` (k, 1 unless told), `PORTCULLIS_MODEL_SCENARIO` (one of them by name),
 //! `PORTCULLIS_MODEL_THREADS`.

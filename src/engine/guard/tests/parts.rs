@@ -1,5 +1,5 @@
-//! What the simulated world is made of: its deliveries, its acts, what can be cut, a PostgreSQL, a clock, a seeded random
-//! number.
+//! What the simulated world is made of: its deliveries, its acts, what can be cut, a PostgreSQL, a clock, a seeded
+//! random number.
 //!
 //! What it is NOT: the world itself (`world`).
 

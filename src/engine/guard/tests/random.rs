@@ -1,8 +1,8 @@
-//! Seeded random schedules over long histories: kills, reboots with a clock that begins anew, freezes, partitions one way
-//! and both, dead or slow DNS, updates that land late or twice, messages lost and copied, full disks, PostgreSQL tasks that
-//! fail or take long, edits, power switches and commands at any moment; each node's clock runs at a rate of its own within
-//! `max_drift`. The laws and the client's accounting judge after every event; at the end, healed, a promote must bring the
-//! service back and the pair in sync, after every 120 s of faults.
+//! Seeded random schedules over long histories: kills, reboots with a clock that begins anew, freezes, partitions one
+//! way and both, dead or slow DNS, updates that land late or twice, messages lost and copied, full disks, PostgreSQL
+//! tasks that fail or take long, edits, power switches and commands at any moment; each node's clock runs at a rate
+//! of its own within `max_drift`. The laws and the client's accounting judge after every event; at the end, healed, a
+//! promote must bring the service back and the pair in sync, after every 120 s of faults.
 //!
 //! A failure names its seed and prints one line per transition; the same seed plays the same history.
 //! `PORTCULLIS_SEED=n` (one, every event), `PORTCULLIS_SEEDS=n` (how many), `PORTCULLIS_SIM_SECONDS=n` (how long each).
@@ -155,6 +155,16 @@ impl Schedule {
         self.world.release();
         self.put_right();
         self.world.heal();
+        if self.world.mode == Mode::Observe {
+            // Whoever began a promote finishes it: it waits for his edit, without a limit.
+            self.world.run_for(secs(15));
+            for node in 0..2 {
+                if self.world.nodes[node].guard.as_ref().is_some_and(|guard| guard.takeover.is_some()) {
+                    self.world.act(Act::Edit(node));
+                    self.world.run_for(secs(20));
+                }
+            }
+        }
         self.world.run_for(secs(75));
     }
 
@@ -270,7 +280,8 @@ const REMEMBERED: [(u64, u64); 4] = [
     (387, 120),
     // Observe mode: a taker that waited for an edit kept a consent whose giver had taken the same epoch meanwhile.
     (1688, 120),
-    // An update landed after its taker had died: nothing may start the one whole PostgreSQL, nothing else is promotable.
+    // An update landed after its taker had died: nothing may start the one whole PostgreSQL, nothing else is
+    // promotable.
     (403, 2400),
     (423, 2400),
 ];

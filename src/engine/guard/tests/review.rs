@@ -1,5 +1,5 @@
-//! The interleavings of the protocol review (P1 to P17, S1 to S17) that no other test plays, by name. docs/safety.md says
-//! for each entry which test is its case.
+//! The interleavings of the protocol review (P1 to P17, S1 to S17) that no other test plays, by name. docs/safety.md
+//! says for each entry which test is its case.
 
 use super::world::{Act, Cut, MS, World, address, name, secs};
 use crate::base::ids::Epoch;

@@ -175,8 +175,10 @@ pub(super) fn off(node: usize) -> Act {
     Act::Order(node, Command::Promote { dry_run: false, yes: true, accept_data_loss: true, peer_is_off })
 }
 
+pub(super) type Met = (&'static str, fn(&State) -> bool);
+
 /// Things the model must have met, or it proved nothing.
-pub(super) const MET: [(&str, fn(&State) -> bool); 15] = [
+pub(super) const MET: [Met; 15] = [
     ("a failover completes", |s| {
         let w = &s.world;
         w.is_open(1) && w.nodes[1].shadow.complete >= Epoch(2) && w.nodes[0].guard.is_none()

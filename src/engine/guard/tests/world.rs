@@ -427,9 +427,9 @@ impl World {
 
     /// A line of the log, where one is kept.
     pub(super) fn note(&mut self, text: impl FnOnce(&World) -> String) {
-        if self.log.is_some() {
-            let line = format!("{:?} {}", self.now, text(self));
-            self.log.as_mut().expect("kept").push(line);
+        if let Some(mut log) = self.log.take() {
+            log.push(format!("{:?} {}", self.now, text(self)));
+            self.log = Some(log);
         }
     }
 
