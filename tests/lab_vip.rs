@@ -489,8 +489,12 @@ fn a_witness_is_one_that_answers_the_vip_while_nobody_else_has_it() {
         assert!(lab.a.ask(&hand, &[]).is_err_and(|text| text.contains("gateway")), "{net}");
         lab.a.ip(&format!("route add default via {there}"));
         assert_eq!(lab.a.ask(&hand, &[]), found, "{net}: the gateway");
-        // Another holder speaks up, however quick the witness is.
+        // Another holder speaks up, however quick the witness is (Linux listens for questions about a new IPv6 address
+        // a moment after it is bound).
         lab.b.bind(&other, 20);
+        eventually("b listens for the VIP", || {
+            vip.is_ipv4() || lab.b.ip("maddr show dev eth0").contains("ff02::1:ff00:100")
+        });
         for _ in 0..5 {
             let said = lab.a.ask(&hand, &[there]);
             assert!(said.as_ref().is_err_and(|text| text.contains(&arp::mac_text(lab.b.mac))), "{net}: {said:?}");

@@ -53,8 +53,8 @@ pub struct Wall {
 }
 
 impl Wall {
-    /// Makes the table, shut, where the configuration wants one; else takes away what a former life left. Must be called
-    /// inside a tokio runtime.
+    /// Makes the table, shut, where the configuration wants one; else takes away what a former life left. Must be
+    /// called inside a tokio runtime.
     ///
     /// # Errors
     /// A wall that is configured and cannot be made: the daemon does not start without it.
@@ -148,8 +148,8 @@ fn plan(config: &Config, node: &Node) -> Plan {
         match (other.postgres.host.as_str(), other.postgres.port).to_socket_addrs() {
             Ok(found) => nodes.extend(found.map(|address| address.ip())),
             Err(error) => tracing::warn!(
-                "node.postgres.host {} has no address now ({error}): the kernel gate lets {} reach PostgreSQL only from \
-                 {:?}; write an address there",
+                "node.postgres.host {} has no address now ({error}): the kernel gate lets {} reach PostgreSQL only \
+                 from {:?}; write an address there",
                 other.postgres.host,
                 other.name,
                 other.addresses

@@ -17,8 +17,8 @@
 //! PostgreSQL's port alone.
 //!
 //! What this is NOT: it keeps no lease and schedules nothing (`app::wall` does), and it touches no other table. Kernel
-//! timeouts stand still while the machine is suspended, as the VIP's lifetime does; the gate's own clock does not. Needs
-//! CAP_NET_ADMIN. Why this crate: docs/decisions/0006.
+//! timeouts stand still while the machine is suspended, as the VIP's lifetime does; the gate's own clock does not.
+//! Needs CAP_NET_ADMIN. Why this crate: docs/decisions/0006.
 //!
 //! **Invariants:** every change is one transaction, so there is no moment without the wall, and none between an old
 //! and a new lease in which an open session is cut; nothing is forked and no descriptor is opened after the start; the

@@ -1,5 +1,5 @@
-//! Asks a VIP's witnesses whether they are there (R3): an ARP request or neighbour solicitation *from* the VIP, answered
-//! *to* the VIP, while nobody else holds it.
+//! Asks a VIP's witnesses whether they are there (R3): an ARP request or neighbour solicitation *from* the VIP,
+//! answered *to* the VIP, while nobody else holds it.
 //!
 //! What this is NOT: a lease, a schedule, a hand. Each call has sockets of its own, so that nothing that is done to the
 //! VIP meanwhile holds it up.
@@ -44,8 +44,8 @@ async fn ask_and_hear(hand: &VipHand, configured: &[IpAddr]) -> Result<IpAddr, S
         return Err(format!("the VIP {vip} is not bound, and nothing may be asked from it"));
     }
     let witnesses = witnesses(vip, configured, &link).await?;
-    // Looked up now: a claim that has come must not wait for the kernel while the time for it runs out. Linux answers on
-    // every interface for every address, so with two of them on one link we hear ourselves.
+    // Looked up now: a claim that has come must not wait for the kernel while the time for it runs out. Linux answers
+    // on every interface for every address, so with two of them on one link we hear ourselves.
     let own: BTreeSet<Mac> = vip::links().await?.iter().map(|link| link.mac).collect();
     // All ears are open before the first question.
     let claims = hand.socket(&link)?;

@@ -98,8 +98,13 @@ pub async fn unit_facts(units: &[String]) -> Result<Vec<UnitFacts>, String> {
 /// # Errors
 /// nft is not there, or not allowed to look.
 pub fn kernel_gate_stands() -> Result<bool, String> {
-    let mut command = std::process::Command::new("/usr/sbin/nft");
-    command.args(["list", "tables", "inet"]).env_clear().env("LC_ALL", "C").stdin(std::process::Stdio::null());
+    // No runtime yet, so the limit is another program's.
+    let mut command = std::process::Command::new("/usr/bin/timeout");
+    command
+        .args(["-k", "1", "5", "/usr/sbin/nft", "list", "tables", "inet"])
+        .env_clear()
+        .env("LC_ALL", "C")
+        .stdin(std::process::Stdio::null());
     let output = command.output().map_err(|error| format!("/usr/sbin/nft: {error}"))?;
     if !output.status.success() {
         return Err(format!("nft: {}", String::from_utf8_lossy(&output.stderr).trim()));

@@ -14,6 +14,7 @@ mod claims_sessions;
 mod commands;
 mod faults;
 mod harness_itself;
+mod ipv6;
 mod maintenance;
 mod observe;
 mod planned;
@@ -25,6 +26,8 @@ mod units;
 mod vip;
 mod vip_full;
 mod vip_only;
+mod witness_faults;
+mod witness_kinds;
 
 use harness::Lab;
 use harness::config::Options;

@@ -12,15 +12,18 @@ use crate::in_lab;
 use play::plan::plan;
 use play::race::{Start, race_round};
 use play::run::random_run;
-use play::stage::Stage;
+use play::stage::{Stage, TELL_LIVE};
 use play::trace::{Ack, Look, overlaps, two_active};
 use portcullis::base::time::Instant;
+use std::sync::atomic::Ordering;
 
 /// Schedules short enough for every day: together they freeze, cut, kill and promote.
 const SEEDS: [u64; 2] = [7, 8];
 
 #[test]
 fn two_seeded_schedules_never_serve_twice() {
+    // Shown when the test fails.
+    TELL_LIVE.store(true, Ordering::Relaxed);
     in_lab(Options::new("random"), |lab| {
         lab.start_pair()?;
         let mut first_id = 1;
@@ -38,10 +41,11 @@ fn two_seeded_schedules_never_serve_twice() {
 
 #[test]
 fn three_races_have_one_winner_each() {
+    TELL_LIVE.store(true, Ordering::Relaxed);
     in_lab(Options::new("race"), |lab| {
         lab.start_pair()?;
         let mut first_id = 1;
-        for start in [Start::FencedApart, Start::Killed, Start::PowerLost] {
+        for start in [Start::FencedApart, Start::CutOff, Start::PowerLost] {
             let round = race_round(lab, start, first_id)?;
             let report = &round.report;
             ensure!(report.violations.is_empty(), "{start:?}: {:?}\n{}", report.violations, report.story);

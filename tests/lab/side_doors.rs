@@ -4,9 +4,11 @@
 use crate::ensure;
 use crate::harness::Lab;
 use crate::harness::config::Options;
-use crate::harness::node::Node;
+use crate::harness::net::connects;
+use crate::harness::node::{GATE_PORT, Node};
 use crate::harness::postgres::{APP_PASSWORD, HBA, PORT, REPLICATION_PASSWORD};
 use crate::harness::sys::{Fail, Outcome, in_netns, millis, never, secs, wait_until};
+use crate::harness::witness::Kind;
 use crate::in_lab;
 use serde_json::Value;
 
@@ -138,9 +140,7 @@ fn no_side_door_in_any_state() {
         a.cli(&["fence"])?.expect(0)?;
         a.wait_role("fenced", secs(5))?;
         // While it is demoted, too: before, between and after.
-        never(secs(3), "a side door of a fenced node", || {
-            knock_everywhere(lab, &mut tally, "a fenced").map(|()| false)
-        })?;
+        never(secs(3), "a door", || knock_everywhere(lab, &mut tally, "a fenced").map(|()| false))?;
         wait_until(secs(20), "a demoted", || a.postgres.is_read_only())?;
         for _ in 0..5 {
             knock_everywhere(lab, &mut tally, "a fenced and demoted")?;
@@ -161,6 +161,8 @@ fn no_side_door_in_any_state() {
     });
 }
 
+const DROP_SLOT: &str = "SELECT pg_drop_replication_slot('portcullis_b')";
+
 /// Opens one door, wants a finding that names it, and closes it again.
 struct DoorTest<'a> {
     name: &'a str,
@@ -172,7 +174,8 @@ struct DoorTest<'a> {
 
 #[test]
 fn doctor_finds_each_side_door() {
-    in_lab(Options::new("doctor"), |lab| {
+    // The embedded witness here, BIND in the test above: both answer the update that must fail as they should.
+    in_lab(Options { witness: Kind::Embedded, ..Options::new("doctor") }, |lab| {
         lab.start_pair()?;
         let (a, b) = (&lab.a, &lab.b);
         is_healthy(a)?;
@@ -189,7 +192,7 @@ fn doctor_finds_each_side_door() {
         let mode = |bits: u32| -> Outcome {
             Ok(std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(bits))?)
         };
-        let nothing = || Ok(());
+        let tsig = lab.dir.join("tsig.key");
         let tests = [
             DoorTest {
                 name: "everybody from everywhere",
@@ -268,21 +271,45 @@ fn doctor_finds_each_side_door() {
                 close: &|| lab.witness.host.rejoin_network(),
                 finding: &["critical", "192.0.2.53:53"],
             },
-            DoorTest { name: "nothing more", open: &nothing, close: &nothing, finding: &[] },
+            DoorTest {
+                name: "another key than the witness has",
+                open: &|| Ok(std::fs::write(&tsig, "d3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmc=\n")?),
+                close: &|| Ok(std::fs::write(&tsig, format!("{}\n", lab.witness.key()))?),
+                finding: &["critical", "witness: 192.0.2.53:53"],
+            },
+            DoorTest {
+                name: "a slot that is gone",
+                open: &|| {
+                    b.postgres.stop(&b.host, "fast")?;
+                    wait_until(secs(10), "the slot free", || sql(DROP_SLOT).map(|()| true)).map(drop)
+                },
+                close: &|| {
+                    sql("SELECT pg_create_physical_replication_slot('portcullis_b', true)")?;
+                    b.postgres.start(&b.host)?;
+                    a.wait_in_sync(secs(20)).map(drop)
+                },
+                finding: &["warning", "the slot portcullis_b is not there"],
+            },
         ];
         for DoorTest { name, open, close, finding } in &tests {
             open()?;
             let (code, findings, _) = doctor(a)?;
             close()?;
-            if finding.is_empty() {
-                continue;
-            }
             let found = findings.iter().any(|line| finding.iter().all(|part| line.contains(part)));
             ensure!(found, "{name}: doctor did not find it, but {findings:?}");
             let expected = i32::from(finding[0] != "advice");
             ensure!(code == expected, "{name}: exit code {code}, not {expected}: {findings:?}");
         }
         wait_until(secs(10), "doctor content again", || is_healthy(a).map(|()| true))?;
+
+        // Something else stands where clients of the passive node would knock.
+        let gate = GATE_PORT.to_string();
+        let squatter = b.host.spawn(&lab.dir.join("squatter.log"), &[], &["python3", "-m", "http.server", &gate])?;
+        wait_until(secs(10), "something on the gate's port", || connects(lab.client.ns(), b.address(), GATE_PORT))?;
+        let (code, findings, _) = doctor(b)?;
+        let found = findings.iter().any(|f| f.starts_with("critical") && f.contains("something takes connections"));
+        ensure!(code == 1 && found, "doctor does not see what holds the gate's port: {findings:?}");
+        crate::harness::host::send(squatter, rustix::process::Signal::KILL)?;
 
         // From b, a door of a: only knocking shows it.
         rules("host all all 192.0.2.12/32 scram-sha-256")?;
@@ -292,6 +319,21 @@ fn doctor_finds_each_side_door() {
             "doctor on b does not see a's door: {findings:?}"
         );
         no_rules()?;
+
+        // The two nodes are not configured alike.
+        b.stop_daemon()?;
+        let text = std::fs::read_to_string(&b.config)?;
+        std::fs::write(&b.config, text.replace("margin = \"200ms\"", "margin = \"300ms\""))?;
+        b.start_daemon()?;
+        wait_until(secs(10), "the difference to be found", || {
+            let found = doctor(a)?.1;
+            let found = found.iter().any(|f| f.starts_with("critical") && f.contains("b runs another configuration"));
+            Ok(found)
+        })?;
+        b.stop_daemon()?;
+        std::fs::write(&b.config, text)?;
+        b.start_daemon()?;
+        wait_until(secs(10), "doctor content with both nodes alike", || is_healthy(a).map(|()| true))?;
 
         // Wide listening is in force only after a restart; the lines to write are in the report.
         on("listen_addresses = '*'")?;

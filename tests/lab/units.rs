@@ -120,10 +120,26 @@ fn units_follow_the_gate_and_never_hold_it_up() {
         lab.witness.host.rejoin_network()?;
         a.wait_active(secs(10))?;
         wait_for(a, "lab-app.service", "active", 5)?;
+
+        // Killed and back with proof within a lease: the application runs on as if nothing had been.
+        a.wait_in_sync(secs(20))?;
+        let main = state_of(a, "lab-app.service", "MainPID")?;
+        a.kill_daemon(Signal::KILL)?;
+        a.start_daemon()?;
+        let reborn = now();
+        a.wait_active(secs(10))?;
+        let open = ms(reborn, now());
+        never(secs(4), "the application of an open gate stopped", || {
+            let same = state_of(a, "lab-app.service", "MainPID")? == main;
+            // Within the lease, less what the look itself may take.
+            Ok(open < 2800 && !same)
+        })?;
+        ensure!(is(a, "lab-app.service", "active")?, "the application is gone");
+        eprintln!("units: the gate was open again {open} ms after the start of a killed daemon");
         eprintln!(
             "figure: service.units started {} ms after the gate opened, stopped {} ms after the fence (last \
-             acknowledgement {} ms after it); a stop hanging 4 s: gate open again after {} ms, that unit after {hung} ms; killed and started \
-             without proof: stopped {} ms after the start (lease 3 s)",
+             acknowledgement {} ms after it); a stop hanging 4 s: gate open again after {} ms, that unit after {hung} ms; \
+             killed and started without proof: stopped {} ms after the start (lease 3 s)",
             ms(opened, started),
             ms(cut, stopped),
             ms(cut, last),

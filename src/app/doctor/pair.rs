@@ -248,4 +248,91 @@ mod tests {
         answered(&silent, DnsMode::Update, 5, &mut report);
         assert_eq!((report.findings.len(), report.unchecked.len()), (1, 1));
     }
+
+    fn config() -> Config {
+        Config::parse(&Config::example(), std::path::Path::new("example")).expect("the example parses")
+    }
+
+    /// A pair in best order, seen from the active node.
+    fn facts() -> Facts {
+        let golden = include_str!("../../../tests/golden/status-active.json");
+        let mut status: Snapshot = serde_json::from_str(golden).expect("the golden status");
+        status.version = env!("CARGO_PKG_VERSION").into();
+        status.peer.as_mut().expect("a peer").version = Some(status.version.clone());
+        Facts {
+            survey: Err("not asked".into()),
+            status: Ok(status),
+            doors: Vec::new(),
+            gate_taken: None,
+            servers: Ok(vec![server(UpdateOutcome::Conflict, Some(1_000_000))]),
+            server_on_node: Vec::new(),
+            socket: None,
+            socket_dir: None,
+            files: Vec::new(),
+            unit: Some(("postgresql@15-main.service".into(), true)),
+            units: Ok(Vec::new()),
+            missing_interface: None,
+            kernel_gate: None,
+        }
+    }
+
+    fn judged(facts: &Facts) -> Vec<(Level, String)> {
+        let config = config();
+        let mut report = Report::default();
+        daemon(&config, facts, &mut report);
+        witness(&config, facts, &mut report);
+        machine(&config, &config.nodes[0], facts, &mut report);
+        report.findings.into_iter().map(|f| (f.level, format!("{} -> {}", f.text, f.remedy))).collect()
+    }
+
+    #[test]
+    fn a_pair_in_order_has_no_finding_and_each_fault_has_its_own() {
+        assert_eq!(judged(&facts()), []);
+        type Break = fn(&mut Facts);
+        fn status(facts: &mut Facts) -> &mut Snapshot {
+            facts.status.as_mut().expect("a daemon that answers")
+        }
+        let unit = |load: &str, file: &str| crate::io::outside::UnitFacts {
+            name: "app.service".into(),
+            load: load.into(),
+            file: file.into(),
+        };
+        let rows: [(Level, &str, Break); 11] = [
+            (Level::Critical, "systemctl start portcullis", |f| f.status = Err("the daemon does not answer".into())),
+            (Level::Warning, "runs version 0.0.9", |f| {
+                status(f).version = "0.0.9".into();
+                status(f).peer.as_mut().expect("a peer").version = Some("0.0.9".into());
+            }),
+            (Level::Warning, "'s daemon is version 0.0.9", |f| {
+                status(f).peer.as_mut().expect("a peer").version = Some("0.0.9".into());
+            }),
+            (Level::Critical, "another configuration", |f| {
+                status(f).peer.as_mut().expect("a peer").same_configuration = Some(false);
+            }),
+            (Level::Warning, "6433", |f| status(f).peer.as_mut().expect("a peer").reachable = false),
+            (Level::Warning, "maintenance off", |f| status(f).maintenance = true),
+            (Level::Warning, "not in sync", |f| status(f).replication.in_sync = false),
+            (Level::Warning, "stands with neither node", |f| f.server_on_node.push(([192, 0, 2, 11], 53).into())),
+            (Level::Warning, "/etc/systemd/system/postgresql@15-main.service.d/portcullis.conf", |f| {
+                f.unit = Some(("postgresql@15-main.service".into(), false));
+            }),
+            (Level::Critical, "no interface eth7", |f| f.missing_interface = Some("eth7".into())),
+            (Level::Critical, "chmod", |f| f.files.push(("cluster.key is open".into(), "chmod o-r".into()))),
+        ];
+        for (level, words, break_it) in rows {
+            let mut facts = facts();
+            break_it(&mut facts);
+            let found = judged(&facts);
+            assert!(matches!(&found[..], [(l, text)] if *l == level && text.contains(words)), "{words}: {found:?}");
+        }
+        for (load, file, level) in [
+            ("not-found", "", Level::Critical),
+            ("masked", "masked", Level::Critical),
+            ("loaded", "enabled", Level::Warning),
+        ] {
+            let found = judged(&Facts { units: Ok(vec![unit(load, file)]), ..facts() });
+            assert!(matches!(&found[..], [(l, _)] if *l == level), "{load}: {found:?}");
+        }
+        assert_eq!(judged(&Facts { units: Ok(vec![unit("loaded", "disabled")]), ..facts() }), []);
+    }
 }

@@ -16,6 +16,9 @@ use std::collections::BTreeMap;
 /// How long the peer is given to answer: *alive* means within this (the contract).
 pub(super) const PEER_LIMIT: Duration = Duration::from_secs(2);
 
+/// While the gate is open on a proof older than one and a half polls, a poll is divided by this.
+const ASK_AGAIN: u32 = 4;
+
 /// Who waits for a witness's answer, beside the lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum AskedFor {
@@ -128,6 +131,8 @@ pub(super) struct PeerMemory {
     /// Its position as known at the last look at our own PostgreSQL (R6: is the standby ahead?).
     pub(super) lsn_before: Option<(crate::base::ids::TimelineId, crate::base::ids::Lsn)>,
     mismatch_noted: bool,
+    /// A question of this life was answered, or failed: whether the peer holds a later epoch is known, or cannot be.
+    settled: bool,
 }
 
 impl Guard {
@@ -158,7 +163,11 @@ impl Guard {
         if now.boot < self.poll_at {
             return;
         }
-        self.poll_at = now.boot + self.setup.poll;
+        // The lease is a few polls long: two lost answers and it ends. So while it runs on an old proof, ask more often,
+        // and an outage that ends before the lease does costs nothing.
+        let newest = self.proofs.newest();
+        let overdue = self.gate.open && newest.is_some_and(|asked| asked + self.setup.poll * 3 / 2 < now.boot);
+        self.poll_at = now.boot + if overdue { self.setup.poll / ASK_AGAIN } else { self.setup.poll };
         for server in 0..self.witness.servers.len() {
             self.ask_witness(now, server, AskedFor::Poll, fx);
         }
@@ -393,6 +402,10 @@ impl Guard {
                         self.durable.complete
                     ));
                 }
+                // A zone restored from a backup confirms an epoch that is long over; whoever took over since knows.
+                if !self.peer.settled && self.setup.peer != self.setup.me {
+                    return Some(format!("asking {} whether it has taken over meanwhile", self.setup.peer));
+                }
                 (now.boot < self.witness.open_from)
                     .then(|| "a new boot: waiting W before this node may open".to_owned())
             }
@@ -422,6 +435,7 @@ impl Guard {
         fx: &mut Vec<Effect>,
     ) {
         let Some((asked, by, epoch)) = self.peer.questions.remove(&question) else { return };
+        self.peer.settled = true;
         if answer.is_ok() {
             self.peer.heard = Some(now.boot);
             self.peer.heard_wall = Some(now.rfc3339());

@@ -3,6 +3,7 @@
 //! What a client did not see acknowledged it makes no claim about. A number is never sent twice, so that a number in
 //! the table proves nothing but itself.
 
+use super::net::at;
 use super::postgres::{APP_PASSWORD, Cluster};
 use super::sys::{Fail, Outcome, enter_netns, millis, now, secs, wait_until};
 use super::witness::{SERVICE, addresses_in, ask_here};
@@ -49,7 +50,7 @@ impl WriterOptions {
     }
 
     pub fn service(id: u32, dns: &str) -> WriterOptions {
-        let target = Target::Service { dns: format!("{dns}:53") };
+        let target = Target::Service { dns: at(dns, 53) };
         WriterOptions { target, ..WriterOptions::once(id, SocketAddr::from(([0, 0, 0, 0], 0))) }
     }
 }
@@ -215,9 +216,10 @@ fn live(options: &WriterOptions, log: &Mutex<WriterLog>, stop: &AtomicBool) -> O
 
 /// Where the service name points now; asked at the authority, so that no cache stands between.
 fn resolve(dns: &str) -> Outcome<SocketAddr> {
-    let addresses = addresses_in(&ask_here(dns, SERVICE, RecordType::A)?);
+    let kind = if dns.starts_with('[') { RecordType::AAAA } else { RecordType::A };
+    let addresses = addresses_in(&ask_here(dns, SERVICE, kind)?);
     let address = addresses.first().ok_or("the service name has no address")?;
-    Ok(format!("{address}:{}", super::node::GATE_PORT).parse()?)
+    Ok(at(address, super::node::GATE_PORT).parse()?)
 }
 
 /// Opens one session and writes numbers until it is told to stop or the session ends.

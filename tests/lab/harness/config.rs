@@ -1,11 +1,17 @@
 //! Writes what an administrator would: one configuration file per node (they differ in `state_dir` and `runtime_dir`
 //! only, because both daemons share this machine's disk), the client rules and the secrets.
 
+use super::net::{address_of, at};
 use super::postgres::{REPLICATION_PASSWORD, Template};
 use super::sys::Outcome;
 use super::witness::{Kind, SERVICE, ZONE};
 use std::fs;
 use std::path::Path;
+
+/// Last numbers of the addresses of the DNS server, its secondary and the fault relay.
+pub const DNS: u8 = 53;
+pub const SECONDARY: u8 = 54;
+pub const RELAY: u8 = 55;
 
 /// What varies from lab to lab.
 #[derive(Debug, Clone)]
@@ -16,6 +22,12 @@ pub struct Options {
     pub nodes: [&'static str; 2],
     pub witness: Kind,
     pub vip: bool,
+    /// Addresses of IPv6 only.
+    pub ipv6: bool,
+    /// The daemons ask the DNS fault relay instead of the server itself.
+    pub relay: bool,
+    /// A second authority: a BIND secondary that fetches the zone when it starts and then only once an hour.
+    pub secondary: bool,
     pub lease: &'static str,
     pub poll: &'static str,
     pub margin: &'static str,
@@ -41,6 +53,9 @@ impl Options {
             nodes: ["a", "b"],
             witness: Kind::Bind,
             vip: false,
+            ipv6: false,
+            relay: false,
+            secondary: false,
             lease: "3s",
             poll: "1s",
             margin: "200ms",
@@ -57,6 +72,11 @@ impl Options {
     /// The same with `dns.mode = "observe"`: a person edits the record.
     pub fn observed(name: &'static str) -> Options {
         Options { dns: Some("mode = \"observe\"\n"), ..Options::new(name) }
+    }
+
+    /// The same on a network without IPv4.
+    pub fn ipv6_only(name: &'static str) -> Options {
+        Options { ipv6: true, ..Options::new(name) }
     }
 
     pub fn with_vip(name: &'static str) -> Options {
@@ -103,15 +123,22 @@ pub fn text(options: &Options, lab_dir: &Path, own: usize) -> Outcome<String> {
     let bin_dir = Template::once()?.bin_dir.display().to_string();
     let dir = lab_dir.display();
     let own_dir = options.nodes.get(own).copied().unwrap_or("witness");
+    let any = if options.ipv6 { "[::]" } else { "0.0.0.0" };
+    let dns_door = at(&address_of(options.ipv6, DNS), 53);
+    let first = if options.relay { at(&address_of(options.ipv6, RELAY), 53) } else { dns_door.clone() };
+    let second = options.secondary.then(|| at(&address_of(options.ipv6, SECONDARY), 53));
+    let servers: Vec<String> = [Some(first), second].into_iter().flatten().map(|at| format!("\"{at}\"")).collect();
+    let servers = servers.join(", ");
     let Options { lease, poll, margin, mode, vip_lines, service, .. } = options;
     let fence = options.fence.replace("{dir}", &dir.to_string());
     let mut text = format!(
         "state_dir   = \"{dir}/{own_dir}/state\"\nruntime_dir = \"{dir}/{own_dir}/run\"\n\n\
-         [service]\nname   = \"{SERVICE}\"\nlisten = [\"0.0.0.0:6432\"]\n{service}\n"
+         [service]\nname   = \"{SERVICE}\"\nlisten = [\"{any}:6432\"]\n{service}\n"
     );
     for (name, last) in options.nodes.iter().zip([11, 12]) {
+        let address = address_of(options.ipv6, last);
         text.push_str(&format!(
-            "[[node]]\nname = \"{name}\"\naddress = \"192.0.2.{last}\"\n[node.postgres]\nhost = \"192.0.2.{last}\"\n\
+            "[[node]]\nname = \"{name}\"\naddress = \"{address}\"\n[node.postgres]\nhost = \"{address}\"\n\
              port = 5432\nsocket_dir = \"{dir}/{name}/sock\"\ndata_dir = \"{dir}/{name}/pg/data\"\n\
              bin_dir = \"{bin_dir}\"\n\n"
         ));
@@ -119,15 +146,13 @@ pub fn text(options: &Options, lab_dir: &Path, own: usize) -> Outcome<String> {
     text.push_str(&format!("[cluster]\nkey_file = \"{dir}/cluster.key\"\n\n[auth]\nhba_file = \"{dir}/hba.conf\"\n\n"));
     if let Some(dns) = options.dns {
         text.push_str(&format!(
-            "[dns]\nzone = \"{ZONE}\"\nservers = [\"192.0.2.53:53\"]\npoll = \"{poll}\"\nttl = \"5s\"\n\
+            "[dns]\nzone = \"{ZONE}\"\nservers = [{servers}]\npoll = \"{poll}\"\nttl = \"5s\"\n\
              tsig_key_file = \"{dir}/tsig.key\"\n{dns}\n"
         ));
     }
     if options.witness == Kind::Embedded {
         let first = options.nodes[0];
-        text.push_str(&format!(
-            "[witness]\nlisten = [\"192.0.2.53:53\"]\nns = \"ns.{ZONE}\"\nactive = \"{first}\"\n\n"
-        ));
+        text.push_str(&format!("[witness]\nlisten = [\"{dns_door}\"]\nns = \"ns.{ZONE}\"\nactive = \"{first}\"\n\n"));
     }
     if options.vip {
         let address = if vip_lines.contains("address =") { "" } else { "address = \"192.0.2.100/24\"\n" };
@@ -136,7 +161,7 @@ pub fn text(options: &Options, lab_dir: &Path, own: usize) -> Outcome<String> {
     text.push_str(&format!(
         "[fence]\nlease = \"{lease}\"\nmargin = \"{margin}\"\n{fence}\n\
          [replication]\nmode = \"{mode}\"\npassword_file = \"{dir}/replication.pass\"\n\n\
-         [status]\nlisten = \"0.0.0.0:6434\"\n{}",
+         [status]\nlisten = \"{any}:6434\"\n{}",
         options.extra
     ));
     Ok(text)

@@ -16,10 +16,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// PID 1 of a machine: sets name and resolver, then reaps whatever ends until the lifeline closes.
+/// PID 1 of a machine: sets name and resolver, then reaps whatever ends until the lifeline closes. Pids start elsewhere
+/// after each boot, or the lock files of the former life would name processes of this one.
 const INIT: &str = r#"
 trap '' HUP INT TERM
 hostname "$1"
+{ echo $(($(date +%s) % 1000 * 30 + 300)) >/proc/sys/kernel/ns_last_pid; } 2>/dev/null
 mount --bind "$2" /etc/resolv.conf 2>/dev/null
 exec 3<&0
 cat <&3 >/dev/null &

@@ -10,6 +10,7 @@
 
 pub mod client;
 pub mod config;
+pub mod dns_relay;
 pub mod host;
 pub mod net;
 pub mod node;
@@ -20,6 +21,7 @@ pub mod watch;
 pub mod witness;
 
 use config::{Keys, Options};
+use dns_relay::DnsRelay;
 use host::{Boot, Host, Lifeline};
 use net::{Plug, Switch};
 use node::Node;
@@ -34,6 +36,10 @@ pub struct Lab {
     pub a: Node,
     pub b: Node,
     pub witness: Witness,
+    /// With `secondary` in the options; not running at first.
+    pub secondary: Option<Witness>,
+    /// With `relay` in the options; passes everything at first.
+    pub relay: Option<DnsRelay>,
     pub client: Host,
     pub switch: Switch,
     pub dir: PathBuf,
@@ -49,19 +55,17 @@ impl Lab {
         let prefix = format!("pc{pid}");
         let dir = PathBuf::from(format!("/tmp/pclab-{pid}-{}", options.name));
         let [first, second] = options.nodes;
-        let plugs = [
-            Plug::new(&prefix, first, 11),
-            Plug::new(&prefix, second, 12),
-            Plug::new(&prefix, "dns", 53),
-            Plug::new(&prefix, "client", 20),
-        ];
+        let plug = |name: &str, last| Plug::of_family(&prefix, name, last, options.ipv6);
+        let plugs = [plug(first, 11), plug(second, 12), plug("dns", config::DNS), plug("client", 20)];
+        let (plug_second, plug_relay) = (plug("dns2", config::SECONDARY), plug("relay", config::RELAY));
         let mut namespaces: Vec<String> = plugs.iter().map(|plug| plug.ns.clone()).collect();
-        namespaces.push(format!("{prefix}-sw"));
+        namespaces.extend([format!("{prefix}-sw"), plug_second.ns.clone(), plug_relay.ns.clone()]);
         let lifeline = Lifeline::new(&dir, &namespaces)?;
         fs::create_dir(&dir)?;
         fs::write(dir.join("owner"), pid.to_string())?;
         template.lend_program(&dir)?;
-        fs::write(dir.join("resolv.conf"), "nameserver 192.0.2.53\noptions timeout:1 attempts:2\n")?;
+        let resolver = format!("nameserver {}\noptions timeout:1 attempts:2\n", plugs[2].address);
+        fs::write(dir.join("resolv.conf"), resolver)?;
         let switch = Switch::build(&prefix)?;
         let [plug_a, plug_b, plug_dns, plug_client] = plugs;
         let boot = |name: &str, plug: Plug| Host::new(name, plug, &switch, &dir, lifeline.reader()?, Boot::Shell);
@@ -78,14 +82,26 @@ impl Lab {
         fs::write(&witness_config, config::text(&options, &dir, 2)?)?;
         let witness = match options.witness {
             Kind::Bind => Witness::bind(dns, &keys.tsig, a.address())?,
+            Kind::Knot => Witness::knot(dns, &keys.tsig, a.address())?,
             Kind::Embedded => Witness::embedded(dns, &keys.tsig, &witness_config)?,
         };
-        Ok(Lab { a, b, witness, client, switch, dir, options, lifeline })
+        let mut secondary = None;
+        if options.secondary {
+            secondary = Some(Witness::secondary(boot("dns2", plug_second)?, &keys.tsig, witness.address())?);
+        }
+        let mut relay = None;
+        if options.relay {
+            relay = Some(DnsRelay::start(plug_relay, &switch, witness.address(), &keys.tsig)?);
+        }
+        Ok(Lab { a, b, witness, secondary, relay, client, switch, dir, options, lifeline })
     }
 
     /// The DNS server, a primary on a with the writers' table, and a streaming standby on b; no daemon yet.
     pub fn start_servers(&self) -> Outcome {
         self.witness.start()?;
+        if let Some(secondary) = &self.secondary {
+            secondary.start()?;
+        }
         self.a.postgres.init_primary(&self.a.host)?;
         self.a.postgres.sql("app", client::TABLE_SQL)?;
         self.b.postgres.init_standby_of(&self.b.host, &self.a.host)

@@ -12,6 +12,18 @@ use std::collections::BTreeSet;
 pub const SUBNET: &str = "192.0.2.0/24";
 pub const GATEWAY: &str = "192.0.2.1";
 pub const VIP: &str = "192.0.2.100";
+/// The same for labs of IPv6 alone (RFC 3849).
+pub const GATEWAY_V6: &str = "2001:db8:2::1";
+
+/// A host's address, by its last number, in the network of the family.
+pub fn address_of(ipv6: bool, last: u8) -> String {
+    if ipv6 { format!("2001:db8:2::{last}") } else { format!("192.0.2.{last}") }
+}
+
+/// `address:port`, with brackets around an IPv6 address.
+pub fn at(address: &str, port: u16) -> String {
+    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+}
 
 /// The bridge that all hosts hang on.
 #[derive(Debug, Clone)]
@@ -32,10 +44,14 @@ pub struct Plug {
 
 impl Plug {
     pub fn new(prefix: &str, name: &str, last: u8) -> Plug {
+        Plug::of_family(prefix, name, last, false)
+    }
+
+    pub fn of_family(prefix: &str, name: &str, last: u8, ipv6: bool) -> Plug {
         Plug {
             ns: format!("{prefix}-{name}"),
             port: format!("p-{name}"),
-            address: format!("192.0.2.{last}"),
+            address: address_of(ipv6, last),
             mac: format!("02:00:00:00:02:{last:02x}"),
         }
     }
@@ -51,6 +67,7 @@ impl Switch {
             "link set lo up".to_owned(),
             "link add br0 type bridge stp_state 0 mcast_snooping 0 forward_delay 0".to_owned(),
             format!("addr add {GATEWAY}/24 dev br0"),
+            format!("addr add {GATEWAY_V6}/64 dev br0 nodad"),
             "link set br0 up".to_owned(),
         ] {
             sh_words(&format!("ip -n {ns} {line}"))?;
@@ -65,13 +82,15 @@ impl Switch {
         let switch = &self.ns;
         sh_words(&format!("ip netns add {ns}"))?;
         sh_words(&format!("ip -n {switch} link add {port} type veth peer name eth0 address {mac} netns {ns}"))?;
+        // Without duplicate address detection, which would keep an IPv6 address from use for a second.
+        let (mask, gateway) = if address.contains(':') { ("64 nodad", GATEWAY_V6) } else { ("24", GATEWAY) };
         for line in
-            ["link set lo up".to_owned(), format!("addr add {address}/24 dev eth0"), "link set eth0 up".to_owned()]
+            ["link set lo up".to_owned(), format!("addr add {address}/{mask} dev eth0"), "link set eth0 up".to_owned()]
         {
             sh_words(&format!("ip -n {ns} {line}"))?;
         }
         sh_words(&format!("ip -n {switch} link set {port} master br0 up"))?;
-        sh_words(&format!("ip -n {ns} route add default via {GATEWAY}"))?;
+        sh_words(&format!("ip -n {ns} route add default via {gateway}"))?;
         Ok(())
     }
 
@@ -115,7 +134,8 @@ impl Switch {
         for (from, to) in [(x, y), (y, x)] {
             for side in ["sport", "dport"] {
                 self.nft(&format!(
-                    "add rule bridge lab cuts iifname {from} oifname {to} ether type ip tcp {side} {port} drop"
+                    "add rule bridge lab cuts iifname {from} oifname {to} ether type {{ ip, ip6 }} \
+                     meta l4proto tcp th {side} {port} drop"
                 ))?;
             }
         }
@@ -170,7 +190,7 @@ pub fn who_answers_arp(ns: &str, address: &str) -> Outcome<BTreeSet<String>> {
 
 /// Does a TCP connection from the namespace open? `Ok(false)` is a refusal or silence for 300 ms.
 pub fn connects(ns: &str, address: &str, port: u16) -> Outcome<bool> {
-    let target: std::net::SocketAddr = format!("{address}:{port}").parse()?;
+    let target: std::net::SocketAddr = at(address, port).parse()?;
     super::sys::in_netns(ns, || Ok(std::net::TcpStream::connect_timeout(&target, super::sys::millis(300)).is_ok()))
 }
 

@@ -122,7 +122,7 @@ impl Node {
 
     /// The node's gate as clients dial it by address.
     pub fn gate(&self) -> Outcome<SocketAddr> {
-        Ok(format!("{}:{GATE_PORT}", self.address()).parse()?)
+        Ok(net::at(self.address(), GATE_PORT).parse()?)
     }
 
     /// Starts the daemon as root, as a unit without a service manager would, and waits until its status page answers.
@@ -169,10 +169,17 @@ impl Node {
         daemon.ok_or_else(|| Fail(format!("no daemon was started on {}", self.name())))
     }
 
-    /// The machine loses power: wire, then every process. Returns the moment the wire went dark.
+    /// The machine loses power: wire, then every process, then what lay in memory (sockets and their lock files under
+    /// /run). Returns the moment the wire went dark.
     pub fn power_off(&self) -> Outcome<Instant> {
         self.daemon.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.host.power_off()
+        let dark = self.host.power_off()?;
+        for folder in [&self.postgres.socket_dir, &self.dir.join("run")] {
+            for entry in std::fs::read_dir(folder)?.flatten().filter(|entry| !entry.path().is_dir()) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(dark)
     }
 
     /// Boots the machine as its units would: the daemon, and PostgreSQL only if `may-start-primary` allows it.
@@ -227,7 +234,7 @@ impl Node {
 
     /// GET from the node's status server, asked inside the node: works while its network is cut.
     pub fn http(&self, path: &str) -> Outcome<(u16, String)> {
-        http_from(self.ns(), "127.0.0.1", path)
+        http_from(self.ns(), if self.address().contains(':') { "::1" } else { "127.0.0.1" }, path)
     }
 
     /// `status.json`, or why not.
@@ -325,7 +332,7 @@ fn summary(status: &Value) -> String {
 
 /// HTTP/1.0 GET of a status server from a namespace; a second of patience at most.
 pub fn http_from(ns: &str, address: &str, path: &str) -> Outcome<(u16, String)> {
-    let target: SocketAddr = format!("{address}:{STATUS_PORT}").parse()?;
+    let target: SocketAddr = net::at(address, STATUS_PORT).parse()?;
     in_netns(ns, || http_here(target, path))
 }
 

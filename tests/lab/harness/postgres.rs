@@ -33,6 +33,8 @@ local   all           postgres                    peer
 local   all           all                         scram-sha-256
 host    replication   replicator   192.0.2.11/32  scram-sha-256
 host    replication   replicator   192.0.2.12/32  scram-sha-256
+host    replication   replicator   2001:db8:2::11/128  scram-sha-256
+host    replication   replicator   2001:db8:2::12/128  scram-sha-256
 ";
 
 /// The newest PostgreSQL server installed the Debian way.

@@ -185,10 +185,11 @@ pub fn tail(path: &Path, lines: usize) -> String {
 }
 
 /// Programs the lab needs, and the Debian package that brings each.
-const TOOLS: [(&str, &str); 12] = [
+const TOOLS: [(&str, &str); 13] = [
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("named", "bind9"),
+    ("knotd", "knot"),
     ("nsupdate", "bind9-dnsutils"),
     ("arping", "iputils-arping"),
     ("psql", "postgresql-client"),

@@ -1,5 +1,6 @@
 //! Watchers: threads that look at one thing every 20 ms and keep all they saw with both times of each look.
 
+use super::net::at;
 use super::node::{STATUS_PORT, http_here, text_at};
 use super::sys::{Fail, Outcome, enter_netns, millis, ms, now};
 use super::witness::{MARKER, SERVICE, addresses_in, ask_here, marker_in};
@@ -85,7 +86,7 @@ impl<T> Drop for Watcher<T> {
 
 /// Watches whether a node says `role` = `active`; asked from `ns` at the node's address.
 pub fn roles(ns: &str, address: &str) -> Outcome<Watcher<String>> {
-    let target: SocketAddr = format!("{address}:{STATUS_PORT}").parse()?;
+    let target: SocketAddr = at(address, STATUS_PORT).parse()?;
     Watcher::start(ns, move || {
         let (_, body) = http_here(target, "/status.json")?;
         Ok(text_at(&serde_json::from_str::<Value>(&body)?, "/role"))
@@ -94,13 +95,13 @@ pub fn roles(ns: &str, address: &str) -> Outcome<Watcher<String>> {
 
 /// Watches `/active` as a load balancer would: true while it answers 200.
 pub fn active_page(ns: &str, address: &str) -> Outcome<Watcher<bool>> {
-    let target: SocketAddr = format!("{address}:{STATUS_PORT}").parse()?;
+    let target: SocketAddr = at(address, STATUS_PORT).parse()?;
     Watcher::start(ns, move || Ok(http_here(target, "/active")?.0 == 200))
 }
 
 /// Watches the record: the service's addresses and the marker's text.
 pub fn record(ns: &str, dns: &str) -> Outcome<Watcher<(Vec<String>, String)>> {
-    let server = format!("{dns}:53");
+    let server = at(dns, 53);
     Watcher::start(ns, move || {
         let addresses = addresses_in(&ask_here(&server, SERVICE, RecordType::A)?);
         let marker = marker_in(&ask_here(&server, MARKER, RecordType::TXT)?).unwrap_or_default();

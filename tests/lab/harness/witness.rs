@@ -1,7 +1,8 @@
-//! The witness of the lab: BIND 9 or the embedded `portcullis witness`, on a host of its own; records moved by hand
+//! The witness of the lab: BIND 9, Knot or the embedded `portcullis witness`, on a host of its own; records moved by hand
 //! with nsupdate, and direct questions to the authority.
 
 use super::host::{Host, send, wait_dead};
+use super::net::at;
 use super::sys::{Fail, Outcome, in_netns, millis, secs, wait_until};
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RData, RecordType};
@@ -20,7 +21,18 @@ pub const KEY_NAME: &str = "portcullis";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Bind,
+    Knot,
     Embedded,
+}
+
+fn zone_text(server: &str, first_address: &str) -> String {
+    let kind = |address: &str| if address.contains(':') { "AAAA" } else { "A" };
+    format!(
+        "$TTL 5\n@ IN SOA ns.{ZONE}. admin.{ZONE}. 1 3600 600 86400 1\n@ IN NS ns.{ZONE}.\n\
+         ns IN {} {server}\ndb IN {} {first_address}\n",
+        kind(server),
+        kind(first_address)
+    )
 }
 
 /// The DNS server of the lab; may be killed, frozen and started again.
@@ -41,25 +53,58 @@ impl Witness {
     pub fn bind(host: Host, key: &str, first_address: &str) -> Outcome<Witness> {
         let dir = host.lab_dir.join("named");
         fs::create_dir(&dir)?;
+        fs::write(dir.join("zone"), zone_text(host.address(), first_address))?;
+        let zone = format!("type primary; file \"zone\"; allow-update {{ key \"{KEY_NAME}\"; }};");
+        Witness::named(host, key, dir, &zone)
+    }
+
+    /// A BIND that fetches the zone from `primary` when it starts without one, and then only when the SOA's refresh
+    /// time (an hour) has passed: it lags for as long as a test lasts.
+    pub fn secondary(host: Host, key: &str, primary: &str) -> Outcome<Witness> {
+        let dir = host.lab_dir.join("named2");
+        fs::create_dir(&dir)?;
+        let zone = format!("type secondary; file \"zone\"; primaries {{ {primary} key \"{KEY_NAME}\"; }};");
+        Witness::named(host, key, dir, &zone)
+    }
+
+    fn named(host: Host, key: &str, dir: PathBuf, zone: &str) -> Outcome<Witness> {
         let address = host.address().to_owned();
-        let zone = format!(
-            "$TTL 5\n@ IN SOA ns.{ZONE}. admin.{ZONE}. 1 3600 600 86400 1\n@ IN NS ns.{ZONE}.\n\
-             ns IN A {address}\ndb IN A {first_address}\n"
-        );
-        fs::write(dir.join("zone"), zone)?;
+        let (v4, v6) = if address.contains(':') { ("none", &*address) } else { (&*address, "none") };
         let conf = format!(
-            "options {{ directory \"{dir}\"; listen-on port 53 {{ {address}; }}; listen-on-v6 {{ none; }};\n\
-             recursion no; dnssec-validation no; notify no; pid-file none; allow-query {{ any; }};\n\
+            "options {{ directory \"{dir}\"; listen-on port 53 {{ {v4}; }}; listen-on-v6 port 53 {{ {v6}; }};\n\
+             recursion no; dnssec-validation no; notify no; pid-file none; include \"{dir}/acl\";\n\
              session-keyfile \"{dir}/session.key\"; }};\n\
              controls {{ }};\n\
              key \"{KEY_NAME}\" {{ algorithm hmac-sha256; secret \"{key}\"; }};\n\
-             zone \"{ZONE}\" {{ type primary; file \"zone\"; allow-update {{ key \"{KEY_NAME}\"; }}; }};\n",
+             zone \"{ZONE}\" {{ {zone} }};\n",
             dir = dir.display()
         );
+        fs::write(dir.join("acl"), "allow-query { any; };\n")?;
         fs::write(dir.join("named.conf"), conf)?;
-        let command = ["named", "-g", "-4", "-n", "1", "-c"].map(str::to_owned).into_iter();
+        let command = ["named", "-g", "-n", "1", "-c"].map(str::to_owned).into_iter();
         let command = command.chain([dir.join("named.conf").display().to_string()]).collect();
         Witness::new(host, Kind::Bind, key, dir, command)
+    }
+
+    /// Knot with the same zone; it takes an update only by an `acl` that names the key and the action.
+    pub fn knot(host: Host, key: &str, first_address: &str) -> Outcome<Witness> {
+        let dir = host.lab_dir.join("knot");
+        fs::create_dir(&dir)?;
+        let address = host.address().to_owned();
+        fs::write(dir.join("zone"), zone_text(&address, first_address))?;
+        let conf = format!(
+            "server:\n    rundir: \"{dir}\"\n    listen: {address}@53\n    udp-workers: 1\n    tcp-workers: 1\n\
+             log:\n  - target: stderr\n    any: info\n\
+             database:\n    storage: \"{dir}\"\n\
+             key:\n  - id: {KEY_NAME}\n    algorithm: hmac-sha256\n    secret: {key}\n\
+             acl:\n  - id: updates\n    key: {KEY_NAME}\n    action: update\n\
+             zone:\n  - domain: {ZONE}\n    storage: \"{dir}\"\n    file: zone\n    acl: updates\n",
+            dir = dir.display()
+        );
+        let file = dir.join("knot.conf");
+        fs::write(&file, conf)?;
+        let command = vec!["knotd".to_owned(), "-c".to_owned(), file.display().to_string()];
+        Witness::new(host, Kind::Knot, key, dir, command)
     }
 
     /// The embedded server, with its part of the pair's own configuration file.
@@ -74,7 +119,7 @@ impl Witness {
     fn new(host: Host, kind: Kind, key: &str, dir: PathBuf, command: Vec<String>) -> Outcome<Witness> {
         let key_text = format!("key \"{KEY_NAME}\" {{ algorithm hmac-sha256; secret \"{key}\"; }};\n");
         fs::write(dir.join("nsupdate.key"), key_text)?;
-        let log = host.lab_dir.join("witness.log");
+        let log = host.lab_dir.join(if host.name == "dns" { "witness.log" } else { "witness2.log" });
         Ok(Witness { host, kind, log, dir, key: key.to_owned(), command, pid: Mutex::new(None) })
     }
 
@@ -113,13 +158,14 @@ impl Witness {
     /// One question over UDP to the authority itself, from the given network namespace; half a second of patience.
     /// An answer without records is an empty list.
     pub fn ask(&self, from_ns: &str, name: &str, kind: RecordType) -> Outcome<Vec<RData>> {
-        let server = format!("{}:53", self.address());
+        let server = at(self.address(), 53);
         in_netns(from_ns, || ask_here(&server, name, kind))
     }
 
     /// The addresses the service name has now.
     pub fn service_addresses(&self) -> Outcome<Vec<String>> {
-        let data = self.ask(self.host.ns(), SERVICE, RecordType::A)?;
+        let kind = if self.address().contains(':') { RecordType::AAAA } else { RecordType::A };
+        let data = self.ask(self.host.ns(), SERVICE, kind)?;
         Ok(addresses_in(&data))
     }
 
@@ -139,7 +185,47 @@ impl Witness {
 
     /// Points the service name at an address by hand; the marker is left alone.
     pub fn move_record_to(&self, address: &str) -> Outcome {
-        self.nsupdate(&format!("update delete {SERVICE} A\nupdate add {SERVICE} 5 A {address}"))
+        let kind = if address.contains(':') { "AAAA" } else { "A" };
+        self.nsupdate(&format!("update delete {SERVICE} {kind}\nupdate add {SERVICE} 5 {kind} {address}"))
+    }
+
+    /// Who may ask BIND from now on, by its own word for it (`any`, `none`).
+    pub fn allow_query(&self, who: &str) -> Outcome {
+        fs::write(self.dir.join("acl"), format!("allow-query {{ {who}; }};\n"))?;
+        let pid = *self.pid.lock().unwrap_or_else(PoisonError::into_inner);
+        send(pid.ok_or("no DNS server is running")?, Signal::HUP)
+    }
+
+    /// The files that hold the zone (the zone itself and its journal), as a backup takes them; the server is stopped.
+    pub fn backup(&self) -> Outcome<Vec<(PathBuf, Vec<u8>)>> {
+        let mut kept = Vec::new();
+        for name in ["zone", "zone.jnl"] {
+            let path = self.dir.join(name);
+            if path.exists() {
+                kept.push((path.clone(), fs::read(&path)?));
+            }
+        }
+        Ok(kept)
+    }
+
+    /// Puts a backup back in place of what there is; the server is stopped.
+    pub fn restore(&self, backup: &[(PathBuf, Vec<u8>)]) -> Outcome {
+        self.forget_zone()?;
+        for (path, bytes) in backup {
+            fs::write(path, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the zone from disk (a secondary fetches it anew when it starts); the server is stopped.
+    pub fn forget_zone(&self) -> Outcome {
+        for name in ["zone", "zone.jnl"] {
+            let path = self.dir.join(name);
+            if path.exists() {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
     }
 
     pub fn key(&self) -> &str {
@@ -154,7 +240,7 @@ pub fn ask_here(server: &str, name: &str, kind: RecordType) -> Outcome<Vec<RData
     question.metadata.recursion_desired = false;
     let name = Name::from_ascii(format!("{name}.")).map_err(|error| wrong(&error))?;
     question.add_query(Query::query(name, kind));
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let socket = UdpSocket::bind(if server.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" })?;
     socket.connect(server)?;
     socket.set_read_timeout(Some(millis(500)))?;
     socket.send(&question.to_vec().map_err(|error| wrong(&error))?)?;
@@ -168,7 +254,12 @@ pub fn ask_here(server: &str, name: &str, kind: RecordType) -> Outcome<Vec<RData
 }
 
 pub fn addresses_in(data: &[RData]) -> Vec<String> {
-    data.iter().filter_map(|data| if let RData::A(a) = data { Some(a.0.to_string()) } else { None }).collect()
+    let address = |data: &RData| match data {
+        RData::A(a) => Some(a.0.to_string()),
+        RData::AAAA(aaaa) => Some(aaaa.0.to_string()),
+        _ => None,
+    };
+    data.iter().filter_map(address).collect()
 }
 
 pub fn marker_in(data: &[RData]) -> Option<String> {

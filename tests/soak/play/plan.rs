@@ -48,6 +48,8 @@ pub enum Action {
     CutWireFrom(Who),
     /// The peer channel alone: replication goes on.
     CutPeerChannel,
+    /// This node from the other and from DNS; its own clients stay.
+    CutOff(Who),
     /// Between this node and the DNS server.
     CutDns(Who),
     CutDnsBoth,
@@ -83,6 +85,7 @@ impl fmt::Display for Action {
             CutWire => write!(f, "cut the wire between a and b"),
             CutWireFrom(n) => write!(f, "cut the wire from {} to {}", NAMES[n], NAMES[1 - n]),
             CutPeerChannel => write!(f, "cut the peer channel"),
+            CutOff(n) => write!(f, "cut {} off from everybody", NAMES[n]),
             CutDns(n) => write!(f, "cut {} from DNS", NAMES[n]),
             CutDnsBoth => write!(f, "cut both from DNS"),
             Heal => write!(f, "heal every wire"),
@@ -114,6 +117,7 @@ impl Action {
         use Action::*;
         match self {
             CutWireFrom(n) => CutWireFrom(n ^ first),
+            CutOff(n) => CutOff(n ^ first),
             CutDns(n) => CutDns(n ^ first),
             Freeze(n) => Freeze(n ^ first),
             Thaw(n) => Thaw(n ^ first),
@@ -158,6 +162,7 @@ pub fn plan(seed: u64) -> Vec<Step> {
     let mut broken = Broken::default();
     let mut due = 500 + rng.below(1000);
     let mut steps = Vec::new();
+    let mut follows = None;
     for _ in 0..count {
         let menu = menu(&broken);
         let total: u64 = menu.iter().map(|(weight, _)| weight).sum();
@@ -167,15 +172,26 @@ pub fn plan(seed: u64) -> Vec<Step> {
             at = at.saturating_sub(*weight);
             here
         });
-        let Some((_, action)) = chosen else { continue };
-        apply(&mut broken, *action);
-        steps.push(Step { due: millis(due), action: *action });
+        let answer = follows.take();
+        let Some(action) = answer.or(chosen.map(|(_, action)| *action)) else { continue };
+        apply(&mut broken, action);
+        steps.push(Step { due: millis(due), action });
+        follows = operator(&broken, action).filter(|_| rng.below(3) > 0);
         // Half of the gaps are short: two things at once are what nobody thought of.
         let mean = length / count;
-        due += if rng.below(2) == 0 { rng.below(400) } else { rng.below(3 * mean) };
+        due += if follows.is_some() || rng.below(2) == 0 { rng.below(400) } else { rng.below(3 * mean) };
         due = due.min(length);
     }
     steps
+}
+
+/// What a hasty operator does about it, while the lease of the node that fell silent may still run.
+fn operator(broken: &Broken, action: Action) -> Option<Action> {
+    use Action::*;
+    let (CutOff(silent) | Freeze(silent) | PowerOff(silent) | KillDaemon(silent)) = action else { return None };
+    let other = 1 - silent;
+    let well = !broken.off[other] && !broken.frozen[other] && !broken.no_daemon[other];
+    well.then_some(Promote(other, Ask::Plain))
 }
 
 /// What may come next and how likely it is. A broken thing is mended more often than another is broken.
@@ -198,6 +214,7 @@ fn menu(broken: &Broken) -> Vec<(u64, Action)> {
         let when = |condition: bool, weight: u64| if condition { weight } else { 0 };
         menu.extend([
             (1, CutWireFrom(n)),
+            (4, CutOff(n)),
             (2, CutDns(n)),
             (when(!broken.dns && !broken.edited, 1), EditTo(n)),
             (when(well, 3), Freeze(n)),
@@ -221,7 +238,7 @@ fn menu(broken: &Broken) -> Vec<(u64, Action)> {
 fn apply(broken: &mut Broken, action: Action) {
     use Action::*;
     match action {
-        CutWire | CutWireFrom(_) | CutPeerChannel | CutDns(_) | CutDnsBoth => broken.cuts = true,
+        CutWire | CutWireFrom(_) | CutPeerChannel | CutOff(_) | CutDns(_) | CutDnsBoth => broken.cuts = true,
         Heal => broken.cuts = false,
         Freeze(n) => broken.frozen[n] = true,
         Thaw(n) => broken.frozen[n] = false,

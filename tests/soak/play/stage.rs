@@ -102,6 +102,10 @@ impl<'lab> Stage<'lab> {
             CutWireFrom(0) => switch.cut_from(a, b),
             CutWireFrom(_) => switch.cut_from(b, a),
             CutPeerChannel => switch.cut_port_between(a, b, PEER_PORT),
+            CutOff(n) => {
+                switch.cut_between(a, b)?;
+                switch.cut_between(&self.node(n).host.plug, &dns.host.plug)
+            }
             CutDns(n) => switch.cut_between(&self.node(n).host.plug, &dns.host.plug),
             CutDnsBoth => {
                 switch.cut_between(a, &dns.host.plug)?;
