@@ -60,6 +60,13 @@ soak:
 	$(CARGO) build --locked --quiet --bin portcullis --example soak
 	$${CARGO_TARGET_DIR:-target}/debug/examples/soak $(SOAK)
 
+# The model with two deviations and 10,000 schedules of ten minutes, in virtual time: `soak` is an optimised build.
+.PHONY: soak-sim
+soak-sim:
+	PORTCULLIS_MODEL_DEVIATIONS=2 PORTCULLIS_MODEL_SAMPLE=500 PORTCULLIS_SEEDS=10000 PORTCULLIS_SIM_SECONDS=600 \
+		$(CARGO) test --locked --profile soak --lib --no-default-features -- --nocapture --test-threads 1 \
+		no_history_with_so_many_deviations random_schedules_break_no_rule
+
 deb:
 	packaging/setup.sh deb
 	$(CARGO) build --locked --release --bin portcullis

@@ -101,7 +101,8 @@ impl World {
                     let limit = self.nodes[node].clock.span(limit);
                     let pair = self.second.clone().filter(|_| server == 1).unwrap_or_else(|| self.record.clone());
                     let after = self.delay(MS * 2, 3000);
-                    let (after, answer) = match self.dns_reaches(node) && !self.deaf[node] && after < limit {
+                    let heard = self.dns_reaches(node) && !self.deaf[node] && !(self.first_silent && server == 0);
+                    let (after, answer) = match heard && after < limit {
                         true => (after, Ok(Reading { pair, ..Reading::default() })),
                         false => (limit, Err("no answer".to_owned())),
                     };
@@ -176,8 +177,12 @@ impl World {
                 | Effect::LetClientsGo
                 | Effect::AnnounceVip { .. }
                 | Effect::KernelGate { .. }
-                | Effect::Units { .. }
-                | Effect::Stonith { .. } => {}
+                | Effect::Units { .. } => {}
+                Effect::Stonith { op, .. } => {
+                    self.shot.push((self.now, self.marker().map_or(0, |m| m.epoch.0)));
+                    self.crash(1 - node);
+                    self.post(MS * 500, Delivery::To(node, life, Event::StonithDone { op, result: Ok(()) }));
+                }
             }
         }
     }

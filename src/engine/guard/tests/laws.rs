@@ -1,5 +1,5 @@
-//! What must hold after every event, judged with the world's eyes: it sees both gates, both disks and the record at once,
-//! frozen nodes and slow clocks included.
+//! What must hold after every event, judged with the world's eyes: it sees both gates, both disks and the record at
+//! once, frozen nodes and slow clocks included.
 //!
 //! What it is NOT: the rules themselves. They are in the guard; here stands only what they promise.
 

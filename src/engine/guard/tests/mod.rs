@@ -5,7 +5,10 @@ mod hands;
 mod laws;
 mod model;
 mod observe;
+mod parts;
 mod random;
+mod review;
+mod scenarios;
 mod solo;
 mod world;
 
@@ -436,9 +439,9 @@ fn a_taker_that_died_half_way_with_its_postgres_can_finish() {
     assert_eq!(exit, 0, "{text}");
 }
 
-/// Seed 403 of the simulation: promote on the active node (just restarted, still shut) sends its update, the machine dies,
-/// the update lands. The record names an epoch that the journal does not know, so `may-start-primary` refuses the one whole
-/// PostgreSQL there is: the daemon starts it, as a standby of nobody, and promote can go on.
+/// Seed 403 of the simulation: promote on the active node (just restarted, still shut) sends its update, the machine
+/// dies, the update lands. The record names an epoch that the journal does not know, so `may-start-primary` refuses
+/// the one whole PostgreSQL there is: the daemon starts it, as a standby of nobody, and promote can go on.
 #[test]
 fn a_node_whose_update_landed_after_its_death_can_be_promoted() {
     let mut world = World::running();

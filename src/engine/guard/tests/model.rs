@@ -1,43 +1,33 @@
-//! The model: two guards, the very code, explored exhaustively by `stateright` in a world that an adversary may disturb.
+//! The model: two guards, the very code, explored exhaustively by `stateright` in a world that an adversary may
+//! disturb.
 //!
-//! The state is the whole [`World`]. One step runs it to the next thing that could go wrong: the head of the queue, which
-//! is then delivered promptly and in order. Instead, at every such step, the adversary may spend one of `k` deviations:
-//! lose, delay or copy the head; fail the journal or PostgreSQL; kill, crash, stop or freeze a node that takes part in it;
-//! cut a wire one way or both; or give an order. Cuts and crashes heal by themselves after one of a few set times (never,
-//! too). So every history with at most `k` deviations inside the window is visited, and nothing else is claimed.
+//! The state is the whole [`World`]. One step runs it to the next thing that could go wrong: the head of the queue,
+//! which is then delivered promptly and in order. Instead, at every such step, the adversary may spend one of `k`
+//! deviations: lose, delay or copy the head; fail the journal or PostgreSQL; kill, crash, stop or freeze a node that
+//! takes part in it; cut a wire one way or both; or give an order. Cuts and crashes heal by themselves after one of a
+//! few set times (never, too). So every history with at most `k` deviations inside the window is visited, and nothing
+//! else is claimed.
 //!
-//! Timers are coarse (lease 4 s, poll 2 s, looks 1 s) and the clocks as far apart as `max_drift` = 0.1 allows, both ways.
-//! What is NOT here: rates that change, three faults at once beyond `k`, what tests/random plays over long histories.
+//! Timers are coarse (lease 4 s, poll 2 s, looks 1 s) and the clocks as far apart as `max_drift` = 0.1 allows, both
+//! ways. What is NOT here: rates that change, three faults at once beyond `k`, what tests/random plays over long
+//! histories.
 //!
 //! `PORTCULLIS_MODEL_DEVIATIONS` (k, 1 unless told), `PORTCULLIS_MODEL_SCENARIO` (one of them by name),
 //! `PORTCULLIS_MODEL_THREADS`.
 
 use super::laws::{MISSING, ONE_OWNER, OPEN_RIGHTLY, SERVES_AGAIN, TOO_EARLY, TRUE_RECORD, TWO_GATES, UNRECORDED};
-use super::world::{Act, Clock, Cut, Delivery, MS, World, address, name, secs};
-use crate::base::ids::Epoch;
-use crate::base::time::{Duration, Instant};
+use super::scenarios::{
+    ALMOST, ALONE, CONSENTED, FAR, LATE, LEASE, LONG, MET, NEVER, RACE, SHORT, Scenario, State, UPDATE_LATE,
+    UPDATE_LOST, at_work, scenarios,
+};
+use super::world::{Act, Cut, Delivery, MS, World, address, name, secs};
+use crate::base::time::Duration;
 use crate::engine::guard::Guard;
-use crate::engine::lease::Timing;
 use crate::engine::setup::Mode;
 use crate::engine::turn::{Command, Event, PeerQuestion};
 use crate::wire::dns::{RecordPair, UpdateOutcome};
 use stateright::{Checker, HasDiscoveries, Model, Property};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// Less than every limit; a daemon that systemd starts again.
-const SHORT: Duration = Duration::from_millis(900);
-/// Just inside the limit of a question.
-const ALMOST: Duration = Duration::from_millis(1700);
-/// Past the limit of a question, inside the lease.
-const LATE: Duration = Duration::from_millis(2500);
-/// Past the lease on the slowest clock.
-const LEASE: Duration = Duration::from_millis(4600);
-/// Past W on the slowest clock.
-const LONG: Duration = Duration::from_millis(6500);
-/// Past everything that a person may have done meanwhile.
-const FAR: Duration = Duration::from_secs(28);
-const NEVER: Duration = Duration::from_secs(3600);
 
 /// One thing that happens instead of the prompt delivery of the head.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,205 +45,6 @@ enum Step {
     Act(Act),
 }
 
-#[derive(Debug, Clone)]
-struct State {
-    world: World,
-    /// Deviations that are left.
-    left: u8,
-    scenario: usize,
-    /// What happened on the way: for `sometimes` only, so not part of the state.
-    past: u64,
-    openings: u64,
-    begin: Instant,
-    window: Instant,
-    end: Instant,
-}
-
-impl Hash for State {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        (&self.world, self.left, self.scenario).hash(state);
-    }
-}
-
-impl PartialEq for State {
-    fn eq(&self, other: &State) -> bool {
-        let print = |state: &State| {
-            let mut hasher = DefaultHasher::new();
-            state.hash(&mut hasher);
-            hasher.finish()
-        };
-        print(self) == print(other)
-    }
-}
-
-/// A history to disturb.
-struct Scenario {
-    name: &'static str,
-    mode: Mode,
-    /// What happens in any case, counted from the start of the window.
-    script: Vec<(u64, Act)>,
-    /// What a person may order at any moment, as a deviation.
-    orders: Vec<Act>,
-    /// Deviations are spent in the window; after it the history runs on, undisturbed, for `tail`.
-    window: Duration,
-    tail: Duration,
-    /// Begins before the pair is in sync for the first time.
-    early: bool,
-}
-
-fn promote(node: usize) -> Act {
-    Act::Order(node, Command::Promote { dry_run: false, yes: true, accept_data_loss: false, peer_is_off: None })
-}
-
-fn accept(node: usize) -> Act {
-    Act::Order(node, Command::Promote { dry_run: false, yes: true, accept_data_loss: true, peer_is_off: None })
-}
-
-fn scenarios() -> Vec<Scenario> {
-    let unfence = |node| Act::Order(node, Command::Unfence);
-    let fence = |node| Act::Order(node, Command::Fence { reason: "model".into() });
-    let switchover = |node| Act::Order(node, Command::Switchover { to: None, dry_run: false });
-    let update = |name, script, orders, window| Scenario {
-        name,
-        mode: Mode::Update,
-        script,
-        orders,
-        window: Duration::from_millis(window),
-        tail: secs(9),
-        early: false,
-    };
-    vec![
-        // The active node dies, or only the wire does: it may serve on the witness's word until the record moves.
-        update("failover", vec![(100, Act::Crash(0)), (300, promote(1))], vec![promote(1)], 9000),
-        update("cut off", vec![(100, Act::Cut(Cut::Wire)), (300, promote(1))], vec![promote(0), unfence(0)], 9500),
-        // The wire is back while the taker waits: it must not pledge to the node that it takes over from.
-        update(
-            "blip",
-            vec![(100, Act::Cut(Cut::Wire)), (300, promote(1)), (2800, Act::Heal(Cut::Wire))],
-            vec![promote(0)],
-            9000,
-        ),
-        update("switchover", vec![(300, switchover(1))], vec![promote(0), unfence(0)], 3000),
-        // Two people at once, on both nodes.
-        update("both promote", vec![(100, fence(0)), (900, promote(1)), (903, promote(0))], vec![promote(1)], 8000),
-        update("restart and both", vec![(100, Act::Kill(0)), (1000, promote(1)), (1900, promote(0))], vec![], 8000),
-        // The taker may die after the consent, its update anywhere: the old node goes back by `unfence`, once its
-        // PostgreSQL is there again as a standby of nobody.
-        Scenario {
-            tail: secs(34),
-            ..update("unfence", vec![(300, promote(1)), (19_500, unfence(0))], vec![promote(1)], 3000)
-        },
-        // The standby drops and comes back: alone, and armed again.
-        update(
-            "alone and armed",
-            vec![(200, Act::StopPg(1)), (4000, Act::StartPg(1)), (8000, Act::Crash(0)), (8200, promote(1))],
-            vec![],
-            9000,
-        ),
-        Scenario {
-            early: true,
-            ..update("first arming", vec![(4500, Act::StopPg(1)), (7000, promote(1))], vec![], 9000)
-        },
-        // A person edits the record, and back, W apart.
-        Scenario {
-            mode: Mode::Observe,
-            ..update(
-                "observe",
-                vec![(100, Act::Cut(Cut::Wire)), (200, accept(1)), (1000, Act::Edit(1)), (7500, Act::Edit(0))],
-                vec![],
-                11_000,
-            )
-        },
-        Scenario {
-            mode: Mode::Observe,
-            ..update("observe switchover", vec![(200, promote(1)), (2500, Act::Edit(1))], vec![promote(0)], 6000)
-        },
-        // R3: no third voter. The peer is gone, ARP prolongs; a person switches a off, says so, and on again later.
-        vip_only(
-            "vip power",
-            vec![
-                (100, Act::Cut(Cut::Wire)),
-                (8000, Act::PowerOff(0)),
-                (14_500, off(1)),
-                (19_000, Act::Heal(Cut::Wire)),
-                (21_000, Act::PowerOn(0)),
-            ],
-            17_000,
-        ),
-        // P10: a's cable is pulled, so it lapses; a person takes it for off; then the cable is back, and only that.
-        vip_only(
-            "vip cable",
-            vec![
-                (100, Act::Cut(Cut::Wire)),
-                (100, Act::Cut(Cut::Lan)),
-                (101, Act::Cut(Cut::Gateway(0))),
-                (9500, off(1)),
-                (15_000, Act::Heal(Cut::Gateway(0))),
-                (19_000, Act::Heal(Cut::Lan)),
-            ],
-            12_000,
-        ),
-        vip_only("vip switchover", vec![(300, promote(1))], 4000),
-    ]
-}
-
-fn vip_only(name: &'static str, script: Vec<(u64, Act)>, window: u64) -> Scenario {
-    let window = Duration::from_millis(window);
-    Scenario { name, mode: Mode::VipOnly, script, orders: vec![], window, tail: secs(14), early: false }
-}
-
-/// Promote, and the person's word that the other node is off.
-fn off(node: usize) -> Act {
-    let peer_is_off = Some(name(1 - node));
-    Act::Order(node, Command::Promote { dry_run: false, yes: true, accept_data_loss: true, peer_is_off })
-}
-
-/// Things the model must have met, or it proved nothing.
-const MET: [(&str, fn(&State) -> bool); 15] = [
-    ("a failover completes", |s| {
-        let w = &s.world;
-        w.is_open(1) && w.nodes[1].shadow.complete >= Epoch(2) && w.nodes[0].guard.is_none()
-    }),
-    ("a switchover completes by consent", |s| s.world.is_open(1) && s.world.nodes[0].shadow.consented),
-    ("a lapse reopens", |s| {
-        s.world.is_open(0) && s.openings < s.world.openings && s.world.nodes[0].shadow.won <= Epoch(1)
-    }),
-    ("a consent is given and its taker dies", |s| {
-        s.world.nodes[0].shadow.consented && s.world.nodes[1].guard.is_none()
-    }),
-    ("a consent is given in vain and unfence takes the epoch", |s| {
-        s.past & CONSENTED != 0 && s.world.is_open(0) && s.world.nodes[0].shadow.complete >= Epoch(2)
-    }),
-    ("an update is lost and settled", |s| s.past & UPDATE_LOST != 0 && s.world.is_open(1)),
-    ("a late update finds the record changed", |s| s.past & UPDATE_LATE != 0 && s.world.somebody_is_open()),
-    ("alone and armed again", |s| {
-        s.past & ALONE != 0 && s.world.marker().is_some_and(|m| m.sync.is_some()) && s.world.is_open(0)
-    }),
-    ("two promotes run at once", |s| s.past & RACE != 0 && s.world.somebody_is_open()),
-    ("a frozen node's lease has not run out", |s| {
-        (0..2).any(|n| s.world.is_open(n) && s.world.nodes[n].frozen_until > s.world.now)
-    }),
-    ("a fence is latched", |s| s.world.nodes[0].shadow.fenced.is_some() && !s.world.nodes[0].shadow.consented),
-    ("an edit lapses and its taker opens", |s| s.world.mode == Mode::Observe && s.world.is_open(1)),
-    ("ARP alone prolongs a lease", |s| {
-        let w = &s.world;
-        w.mode == Mode::VipOnly && w.is_open(0) && !w.wire_up && s.openings == w.openings && w.now >= s.begin + LONG
-    }),
-    ("VIP only: a lapsed node that still runs is replaced", |s| {
-        let w = &s.world;
-        w.mode == Mode::VipOnly && w.is_open(1) && w.nodes[0].guard.is_some() && !w.nodes[0].shadow.consented
-    }),
-    ("VIP only: a node that a person switched off is replaced", |s| {
-        s.world.mode == Mode::VipOnly && s.world.is_open(1) && s.world.nodes[0].off
-    }),
-];
-
-const CONSENTED: u64 = 1;
-const UPDATE_LOST: u64 = 2;
-const UPDATE_LATE: u64 = 4;
-const ALONE: u64 = 8;
-const RACE: u64 = 16;
-
 struct Guards {
     deviations: u8,
     scenarios: Vec<Scenario>,
@@ -263,39 +54,6 @@ struct Guards {
     healed: AtomicU64,
     /// Of so many ends of histories one is healed and run on.
     sample: u64,
-}
-
-/// The pair at work, with the timers and clocks of the model.
-fn at_work(scenario: &Scenario, rates: [u64; 2]) -> World {
-    let mut world = World::unstarted(scenario.mode, 1);
-    world.timing = Timing { lease: secs(4), max_drift: 0.1, margin: MS * 200 };
-    (world.poll, world.look_every, world.client_every) = (secs(2), secs(1), MS * 500);
-    for (node, rate) in rates.into_iter().enumerate() {
-        world.nodes[node].clock = Clock { rate, zero: world.now, reads: world.now };
-    }
-    world.begin();
-    if scenario.mode != Mode::Update {
-        world.run_for(secs(6));
-        world.promote(0, false);
-    }
-    if scenario.early {
-        world.run_until(secs(30), "open", |w| w.is_open(0));
-    } else {
-        world.run_until(secs(60), "in sync", |w| w.snapshot(0).replication.in_sync);
-        // Past a poll of both, so that the window begins in the same phase whatever the rates are.
-        world.run_for(secs(3));
-    }
-    world.lean = true;
-    world.strict = false;
-    for node in &mut world.nodes {
-        node.disk.clear();
-        node.said.clear();
-        node.ends.clear();
-        if let Some(guard) = &mut node.guard {
-            guard.events.clear();
-        }
-    }
-    world
 }
 
 fn busy(guard: &Guard) -> bool {
@@ -664,7 +422,6 @@ fn no_history_with_so_many_deviations_breaks_a_law() {
     let only = std::env::var("PORTCULLIS_MODEL_SCENARIO").ok();
     let model = Guards::new(u8::try_from(deviations).expect("few"), sample, only.as_deref());
     let names: Vec<_> = model.scenarios.iter().map(|s| s.name).collect();
-    let begun = std::time::Instant::now();
     let checker = model
         .checker()
         .threads(usize::try_from(threads).expect("few"))
@@ -675,14 +432,13 @@ fn no_history_with_so_many_deviations_breaks_a_law() {
     let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
     eprintln!(
         "figure: model: {deviations} deviations, scenarios {names:?}: {} states ({} unique), depth {}, {} turns of the \
-         guards, {} ends of histories, {} of them healed, {:.1} s",
+         guards, {} ends of histories, {} of them healed",
         checker.state_count(),
         checker.unique_state_count(),
         checker.max_depth(),
         load(&model.turns),
         load(&model.leaves),
-        load(&model.healed),
-        begun.elapsed().as_secs_f64()
+        load(&model.healed)
     );
     for ((what, _), count) in MET.iter().zip(&model.met) {
         eprintln!("  met {} times: {what}", load(count));

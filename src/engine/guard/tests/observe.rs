@@ -183,8 +183,8 @@ fn a_fenced_node_that_confirmed_everything_gives_its_word_and_unfence_needs_the_
     assert!(world.durable(0).complete >= Epoch(2));
 }
 
-/// Seed 1688 of the simulation: b has a's consent and waits for a person's edit; the nodes lose each other and a is promoted
-/// again, with the same number. b's attempt is over: what a acknowledged since is not on b.
+/// Seed 1688 of the simulation: b has a's consent and waits for a person's edit; the nodes lose each other and a is
+/// promoted again, with the same number. b's attempt is over: what a acknowledged since is not on b.
 #[test]
 fn a_consent_is_void_once_the_one_who_gave_it_took_the_epoch_itself() {
     let mut world = running(1);
