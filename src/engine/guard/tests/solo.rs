@@ -66,6 +66,8 @@ struct Solo {
     neighbour: bool,
     /// Records are written, but the daemon is not told.
     slow_disk: bool,
+    /// The first question to the peer has failed: it is not there.
+    peer_missed: bool,
 }
 
 fn marker(boot: &str) -> Marker {
@@ -117,6 +119,7 @@ impl Solo {
     fn shown(setup: Setup, disk: Vec<Entry>, marker: Option<Marker>) -> Solo {
         let now = Instant::from_nanos(1_000_000_000_000);
         let mut fx = Vec::new();
+        let vip_only = setup.mode == Mode::VipOnly;
         let guard = Guard::start(setup, Durable::replay(&disk), true, Solo::clocks(now), &mut fx);
         let mut solo = Solo {
             guard,
@@ -128,6 +131,8 @@ impl Solo {
             fx: Vec::new(),
             neighbour: true,
             slow_disk: false,
+            // Without DNS its first answer is what everything begins with.
+            peer_missed: vip_only,
         };
         solo.execute(fx);
         solo
@@ -181,6 +186,10 @@ impl Solo {
                         None => Err("no answer".to_owned()),
                     };
                     Some(Event::WitnessAnswered { question: *question, answer })
+                }
+                Effect::AskPeer { question, .. } if !self.peer_missed => {
+                    self.peer_missed = true;
+                    Some(Event::PeerAnswered { question: *question, answer: Err("no answer".into()) })
                 }
                 Effect::ProbeVip { address } => Some(Event::VipProbed { address: *address, claimed_by: None }),
                 Effect::BindVip { address, .. } => Some(Event::VipBound { address: *address }),
