@@ -61,7 +61,9 @@ pub mod io {
     pub mod files;
     pub mod host;
     pub mod journal;
+    pub mod kernel_gate;
     pub mod links;
+    pub mod neighbour;
     pub mod outside;
     pub mod postgres;
     pub mod privileges;
@@ -93,6 +95,7 @@ pub mod app {
     pub mod cli;
     pub mod client;
     pub mod daemon;
+    pub mod doctor;
     pub mod driver;
     pub mod hands;
     pub mod init;
@@ -103,5 +106,6 @@ pub mod app {
     pub mod probe;
     pub mod render;
     pub mod verbs;
+    pub mod wall;
     pub mod witness;
 }

@@ -222,6 +222,7 @@ fn command(request: &ControlRequest) -> Result<Command, String> {
         "unfence" => Ok(Command::Unfence),
         "pause" => Ok(Command::Pause),
         "resume" => Ok(Command::Resume),
+        "maintenance" => Ok(Command::Maintenance { on: flag("on") }),
         other => Err(format!("{other} is not built yet in this daemon")),
     }
 }

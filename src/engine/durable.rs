@@ -29,7 +29,7 @@ pub enum Entry {
         epoch: Epoch,
         seq: u64,
         loss: bool,
-        /// The lease of the one it was taken from, in milliseconds: a takeover that is finished later waits for it (P11).
+        /// The lease of the one it was taken from, in milliseconds: a takeover finished later waits for it (P11).
         #[serde(default)]
         old_lease_ms: u64,
     },

@@ -31,6 +31,9 @@ pub struct Snapshot {
     /// PostgreSQL is left alone (an addition to the contract).
     #[serde(default)]
     pub maintenance: bool,
+    /// VIP only: who answered for the lease on the link (an addition to the contract).
+    #[serde(default)]
+    pub vip_witness: Option<VipWitnessStatus>,
     /// Counters for `/metrics` (an addition to the contract).
     pub counters: Counters,
     /// Whether the daemon's turn ran lately (an addition to the contract). The driver publishes `true`; `serve::http`
@@ -100,6 +103,15 @@ pub struct WitnessStatus {
     pub servers: Vec<ServerStatus>,
 }
 
+/// The ARP or NDP witness of a service with a VIP alone (R3).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VipWitnessStatus {
+    /// The last one that answered.
+    pub witness: Option<String>,
+    pub age_ms: Option<u64>,
+    pub error: Option<String>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VerdictWord {
@@ -143,6 +155,12 @@ pub struct PeerStatus {
     pub role: Option<Role>,
     pub epoch: Option<u64>,
     pub age_ms: Option<u64>,
+    /// Of its daemon (an addition to the contract).
+    #[serde(default)]
+    pub version: Option<String>,
+    /// What both nodes must agree on is the same in both configurations (an addition to the contract).
+    #[serde(default)]
+    pub same_configuration: Option<bool>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -27,6 +27,10 @@ const UDP_BUFFER: usize = 4096;
 /// How many datagrams that are no answer to the question are passed over before the question is given up as failed.
 const MAX_STRAYS: u32 = 64;
 
+/// How long a signed question listens on after an answer that does not count: whoever can throw a forged datagram at us,
+/// but not stop the server's own, shall not silence the witness (RFC 8945 section 5.3).
+const LISTEN_ON: Duration = Duration::from_millis(300);
+
 /// How long [`find_authorities`] looks; after that it fails.
 const FIND_LIMIT: Duration = Duration::from_secs(10);
 
@@ -82,9 +86,9 @@ impl Authority {
         match (self.socket().await, &*spare) {
             (Ok(fresh), _) => {
                 drop(spare);
-                put(&fresh, question).await
+                put(&fresh, question, self.key.is_some()).await
             }
-            (Err(_), Some(kept)) => put(kept, question).await,
+            (Err(_), Some(kept)) => put(kept, question, self.key.is_some()).await,
             (Err(error), None) => Err(sentence(error)),
         }
     }
@@ -158,17 +162,30 @@ impl Authority {
 }
 
 /// One question by UDP, sent once. Late answers to earlier questions on a kept socket are passed over like any stray.
-async fn put(socket: &UdpSocket, question: &Question) -> Result<Answer, String> {
+async fn put(socket: &UdpSocket, question: &Question, signed: bool) -> Result<Answer, String> {
     socket.send(question.bytes()).await.map_err(sentence)?;
     let mut buffer = vec![0; UDP_BUFFER];
+    let mut doubt: Option<String> = None;
+    let listen_on = tokio::time::sleep(Duration::MAX);
+    tokio::pin!(listen_on);
     for _ in 0..MAX_STRAYS {
-        let length = socket.recv(&mut buffer).await.map_err(sentence)?;
-        match question.read(&buffer[..length], unix_seconds())? {
-            Answer::Stray => {}
-            answer => return Ok(answer),
+        let length = tokio::select! {
+            received = socket.recv(&mut buffer) => received.map_err(sentence)?,
+            () = &mut listen_on => break,
+        };
+        match question.read(&buffer[..length], unix_seconds()) {
+            Ok(Answer::Stray) => {}
+            Ok(answer) => return Ok(answer),
+            Err(why) if !signed => return Err(why),
+            Err(why) => {
+                if doubt.is_none() {
+                    listen_on.set(tokio::time::sleep(LISTEN_ON));
+                }
+                doubt = doubt.or(Some(why));
+            }
         }
     }
-    Err(format!("{MAX_STRAYS} datagrams came from it that are no answer"))
+    Err(doubt.unwrap_or_else(|| format!("{MAX_STRAYS} datagrams came from it that are no answer")))
 }
 
 /// One message there and one back, with the length before each (RFC 1035 section 4.2.2).

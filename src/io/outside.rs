@@ -1,7 +1,7 @@
-//! Programs outside: `service.units` through `systemctl`, and `fence.stonith`.
+//! Programs outside: `service.units` through `systemctl`, `fence.stonith`, and what `doctor` asks of systemd and nft.
 //!
-//! What it is NOT: it decides nothing and keeps no state. Every call is bounded; a caller that drops it kills the client
-//! program, never the unit's job in systemd.
+//! What it is NOT: it decides nothing and keeps no state. Every call is bounded; a caller that drops it kills the
+//! client program, never the unit's job in systemd.
 
 use crate::base::ids::NodeName;
 use crate::base::time::Duration;
@@ -13,6 +13,9 @@ const UNIT_LIMIT: Duration = Duration::from_secs(95);
 const ENQUEUE_LIMIT: Duration = Duration::from_secs(5);
 /// A management board that answers slowly, and a machine that powers off.
 const STONITH_LIMIT: Duration = Duration::from_secs(85);
+/// What to do where polkit says no.
+const POLKIT: &str = "; the daemon's user may not: install polkitd, copy polkit-units.rules from \
+    /usr/share/doc/portcullis/examples to /etc/polkit-1/rules.d and name the units there";
 /// What stands for the node's name in `fence.stonith`.
 const NODE_WORD: &str = "{node}";
 
@@ -33,7 +36,12 @@ async fn systemctl(words: &[&str], units: &[String], limit: Duration) -> Result<
     let mut command = tool::command("systemctl");
     command.arg("--no-ask-password").args(words).args(units);
     let output = tool::run(command, "systemctl", limit).await.map_err(|error| error.to_string())?;
-    said(output, "systemctl")
+    if output.ok {
+        return Ok(());
+    }
+    let why = output.complaint();
+    let denied = ["authentication required", "Access denied"].iter().any(|words| why.contains(words));
+    Err(format!("systemctl: {why}{}", if denied { POLKIT } else { "" }))
 }
 
 /// Runs `fence.stonith` for `node`; `Ok` means that it is surely off.
@@ -47,6 +55,56 @@ pub async fn stonith(words: &[String], node: &NodeName) -> Result<(), String> {
     command.args(words);
     let output = tool::run(command, &program, STONITH_LIMIT).await.map_err(|error| error.to_string())?;
     said(output, &program)
+}
+
+/// Is systemd the service manager of this machine (sd_booted(3))?
+pub fn has_systemd() -> bool {
+    std::path::Path::new("/run/systemd/system").is_dir()
+}
+
+/// What systemd knows of a unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnitFacts {
+    pub name: String,
+    /// `loaded`, `not-found`, `masked`, ...
+    pub load: String,
+    /// `enabled`, `disabled`, `static`, ...; empty where systemd has no word for it.
+    pub file: String,
+}
+
+/// Asks systemd about units; none: an empty list, nobody asked.
+///
+/// # Errors
+/// What systemctl said, in one line.
+pub async fn unit_facts(units: &[String]) -> Result<Vec<UnitFacts>, String> {
+    let mut facts = Vec::new();
+    for name in units {
+        let mut command = tool::command("systemctl");
+        command.args(["show", "--property=LoadState,UnitFileState", "--"]).arg(name);
+        let output = tool::run(command, "systemctl", ENQUEUE_LIMIT).await.map_err(|error| error.to_string())?;
+        let of = |key: &str| {
+            let value = output.out.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            value.unwrap_or_default().to_owned()
+        };
+        let (load, file) = (of("LoadState"), of("UnitFileState"));
+        said(output, "systemctl")?;
+        facts.push(UnitFacts { name: name.clone(), load, file });
+    }
+    Ok(facts)
+}
+
+/// Does the table of `fence.kernel_gate` stand? Needs CAP_NET_ADMIN, so it is asked before any right is given up.
+///
+/// # Errors
+/// nft is not there, or not allowed to look.
+pub fn kernel_gate_stands() -> Result<bool, String> {
+    let mut command = std::process::Command::new("/usr/sbin/nft");
+    command.args(["list", "tables", "inet"]).env_clear().env("LC_ALL", "C").stdin(std::process::Stdio::null());
+    let output = command.output().map_err(|error| format!("/usr/sbin/nft: {error}"))?;
+    if !output.status.success() {
+        return Err(format!("nft: {}", String::from_utf8_lossy(&output.stderr).trim()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).lines().any(|line| line.trim() == "table inet portcullis"))
 }
 
 fn said(output: Output, program: &str) -> Result<(), String> {

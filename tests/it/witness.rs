@@ -1,5 +1,5 @@
-//! The witness over loopback: the same suite against BIND 9 and the embedded server, and what only the embedded one
-//! promises (its store, its narrow zone). Real sockets, real signatures, real processes.
+//! The witness over loopback: the same suite against BIND 9, Knot and the embedded server, and what only the embedded
+//! one promises (its store, its narrow zone). Real sockets, real signatures, real processes.
 
 #[path = "witness/embedded.rs"]
 mod embedded;
@@ -30,7 +30,8 @@ macro_rules! suites {
 }
 
 suites! {
-    against_bind crate::servers::Kind::Bind, against_the_embedded_witness crate::servers::Kind::Embedded;
+    against_bind crate::servers::Kind::Bind, against_knot crate::servers::Kind::Knot,
+    against_the_embedded_witness crate::servers::Kind::Embedded;
     {
         swap_done_then_stale_then_back
         a_part_of_a_set_is_no_prerequisite
@@ -42,6 +43,7 @@ suites! {
         of_eight_racing_clients_exactly_one_wins
         signed_questions_get_signed_answers
         an_unsigned_answer_to_a_signed_question_is_silence
+        a_forged_answer_before_the_real_one_is_passed_over
         an_update_without_answer_is_settled_by_the_next
         an_update_that_never_arrived_cannot_land_later
         a_long_answer_comes_by_tcp

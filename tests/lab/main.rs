@@ -14,10 +14,17 @@ mod claims_sessions;
 mod commands;
 mod faults;
 mod harness_itself;
+mod maintenance;
 mod observe;
 mod planned;
+mod random;
 mod record;
+mod side_doors;
+mod stonith;
+mod units;
 mod vip;
+mod vip_full;
+mod vip_only;
 
 use harness::Lab;
 use harness::config::Options;

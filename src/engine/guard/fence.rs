@@ -66,7 +66,10 @@ impl Guard {
             return;
         }
         // A taker that died half-way is as much out of service, but nobody may start its PostgreSQL writable either.
-        let half_way = self.durable.won > self.durable.complete;
+        // So is one whose update landed when it was not there any more to write down that it had won.
+        let landed = self.witness.marker.as_ref();
+        let landed = landed.is_some_and(|m| m.active == self.setup.me && m.epoch > self.durable.won);
+        let half_way = self.durable.won > self.durable.complete || landed;
         if (self.fenced().is_none() && !half_way) || now.boot < self.pg.retry_at {
             return;
         }

@@ -1,5 +1,5 @@
-//! A pause of the whole machine by its hypervisor stops every clock it has, so that a lease timed here is still good when
-//! it wakes. The witness's signed time betrays it at the first answer after the pause (S17).
+//! A pause of the whole machine by its hypervisor stops every clock it has, so that a lease timed here is still good
+//! when it wakes. The witness's signed time betrays it at the first answer after the pause (S17).
 //!
 //! What it is NOT: a promise for the time before that answer: up to one poll of stale reads, and commits only under
 //! `sync=<peer>` (design.md section 3, "What the rules do not cover").
@@ -33,8 +33,8 @@ impl Guard {
         self.counters.pauses_seen += 1;
         self.void_everything(now);
         let text = format!(
-            "{} s passed at the witness and {:.1} s here: this machine was paused (or the witness's clock stepped); the \
-             proofs in hand are void",
+            "{} s passed at the witness and {:.1} s here: this machine was paused (or the witness's clock stepped); \
+             the proofs in hand are void",
             there.as_secs(),
             here.as_secs_f64()
         );

@@ -16,6 +16,9 @@ use std::collections::BTreeMap;
 /// How long the peer is given to answer: *alive* means within this (the contract).
 pub(super) const PEER_LIMIT: Duration = Duration::from_secs(2);
 
+/// While the gate is open on a proof older than one and a half polls, a poll is divided by this.
+const ASK_AGAIN: u32 = 4;
+
 /// Who waits for a witness's answer, beside the lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum AskedFor {
@@ -158,7 +161,11 @@ impl Guard {
         if now.boot < self.poll_at {
             return;
         }
-        self.poll_at = now.boot + self.setup.poll;
+        // The lease is a few polls long: two lost answers and it ends. So while it runs on an old proof, ask more often,
+        // and an outage that ends before the lease does costs nothing.
+        let newest = self.proofs.newest();
+        let overdue = self.gate.open && newest.is_some_and(|asked| asked + self.setup.poll * 3 / 2 < now.boot);
+        self.poll_at = now.boot + if overdue { self.setup.poll / ASK_AGAIN } else { self.setup.poll };
         for server in 0..self.witness.servers.len() {
             self.ask_witness(now, server, AskedFor::Poll, fx);
         }

@@ -628,7 +628,7 @@ impl Guard {
                     limit += self.wait();
                 }
                 if self.setup.mode == Mode::VipOnly {
-                    // R3: a promote under all of R2 opens; from here on the peer's pledge or the VIP's witness prolongs.
+                    // R3: a promote under all of R2 opens; from here on a pledge or the VIP's witness prolongs.
                     self.proofs.pledged(now.boot);
                 }
                 self.step(now, Step::Opening, Some(limit), fx);
@@ -726,12 +726,16 @@ impl Guard {
     }
 
     /// Why this attempt must not go on: a later epoch was won meanwhile, or this node was fenced above it.
-    fn overtaken(&self) -> Option<String> {
+    pub(super) fn overtaken(&self) -> Option<String> {
         let epoch = self.takeover.as_ref()?.epoch;
         let seen = self.durable.seen.max(self.witness.seen_writing());
         let fence = self.fence_now.as_ref().map_or(Epoch::NONE, |(number, _)| *number).max(self.durable.fence);
-        if seen > epoch {
-            return Some(format!("epoch {seen} was taken meanwhile; nothing is promoted here"));
+        // Where no compare-and-swap decides, both may have asked for the same number: the one who has it keeps it, and
+        // whatever the other consented to before, and lost or not, is void.
+        let claimed = self.peer.state.as_ref().is_some_and(|peer| peer.won >= epoch);
+        if seen > epoch || claimed {
+            let taken = if claimed { epoch.max(seen) } else { seen };
+            return Some(format!("epoch {taken} was taken meanwhile; nothing is promoted here"));
         }
         (fence > epoch).then(|| format!("this node was fenced at {fence} meanwhile; nothing is promoted here"))
     }

@@ -1,8 +1,8 @@
-//! A takeover where no marker at a witness decides it: the record is edited by a person (observe mode), or there is only
-//! a VIP and the peer's word (R3).
+//! A takeover where no marker at a witness decides it: the record is edited by a person (observe mode), or there is
+//! only a VIP and the peer's word (R3).
 //!
-//! **Invariant:** with a VIP alone nothing is won before the peer has consented, or was switched off after this node had
-//! durably refused; what would be lost is judged again at that moment.
+//! **Invariant:** with a VIP alone nothing is won before the peer has consented, or was switched off after this node
+//! had durably refused; what would be lost is judged again at that moment.
 
 use super::judge::Loss;
 use super::takeover::Step;
@@ -20,6 +20,10 @@ impl Guard {
     /// Observe mode: every configured authority shows us, and, asked `propagation` later, still does. Only questions
     /// sent after this node refused count, and one that does not answer counts as still showing the other node.
     pub(super) fn watch_authorities(&mut self, now: Now, all_since: Option<Instant>, fx: &mut Vec<Effect>) {
+        if let Some(why) = self.overtaken() {
+            self.fail_takeover(now, 1, &why, fx);
+            return;
+        }
         let Some(refused_at) = self.takeover.as_ref().map(|t| t.refused_at) else { return };
         let shown = |since: Instant| {
             let mut servers = self.witness.servers.iter();
@@ -75,6 +79,10 @@ impl Guard {
     }
 
     fn win_without_witness(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        if let Some(why) = self.overtaken() {
+            self.fail_takeover(now, 1, &why, fx);
+            return;
+        }
         let Some(t) = &self.takeover else { return };
         let (epoch, accept, planned, alive) = (t.epoch, t.accept_data_loss, t.handed_over && t.consented, t.consented);
         let loss = match self.pg.report.as_ref().filter(|_| self.pg.up) {

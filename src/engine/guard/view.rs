@@ -6,7 +6,7 @@ use crate::engine::evidence::{self, Seen, Verdict};
 use crate::engine::setup::Mode;
 use crate::engine::status::{
     GateState, GateStatus, JournalStatus, NodeRow, PeerStatus, PostgresStatus, ProcedureStatus, ReplicationStatus,
-    Role, ServerStatus, Snapshot, VerdictWord, VipStatus, WitnessStatus,
+    Role, ServerStatus, Snapshot, VerdictWord, VipStatus, VipWitnessStatus, WitnessStatus,
 };
 use crate::engine::turn::{Now, PeerPg};
 
@@ -52,6 +52,8 @@ impl Guard {
                 role: self.peer.state.as_ref().map(|p| p.role),
                 epoch: self.peer.state.as_ref().map(|p| p.complete.max(p.seen).0),
                 age_ms: self.peer.heard.map(|at| millis(now.boot.since(at))),
+                version: self.peer.state.as_ref().map(|p| p.version.clone()),
+                same_configuration: self.peer.state.as_ref().map(|p| p.digest == self.setup.digest),
             }),
             replication: self.replication_status(),
             procedure: self.procedure_status(now),
@@ -71,6 +73,11 @@ impl Guard {
             },
             advice: self.advice(now),
             maintenance: self.durable.maintenance,
+            vip_witness: (self.setup.mode == Mode::VipOnly).then(|| VipWitnessStatus {
+                witness: self.neighbours.witness.map(|address| address.to_string()),
+                age_ms: self.neighbours.asked.map(|at| millis(now.boot.since(at))),
+                error: self.neighbours.error.clone(),
+            }),
             counters: self.counters.clone(),
             turn_running: true,
         }

@@ -18,7 +18,7 @@ const PROBE_AGAIN: Duration = Duration::from_secs(1);
 const HAND_LIMIT: Duration = Duration::from_secs(3);
 /// The kernel's word of our own removal may come so late.
 const OWN_REMOVAL: Duration = Duration::from_secs(1);
-/// When, after binding, it is announced: a burst at once, and again over 5 s, because one lost frame costs a client 45 s.
+/// When, after binding, it is announced: a burst at once, and again over 5 s: one lost frame costs a client 45 s.
 const ANNOUNCE_AFTER: [Duration; 6] = [
     Duration::from_millis(0),
     Duration::from_millis(500),

@@ -71,6 +71,13 @@ pub(super) struct DebianCluster {
     pub(super) config: PathBuf,
 }
 
+impl DebianCluster {
+    /// The unit of postgresql-common that runs it.
+    pub(super) fn unit(&self) -> String {
+        format!("postgresql@{}-{}.service", self.version, self.name)
+    }
+}
+
 impl Cluster {
     /// A postmaster of this data directory is alive. A pid file, a zombie or a stranger with its number is not. Where it
     /// cannot be told, one is: nobody may move or change its directory.
@@ -156,7 +163,7 @@ impl Cluster {
                 if !output.ok {
                     return Err(PgError::Failed(format!(
                         "systemd did not start {unit}: {}; see journalctl -u {unit}",
-                        output.last_line()
+                        output.complaint()
                     )));
                 }
                 Ok(())
@@ -304,7 +311,7 @@ impl Cluster {
         }
         // sd_booted(3): the directory exists only where systemd is the init.
         if let Some(debian) = debian.filter(|_| Path::new("/run/systemd/system").is_dir()) {
-            let unit = format!("postgresql@{}-{}.service", debian.version, debian.name);
+            let unit = debian.unit();
             let mut command = tool::command("systemctl");
             command.args(["show", "--property=LoadState", "--value", &unit]);
             if let Ok(output) = tool::run(command, "systemctl show", LOOK_LIMIT).await

@@ -29,6 +29,15 @@ impl Output {
     }
 }
 
+impl Output {
+    /// What systemctl complains of: its last line only says where to read on.
+    pub(in crate::io) fn complaint(&self) -> String {
+        let told = |line: &&str| !line.is_empty() && !line.starts_with("See ");
+        let lines: Vec<&str> = self.err.lines().map(str::trim).filter(told).collect();
+        if lines.is_empty() { self.last_line() } else { lines.join("; ") }
+    }
+}
+
 /// A command whose environment holds nothing of ours (no `PG*` variable reaches libpq) and whose messages are English.
 pub(in crate::io) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
@@ -125,5 +134,21 @@ pub(in crate::io) fn keep_tail(kept: &mut Vec<u8>, more: &[u8]) {
     kept.extend_from_slice(more);
     if kept.len() > OUTPUT_LIMIT {
         kept.drain(..kept.len() - OUTPUT_LIMIT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn systemctl_is_quoted_without_its_advice() {
+        let said = |err: &str| Output { ok: false, out: String::new(), err: err.to_owned() }.complaint();
+        let denied =
+            "Failed to start x.service: Access denied\nSee system logs and 'systemctl status x' for details.\n";
+        assert_eq!(said(denied), "Failed to start x.service: Access denied");
+        assert_eq!(said("Job for a failed.\nSee \"a\".\nJob for b failed.\n"), "Job for a failed.; Job for b failed.");
+        assert_eq!(said("See alone"), "See alone");
+        assert_eq!(said(""), "no message");
     }
 }

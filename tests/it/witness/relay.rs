@@ -50,8 +50,8 @@ pub async fn holds_the_request(server: SocketAddr) -> (SocketAddr, oneshot::Send
     (address, release, answer)
 }
 
-/// Forwards questions over UDP and takes the signature off the answers.
-pub async fn strips_the_signature(server: SocketAddr) -> SocketAddr {
+/// Forwards questions over UDP and takes the signature off the answers; with `then_genuine`, the server's own follows.
+pub async fn strips_the_signature(server: SocketAddr, then_genuine: bool) -> SocketAddr {
     let address = free_address();
     let front = UdpSocket::bind(address).await.expect("a free port");
     tokio::spawn(async move {
@@ -61,9 +61,13 @@ pub async fn strips_the_signature(server: SocketAddr) -> SocketAddr {
             let back = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
             back.send_to(&buffer[..length], server).await.expect("sent");
             let length = back.recv(&mut buffer).await.expect("an answer");
-            let mut answer = Message::from_vec(&buffer[..length]).expect("a DNS message");
+            let genuine = &buffer[..length];
+            let mut answer = Message::from_vec(genuine).expect("a DNS message");
             assert!(answer.take_signature().is_some(), "the server signs its answer");
             front.send_to(&answer.to_vec().expect("encodes"), client).await.expect("sent");
+            if then_genuine {
+                front.send_to(genuine, client).await.expect("sent");
+            }
         }
     });
     address

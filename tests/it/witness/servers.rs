@@ -1,5 +1,5 @@
-//! The servers the suite runs against: BIND 9 as a child process, the embedded witness inside the test or as a child.
-//! Knot becomes one more [`Kind`].
+//! The servers the suite runs against: BIND 9 and Knot as child processes, the embedded witness inside the test or as a
+//! child.
 //!
 //! Each server has its own directory and port and ends with its [`Server`], also when the test fails or is killed
 //! (`setpriv --pdeathsig`).
@@ -29,6 +29,7 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Bind,
+    Knot,
     Embedded,
 }
 
@@ -48,6 +49,7 @@ impl Server {
     pub async fn start(kind: Kind) -> Server {
         let server = match kind {
             Kind::Bind => start_bind(),
+            Kind::Knot => start_knot(),
             Kind::Embedded => {
                 let directory = directory("/tmp");
                 let address = free_address();
@@ -203,15 +205,42 @@ fn start_bind() -> Server {
         path.display(),
         key_clause(),
     );
-    let zone = format!(
-        "$ORIGIN {ZONE}.\n$TTL {TTL}\n@ IN SOA ns.{ZONE}. hostmaster.{ZONE}. 1 3600 600 604800 {TTL}\n\
-         @ IN NS ns.{ZONE}.\nns IN A 127.0.0.1\n{NAME}. IN A 192.0.2.1\n"
-    );
     std::fs::write(path.join("named.conf"), config).expect("named.conf");
-    std::fs::write(path.join("zone.db"), zone).expect("zone.db");
+    std::fs::write(path.join("zone.db"), zone_text()).expect("zone.db");
     let log = std::fs::File::create(path.join("named.log")).expect("named.log");
     let mut command = mortal("/usr/sbin/named");
     command.args(["-g", "-n", "2", "-c"]).arg(path.join("named.conf"));
     command.stdout(Stdio::null()).stderr(log);
+    Server { address, _running: Running::Child { _child: Guard::spawn(&mut command) }, directory }
+}
+
+fn zone_text() -> String {
+    format!(
+        "$ORIGIN {ZONE}.\n$TTL {TTL}\n@ IN SOA ns.{ZONE}. hostmaster.{ZONE}. 1 3600 600 604800 {TTL}\n\
+         @ IN NS ns.{ZONE}.\nns IN A 127.0.0.1\n{NAME}. IN A 192.0.2.1\n"
+    )
+}
+
+/// Knot takes an update only with an `acl` that names the key and the action.
+fn start_knot() -> Server {
+    need("knotd", "knot");
+    let directory = directory("/tmp");
+    let path = directory.path();
+    let address = free_address();
+    let config = format!(
+        "server:\n    rundir: \"{0}\"\n    listen: 127.0.0.1@{1}\n    udp-workers: 1\n    tcp-workers: 2\n\
+         log:\n  - target: stderr\n    any: info\n\
+         database:\n    storage: \"{0}\"\n\
+         key:\n  - id: {KEY_NAME}\n    algorithm: {ALGORITHM}\n    secret: {SECRET}\n\
+         acl:\n  - id: updates\n    key: {KEY_NAME}\n    action: update\n\
+         zone:\n  - domain: {ZONE}\n    storage: \"{0}\"\n    file: zone.db\n    acl: updates\n",
+        path.display(),
+        address.port(),
+    );
+    std::fs::write(path.join("knot.conf"), config).expect("knot.conf");
+    std::fs::write(path.join("zone.db"), zone_text()).expect("zone.db");
+    let log = std::fs::File::create(path.join("knot.log")).expect("knot.log");
+    let mut command = mortal("/usr/sbin/knotd");
+    command.arg("-c").arg(path.join("knot.conf")).stdout(Stdio::null()).stderr(log);
     Server { address, _running: Running::Child { _child: Guard::spawn(&mut command) }, directory }
 }

@@ -235,9 +235,18 @@ pub async fn signed_questions_get_signed_answers(kind: Kind) {
 
 pub async fn an_unsigned_answer_to_a_signed_question_is_silence(kind: Kind) {
     let server = Server::start(kind).await;
-    let relay = relay::strips_the_signature(server.address).await;
+    let relay = relay::strips_the_signature(server.address, false).await;
     let why = authority(relay, NAME, Some(key())).ask(LIMIT).await.expect_err("it must not count");
     assert!(why.contains("not signed"), "{why}");
+}
+
+/// Who can throw in a forged datagram, but cannot stop the server's own, does not silence the witness.
+pub async fn a_forged_answer_before_the_real_one_is_passed_over(kind: Kind) {
+    let server = Server::start(kind).await;
+    let relay = relay::strips_the_signature(server.address, true).await;
+    let reading = read(&authority(relay, NAME, Some(key()))).await;
+    assert_eq!(reading.pair.addresses, [ip(1)]);
+    assert!(reading.signed_time.is_some(), "what counted was the signed answer");
 }
 
 pub async fn an_update_without_answer_is_settled_by_the_next(kind: Kind) {

@@ -20,10 +20,17 @@ pub struct Options {
     pub poll: &'static str,
     pub margin: &'static str,
     pub mode: &'static str,
-    /// Further lines of `[dns]`.
-    pub dns: &'static str,
+    /// Further lines of `[dns]`; `None`: no such section, a service with a VIP alone.
+    pub dns: Option<&'static str>,
+    /// Further lines of `[vip]` and `[fence]`; `{dir}` is the lab's folder.
+    pub vip_lines: &'static str,
+    pub fence: &'static str,
     /// Further lines for the end of the file (whole tables).
     pub extra: &'static str,
+    /// Further lines of `[service]`.
+    pub service: &'static str,
+    /// The first node runs systemd as its PID 1 (see [`super::host::Boot`]).
+    pub systemd: bool,
 }
 
 impl Options {
@@ -38,18 +45,27 @@ impl Options {
             poll: "1s",
             margin: "200ms",
             mode: "synchronous",
-            dns: "",
+            dns: Some(""),
+            vip_lines: "",
+            fence: "",
             extra: "",
+            service: "",
+            systemd: false,
         }
     }
 
     /// The same with `dns.mode = "observe"`: a person edits the record.
     pub fn observed(name: &'static str) -> Options {
-        Options { dns: "mode = \"observe\"\n", ..Options::new(name) }
+        Options { dns: Some("mode = \"observe\"\n"), ..Options::new(name) }
     }
 
     pub fn with_vip(name: &'static str) -> Options {
         Options { vip: true, ..Options::new(name) }
+    }
+
+    /// A VIP and no DNS (R3); the DNS host, which is no node, is the ARP witness. Its DNS server runs all the same.
+    pub fn vip_only(name: &'static str) -> Options {
+        Options { dns: None, vip_lines: "witness = [\"192.0.2.53\"]\n", ..Options::with_vip(name) }
     }
 }
 
@@ -87,10 +103,11 @@ pub fn text(options: &Options, lab_dir: &Path, own: usize) -> Outcome<String> {
     let bin_dir = Template::once()?.bin_dir.display().to_string();
     let dir = lab_dir.display();
     let own_dir = options.nodes.get(own).copied().unwrap_or("witness");
-    let Options { lease, poll, margin, mode, dns, .. } = options;
+    let Options { lease, poll, margin, mode, vip_lines, service, .. } = options;
+    let fence = options.fence.replace("{dir}", &dir.to_string());
     let mut text = format!(
         "state_dir   = \"{dir}/{own_dir}/state\"\nruntime_dir = \"{dir}/{own_dir}/run\"\n\n\
-         [service]\nname   = \"{SERVICE}\"\nlisten = [\"0.0.0.0:6432\"]\n\n"
+         [service]\nname   = \"{SERVICE}\"\nlisten = [\"0.0.0.0:6432\"]\n{service}\n"
     );
     for (name, last) in options.nodes.iter().zip([11, 12]) {
         text.push_str(&format!(
@@ -99,11 +116,13 @@ pub fn text(options: &Options, lab_dir: &Path, own: usize) -> Outcome<String> {
              bin_dir = \"{bin_dir}\"\n\n"
         ));
     }
-    text.push_str(&format!(
-        "[cluster]\nkey_file = \"{dir}/cluster.key\"\n\n[auth]\nhba_file = \"{dir}/hba.conf\"\n\n\
-         [dns]\nzone = \"{ZONE}\"\nservers = [\"192.0.2.53:53\"]\npoll = \"{poll}\"\nttl = \"5s\"\n\
-         tsig_key_file = \"{dir}/tsig.key\"\n{dns}\n"
-    ));
+    text.push_str(&format!("[cluster]\nkey_file = \"{dir}/cluster.key\"\n\n[auth]\nhba_file = \"{dir}/hba.conf\"\n\n"));
+    if let Some(dns) = options.dns {
+        text.push_str(&format!(
+            "[dns]\nzone = \"{ZONE}\"\nservers = [\"192.0.2.53:53\"]\npoll = \"{poll}\"\nttl = \"5s\"\n\
+             tsig_key_file = \"{dir}/tsig.key\"\n{dns}\n"
+        ));
+    }
     if options.witness == Kind::Embedded {
         let first = options.nodes[0];
         text.push_str(&format!(
@@ -111,10 +130,11 @@ pub fn text(options: &Options, lab_dir: &Path, own: usize) -> Outcome<String> {
         ));
     }
     if options.vip {
-        text.push_str("[vip]\naddress = \"192.0.2.100/24\"\ninterface = \"eth0\"\n\n");
+        let address = if vip_lines.contains("address =") { "" } else { "address = \"192.0.2.100/24\"\n" };
+        text.push_str(&format!("[vip]\n{address}interface = \"eth0\"\n{vip_lines}\n"));
     }
     text.push_str(&format!(
-        "[fence]\nlease = \"{lease}\"\nmargin = \"{margin}\"\n\n\
+        "[fence]\nlease = \"{lease}\"\nmargin = \"{margin}\"\n{fence}\n\
          [replication]\nmode = \"{mode}\"\npassword_file = \"{dir}/replication.pass\"\n\n\
          [status]\nlisten = \"0.0.0.0:6434\"\n{}",
         options.extra

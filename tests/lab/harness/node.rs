@@ -169,10 +169,17 @@ impl Node {
         daemon.ok_or_else(|| Fail(format!("no daemon was started on {}", self.name())))
     }
 
-    /// The machine loses power: wire, then every process. Returns the moment the wire went dark.
+    /// The machine loses power: wire, then every process, then what lay in memory (sockets and their lock files under
+    /// /run). Returns the moment the wire went dark.
     pub fn power_off(&self) -> Outcome<Instant> {
         self.daemon.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.host.power_off()
+        let dark = self.host.power_off()?;
+        for folder in [&self.postgres.socket_dir, &self.dir.join("run")] {
+            for entry in std::fs::read_dir(folder)?.flatten().filter(|entry| !entry.path().is_dir()) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(dark)
     }
 
     /// Boots the machine as its units would: the daemon, and PostgreSQL only if `may-start-primary` allows it.

@@ -23,11 +23,16 @@ GRANT EXECUTE ON FUNCTION pg_ls_dir(text, boolean, boolean), pg_stat_file(text, 
 CREATE ROLE app LOGIN PASSWORD 'lab-app';
 ";
 
+/// R4: a cancel from the side ends a commit's wait for the standby.
+const NO_CANCEL_SQL: &str = "REVOKE EXECUTE ON FUNCTION pg_cancel_backend(integer) FROM PUBLIC";
+
 /// Clients come through the gate (over the socket, with the role's own secret); only replication comes by network.
-const HBA: &str = "\
+/// This is the setting that docs/operations.md recommends (R7).
+pub const HBA: &str = "\
 local   all           postgres                    peer
 local   all           all                         scram-sha-256
-host    replication   replicator   192.0.2.0/24   scram-sha-256
+host    replication   replicator   192.0.2.11/32  scram-sha-256
+host    replication   replicator   192.0.2.12/32  scram-sha-256
 ";
 
 /// The newest PostgreSQL server installed the Debian way.
@@ -146,7 +151,7 @@ impl Cluster {
 
     fn configure(&self, address: &str) -> Outcome {
         let text = format!(
-            "listen_addresses = '{address}'\nport = {PORT}\nunix_socket_directories = '{sock}'\n\
+            "listen_addresses = 'localhost, {address}'\nport = {PORT}\nunix_socket_directories = '{sock}'\n\
              max_connections = 60\nshared_buffers = 32MB\nwal_level = replica\nmax_wal_senders = 10\n\
              max_replication_slots = 10\nwal_keep_size = 512MB\nmax_wal_size = 512MB\nhot_standby = on\n\
              wal_log_hints = on\nfsync = on\npassword_encryption = 'scram-sha-256'\n\
@@ -168,6 +173,10 @@ impl Cluster {
         self.configure(host.address())?;
         self.start(host)?;
         self.sql("postgres", FIRST_SQL)?;
+        // Each database has its own privileges; the first one is where databases to come are copied from.
+        for database in ["template1", "postgres"] {
+            self.sql(database, NO_CANCEL_SQL)?;
+        }
         self.sql("postgres", "CREATE DATABASE app OWNER app").map(drop)
     }
 
