@@ -1,5 +1,6 @@
 //! Behaviour of two whole guards in the simulated world; one test per interleaving. `random` runs seeded schedules.
 
+mod fence;
 mod fingerprint;
 mod hands;
 mod laws;
@@ -580,23 +581,6 @@ fn a_rejoin_that_was_refused_leaves_the_standby_promotable() {
     let ticket = world.promote(1, false);
     let (exit, text) = world.end_of(1, ticket);
     assert_eq!(exit, 0, "{text}");
-}
-
-#[test]
-fn a_task_that_hangs_with_postgresql_does_not_hold_the_fence_up() {
-    let mut world = World::running();
-    world.kill(0);
-    world.start(0);
-    // Its first task for PostgreSQL, which only prepares, is never answered.
-    let task = |w: &World| {
-        let found = w.queue.iter().find(|(_, delivery)| matches!(delivery, world::Delivery::Pg { node: 0, .. }));
-        found.map(|(at, _)| *at)
-    };
-    world.run_until(secs(10), "a task for PostgreSQL", |w| task(w).is_some());
-    let hung = task(&world).expect("it was there");
-    world.queue.remove(&hung);
-    world.command(0, Command::Fence { reason: "test".to_owned() });
-    world.run_until(secs(2), "PostgreSQL is demoted", |w| w.nodes[0].pg.in_recovery);
 }
 
 #[test]
