@@ -1,5 +1,6 @@
 //! Behaviour of two whole guards in the simulated world; one test per interleaving. `random` runs seeded schedules.
 
+mod fence;
 mod fingerprint;
 mod hands;
 mod laws;
@@ -596,21 +597,4 @@ fn a_taker_that_starts_again_lets_the_old_node_serve_on_at_once() {
     world.run_until(secs(12), "it serves on", |w| w.is_open(0) && w.snapshot(0).procedure.is_none());
     assert!(world.now.since(begun) < secs(10), "its pulse says that nothing is under way there");
     assert_eq!(world.snapshot(0).gate.state, GateState::Open);
-}
-
-#[test]
-fn a_task_that_hangs_with_postgresql_does_not_hold_the_fence_up() {
-    let mut world = World::running();
-    world.kill(0);
-    world.start(0);
-    // Its first task for PostgreSQL, which only prepares, is never answered.
-    let task = |w: &World| {
-        let found = w.queue.iter().find(|(_, delivery)| matches!(delivery, world::Delivery::Pg { node: 0, .. }));
-        found.map(|(at, _)| *at)
-    };
-    world.run_until(secs(10), "a task for PostgreSQL", |w| task(w).is_some());
-    let hung = task(&world).expect("it was there");
-    world.queue.remove(&hung);
-    world.command(0, Command::Fence { reason: "test".to_owned() });
-    world.run_until(secs(2), "PostgreSQL is demoted", |w| w.nodes[0].pg.in_recovery);
 }
