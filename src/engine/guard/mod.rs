@@ -122,6 +122,8 @@ struct PgMemory {
     /// Demoted to follow the winner of a switchover.
     following: bool,
     consented_at: Instant,
+    /// The last one that was consented to in this life.
+    consented_attempt: Option<u64>,
     prepared_start: Option<u64>,
     adopted: bool,
     /// `may-start-primary` refused it: the daemon starts it once proof has come (R6).

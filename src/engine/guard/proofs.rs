@@ -500,7 +500,9 @@ impl Guard {
             }
             PeerQuestion::Prepare { attempt, epoch } => self.on_prepare(now, ticket, attempt, epoch, fx),
             PeerQuestion::StopPrimary { attempt } => self.on_stop_primary(now, ticket, attempt, fx),
-            PeerQuestion::Consent { attempt, epoch } => self.on_consent(now, ticket, attempt, epoch, fx),
+            PeerQuestion::Consent { attempt, epoch, handed_over } => {
+                self.on_consent(now, ticket, attempt, epoch, handed_over, fx);
+            }
             PeerQuestion::PutBack { attempt } => self.on_put_back(now, ticket, attempt, fx),
             PeerQuestion::PrepareRejoin { id } => self.on_prepare_rejoin(now, ticket, id, fx),
             PeerQuestion::Run { command } => self.on_run_for_peer(now, ticket, command, fx),

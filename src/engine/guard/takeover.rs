@@ -586,7 +586,8 @@ impl Guard {
                 t.refused_at = now.boot;
                 if t.planned {
                     t.consent_asked = true;
-                    let ask = PeerQuestion::Consent { attempt: t.id, epoch: t.epoch };
+                    let (attempt, epoch, handed_over) = (t.id, t.epoch, t.handed_over);
+                    let ask = PeerQuestion::Consent { attempt, epoch, handed_over };
                     let question = self.ask_peer(now, PeerAskedFor::Takeover, ask, CONSENT_LIMIT, fx);
                     self.say(now, "no more pledges from here; asking for consent", fx);
                     self.step(now, Step::Consenting { question }, Some(CONSENT_LIMIT), fx);

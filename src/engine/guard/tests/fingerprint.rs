@@ -98,6 +98,7 @@ impl Hash for World {
             look_every: _,
             client_every: _,
             fence_postgres: _,
+            asynchronous: _,
             mode: _,
             dns_up,
             dns_cut,

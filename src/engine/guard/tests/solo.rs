@@ -405,7 +405,7 @@ fn maintenance_cuts_and_fences_but_leaves_postgresql_alone() {
     assert!(solo.wanted(|e| matches!(e, Effect::End { ticket: 3, exit: 3, .. })));
     solo.give(Event::PeerAsked {
         ticket: 9,
-        question: Box::new(PeerQuestion::Consent { attempt: 1, epoch: Epoch(9) }),
+        question: Box::new(PeerQuestion::Consent { attempt: 1, epoch: Epoch(9), handed_over: false }),
     });
     let refused = |e: &Effect| match e {
         Effect::AnswerPeer { ticket: 9, answer } => matches!(answer.as_ref(), PeerAnswer::Refused { .. }),
