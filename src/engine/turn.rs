@@ -344,6 +344,9 @@ pub struct PeerState {
     pub adopted: bool,
     /// An unfinished rejoin: its data is not promotable.
     pub rejoining: bool,
+    /// Its epoch was taken without the other node's word, and they have not had the same data since.
+    #[serde(default)]
+    pub unheard: bool,
     pub procedure: Option<ProcedureBrief>,
 }
 

@@ -518,6 +518,9 @@ impl Guard {
         if self.durable.is_holder() && self.fenced().is_none() {
             return no("this node is active itself");
         }
+        if self.durable.served_unheard() && !self.durable.consented {
+            return no("this node served an epoch that was taken without that node's word: promote there, or rejoin");
+        }
         if self.takeover.as_ref().is_some_and(|t| !t.dry_run) {
             return no("a promote is under way here");
         }
@@ -592,6 +595,7 @@ impl Guard {
             prepared: self.is_prepared(),
             adopted: self.pg.adopted && self.pg.task.is_none(),
             rejoining: self.durable.rejoining,
+            unheard: self.durable.served_unheard(),
             procedure: self.procedure_brief(),
         }
     }
