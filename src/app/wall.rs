@@ -116,8 +116,7 @@ async fn next(heard: &mut watch::Receiver<Word>) -> Word {
 fn keep(mut gate: KernelGate, mut next: impl FnMut() -> Word) {
     let mut said = None;
     let mut open_until = Instant::ZERO;
-    loop {
-        let Word::Until(until) = next() else { break };
+    while let Word::Until(until) = next() {
         let now = clock::now();
         open_until = match until {
             Some(until) => until,
