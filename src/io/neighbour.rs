@@ -139,7 +139,7 @@ fn gateways_of(route: &RouteMessage, interface: u32) -> Vec<IpAddr> {
     if route.header.destination_prefix_length != 0 || route.header.kind != RouteType::Unicast {
         return Vec::new();
     }
-    let over = route.attributes.iter().any(|part| *part == RouteAttribute::Oif(interface));
+    let over = route.attributes.contains(&RouteAttribute::Oif(interface));
     let mut found: Vec<IpAddr> = if over { route.attributes.iter().filter_map(gateway).collect() } else { Vec::new() };
     for part in &route.attributes {
         if let RouteAttribute::MultiPath(hops) = part {

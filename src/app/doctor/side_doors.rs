@@ -224,7 +224,7 @@ fn remote(rule: &HbaRule, from: From, user: &str, lines: &str, report: &mut Repo
     let (who, what) = (users.join(","), databases.join(","));
     let ours = users.iter().all(|name| name == user);
     let physical = databases.iter().all(|database| database == REPLICATION);
-    if !physical && !(ours && from == From::Nodes) {
+    if !(physical || (ours && from == From::Nodes)) {
         let text = format!("pg_hba.conf line {line} lets {who} into {what} from {place}, past the gate ({method})");
         let remedy = format!(
             "take the line out and reload: SELECT pg_reload_conf(); over the network only this stays:\n{lines}"
