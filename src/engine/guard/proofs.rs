@@ -6,8 +6,7 @@ use crate::base::ids::{Epoch, NodeName};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
 use crate::engine::evidence::{self, Memory, Seen, Verdict};
-use crate::engine::setup::Mode;
-use crate::engine::setup::Setup;
+use crate::engine::setup::{Mode, Setup};
 use crate::engine::turn::{Effect, Now, PeerAnswer, PeerPg, PeerQuestion, PeerState, PledgeAsk, Ticket};
 use crate::wire::dns::{Reading, RecordPair};
 use crate::wire::marker::Marker;
@@ -501,7 +500,7 @@ impl Guard {
             PeerQuestion::Prepare { attempt, epoch } => self.on_prepare(now, ticket, attempt, epoch, fx),
             PeerQuestion::StopPrimary { attempt } => self.on_stop_primary(now, ticket, attempt, fx),
             PeerQuestion::Consent { attempt, epoch, handed_over } => {
-                self.on_consent(now, ticket, attempt, epoch, handed_over, fx);
+                self.on_consent(now, ticket, attempt, epoch, handed_over, fx)
             }
             PeerQuestion::PutBack { attempt } => self.on_put_back(now, ticket, attempt, fx),
             PeerQuestion::PrepareRejoin { id } => self.on_prepare_rejoin(now, ticket, id, fx),
@@ -539,8 +538,7 @@ impl Guard {
         {
             return no("another start of that node was pledged to less than W ago");
         }
-        let first = self.witness.servers.first();
-        if let Some(server) = first
+        if let Some(server) = self.witness.servers.first()
             && let (Some(asked), Some(seen)) = (server.asked, &server.seen)
             && now.boot < asked + self.setup.timing.lease
             && asked >= self.witness.ignore_before
