@@ -10,6 +10,7 @@ mod parts;
 mod random;
 mod review;
 mod scenarios;
+mod second_reading;
 mod solo;
 mod world;
 
@@ -492,7 +493,7 @@ fn a_late_update_to_synchronous_never_covers_writes_that_were_acknowledged_alone
 fn a_consent_is_given_only_after_a_postgres_that_was_not_seen_was_stopped() {
     let mut world = World::running();
     world.give(0, Event::PgLost("the database system is in recovery mode".into()));
-    let ask = PeerQuestion::Consent { attempt: 7, epoch: Epoch(2) };
+    let ask = PeerQuestion::Consent { attempt: 7, epoch: Epoch(2), handed_over: false };
     world.give(0, Event::PeerAsked { ticket: 9, question: Box::new(ask) });
     world.run_until(secs(5), "consented", |w| w.durable(0).consented);
     assert!(!world.nodes[0].pg.up);
@@ -503,7 +504,7 @@ fn a_consent_is_given_only_after_a_postgres_that_was_not_seen_was_stopped() {
 fn a_consent_that_cannot_be_written_is_still_a_fence_that_unfence_lifts() {
     let mut world = World::running();
     world.nodes[0].journal_broken = true;
-    let ask = PeerQuestion::Consent { attempt: 7, epoch: Epoch(2) };
+    let ask = PeerQuestion::Consent { attempt: 7, epoch: Epoch(2), handed_over: false };
     world.give(0, Event::PeerAsked { ticket: 9, question: Box::new(ask) });
     world.run_for(MS * 500);
     world.nodes[0].journal_broken = false;
