@@ -36,7 +36,7 @@ mkdir -p "$root/usr/share/man/man8" "$doc/examples"
 "$binary" man "$root/usr/share/man/man8"
 gzip -9n "$root"/usr/share/man/man8/*.8
 "$binary" init --example >"$doc/examples/portcullis.toml"
-install -m 0644 systemd/postgresql-portcullis.conf "$doc/examples/"
+install -m 0644 systemd/postgresql-portcullis.conf packaging/polkit-units.rules "$doc/examples/"
 completion() { mkdir -p "${2%/*}"; "$binary" completions "$1" >"$2"; }
 completion bash "$root/usr/share/bash-completion/completions/portcullis"
 completion zsh "$root/usr/share/zsh/vendor-completions/_portcullis"

@@ -11,6 +11,7 @@ packages=(
     knot                                    # another one, by other authors
     iproute2 iputils-arping nftables        # network namespaces, who answers for the VIP, cutting the network
     tcpdump procps util-linux               # looking on; setpriv
+    systemd-container dbus polkitd          # a machine with a real service manager
     openssl python3                         # certificates for client TLS; small helpers
 )
 [ "${1:-}" = deb ] && packages=(dpkg-dev binutils)

@@ -61,7 +61,10 @@ pub mod io {
     pub mod files;
     pub mod host;
     pub mod journal;
+    pub mod kernel_gate;
     pub mod links;
+    pub mod neighbour;
+    pub mod outside;
     pub mod postgres;
     pub mod privileges;
     pub mod vip;
@@ -92,14 +95,17 @@ pub mod app {
     pub mod cli;
     pub mod client;
     pub mod daemon;
+    pub mod doctor;
     pub mod driver;
     pub mod hands;
     pub mod init;
+    pub mod lines;
     pub mod manual;
     pub mod may_start;
     pub mod online;
     pub mod probe;
     pub mod render;
     pub mod verbs;
+    pub mod wall;
     pub mod witness;
 }

@@ -9,6 +9,7 @@ use portcullis::base::time::Instant;
 use portcullis::io::arp::PacketSocket;
 use portcullis::io::clock;
 use portcullis::io::links::{EVENTS_WAITING, LinkEvent, LinkWatch};
+use portcullis::io::neighbour;
 use portcullis::io::vip::{PROBE_TIME, PROTOCOL_MARK, VipHand, find_interface};
 use portcullis::wire::arp::{self, Mac};
 use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType};
@@ -115,6 +116,13 @@ impl Host {
     fn probe(&self, hand: &VipHand) -> Result<Option<Mac>, String> {
         let hand = hand.clone();
         self.run(async move { hand.probe(PROBE_TIME).await })
+    }
+
+    /// Asks the witnesses from the VIP, for 400 ms.
+    fn ask(&self, hand: &VipHand, witnesses: &[&str]) -> Result<IpAddr, String> {
+        let hand = hand.clone();
+        let witnesses: Vec<IpAddr> = witnesses.iter().map(|address| address.parse().expect("address")).collect();
+        self.run(async move { neighbour::ask(&hand, &witnesses, Duration::from_millis(400)).await })
     }
 
     fn watch(&self, hands: &[&VipHand], waiting: usize) -> Watched {
@@ -455,6 +463,53 @@ fn of_two_that_probe_at_once_neither_finds_the_way_free() {
     });
     // Whoever began to listen first hears the other; at worst one of them has finished its questions before.
     assert!(both.0 == Ok(Some(lab.b.mac)) || both.1 == Ok(Some(lab.a.mac)), "{both:?}");
+}
+
+#[test]
+fn a_witness_is_one_that_answers_the_vip_while_nobody_else_has_it() {
+    let lab = Lab::new();
+    for (net, there, not_there) in [(VIP4, "192.0.2.13", "192.0.2.99"), (VIP6, "2001:db8:77::13", "2001:db8:77::99")] {
+        let (hand, other) = (lab.a.hand(net), lab.b.hand(net));
+        let vip = hand.vip().address;
+        let found = Ok(there.parse().expect("address"));
+        // Not bound: not asked, since the question alone would move the caches of whoever hears it.
+        assert!(lab.a.ask(&hand, &[there]).is_err_and(|text| text.contains("not bound")), "{net}");
+        assert_eq!(lab.c.neighbour(vip), None, "{net}: c was taught an address that is not bound");
+        lab.a.bind(&hand, 20);
+        let began = clock::now();
+        assert_eq!(lab.a.ask(&hand, &[there]), found, "{net}");
+        let took = clock::now().since(began);
+        eprintln!("figure: the witness of {net} was heard after {took:?}");
+        assert!(took >= neighbour::OTHERS_SPEAK, "{net}: another holder had no time to speak: {took:?}");
+        // One of several suffices, those of the other family are passed over; silence is no answer.
+        assert_eq!(lab.a.ask(&hand, &[not_there, "192.0.2.13", "2001:db8:77::13"]), found, "{net}");
+        assert!(lab.a.ask(&hand, &[not_there]).is_err_and(|text| text.contains("answered")), "{net}");
+        assert!(lab.a.ask(&hand, &["::1", "127.0.0.1"]).is_err(), "{net}");
+        // The gateway, when none is named; none at all when there is no gateway.
+        assert!(lab.a.ask(&hand, &[]).is_err_and(|text| text.contains("gateway")), "{net}");
+        lab.a.ip(&format!("route add default via {there}"));
+        assert_eq!(lab.a.ask(&hand, &[]), found, "{net}: the gateway");
+        // Another holder speaks up, however quick the witness is (Linux listens for questions about a new IPv6 address
+        // a moment after it is bound).
+        lab.b.bind(&other, 20);
+        eventually("b listens for the VIP", || {
+            vip.is_ipv4() || lab.b.ip("maddr show dev eth0").contains("ff02::1:ff00:100")
+        });
+        for _ in 0..5 {
+            let said = lab.a.ask(&hand, &[there]);
+            assert!(said.as_ref().is_err_and(|text| text.contains(&arp::mac_text(lab.b.mac))), "{net}: {said:?}");
+        }
+        assert!(lab.b.unbind(&other));
+        assert_eq!(lab.a.ask(&hand, &[there]), found, "{net}: it let go");
+        // A witness that is one of our own addresses proves nothing.
+        let own = if vip.is_ipv4() { "192.0.2.11" } else { "2001:db8:77::11" };
+        assert!(lab.a.ask(&hand, &[own]).is_err(), "{net}");
+        ip(&format!("-n {} link set port-a down", lab.switch));
+        assert!(lab.a.ask(&hand, &[there]).is_err(), "{net}: asked on a dead link");
+        ip(&format!("-n {} link set port-a up", lab.switch));
+        eventually("carrier", || lab.a.ip("link show eth0").contains("LOWER_UP"));
+        lab.a.unbind(&hand);
+    }
 }
 
 #[test]

@@ -248,7 +248,8 @@ fn every_file_is_on_the_floor_plan() {
     while let Some((file, folder)) = open.pop() {
         let mut inside = folder.clone();
         for line in read(&file).lines() {
-            let line = line.trim().trim_start_matches("pub(crate) ").trim_start_matches("pub ");
+            let line = line.trim().trim_start_matches("pub(crate) ").trim_start_matches("pub(in crate::io) ");
+            let line = line.trim_start_matches("pub ");
             if line == "}" {
                 inside = folder.clone();
             }

@@ -5,7 +5,7 @@
 //! contract, and that no panic shows a backtrace.
 
 use super::verbs::{CheckConfigArgs, Cli, Command, Globals, LogFormat};
-use super::{init, manual, online};
+use super::{init, lines::Lines, manual, online};
 use crate::base::config::Config;
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
@@ -14,7 +14,11 @@ use clap::{CommandFactory, Parser};
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
+use std::time::Duration;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
+/// How long a server that ends waits for its last lines to be written.
+const LAST_LINES: Duration = Duration::from_millis(300);
 /// Columns of `--help` where there is no terminal, so that golden files and manual pages never depend on one.
 const HELP_WIDTH: usize = 100;
 /// The monitoring-plugin interface's UNKNOWN, which `check` uses for whatever kept it from checking.
@@ -29,8 +33,12 @@ pub fn run() -> std::process::ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error, is_check),
     };
-    start_logging(cli.globals.log, matches!(cli.command, Command::Daemon | Command::Witness));
-    match dispatch(&cli.globals, cli.command) {
+    let log = start_logging(cli.globals.log, matches!(cli.command, Command::Daemon | Command::Witness));
+    let result = dispatch(&cli.globals, cli.command);
+    if let Some(log) = log {
+        log.flush(LAST_LINES);
+    }
+    match result {
         Ok(code) => std::process::ExitCode::from(code),
         Err(fault) if is_check && fault.exit == ExitCode::Config => {
             print(&format!("PORTCULLIS UNKNOWN - {fault}\n"));
@@ -71,8 +79,6 @@ fn dispatch(globals: &Globals, command: Command) -> Result<u8, Fault> {
         Command::Man(args) => manual::write_pages(&args.dir).map(|()| 0),
         Command::Attach(_) => not_built("attach"),
         Command::Detach(_) => not_built("detach"),
-        Command::Maintenance(_) => not_built("maintenance"),
-        Command::Doctor(_) => not_built("doctor"),
         Command::Drill(_) => not_built("drill"),
         online => online::dispatch(globals, &online).unwrap_or_else(|| not_built("this verb")),
     }
@@ -224,16 +230,24 @@ fn verb(args: &[OsString]) -> Option<String> {
     }
 }
 
-/// Log lines go to standard error; `RUST_LOG` filters them. A client verb is quiet unless something is wrong.
-fn start_logging(format: LogFormat, is_server: bool) {
+/// Log lines go to standard error; `RUST_LOG` filters them. A client verb is quiet unless something is wrong. A server
+/// hands its lines to a writer, which is returned: whoever reads them may be stuck, and the turn must not be.
+fn start_logging(format: LogFormat, is_server: bool) -> Option<Lines> {
     let quiet = if is_server { "info" } else { "warn" };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{quiet},hickory_server=warn")));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let write = |line: &[u8]| drop(std::io::stderr().lock().write_all(line));
+    let lines = is_server.then(|| Lines::start("log", write).ok()).flatten();
+    let writer = match &lines {
+        Some(lines) => BoxMakeWriter::new(lines.clone()),
+        None => BoxMakeWriter::new(std::io::stderr),
+    };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     match format {
         LogFormat::Json => builder.json().init(),
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
     }
+    lines
 }
 
 /// A panic is a bug and ends the process (`panic = "abort"`), but says so in one line. A reader that has gone away

@@ -1,8 +1,9 @@
 //! Start and stop of the node: reads everything that needs rights, becomes the user that owns PostgreSQL, then wires
 //! senses, guard, hands and listeners together. It decides nothing.
 
-use crate::app::driver::{Driver, EVENTS_WAITING, Request, read_clocks};
+use crate::app::driver::{Driver, EVENTS_WAITING, Request, open_event_log, read_clocks};
 use crate::app::hands::{Hands, mac_text};
+use crate::app::wall::{Wall, WallHand};
 use crate::base::config::{Auth, Config, DnsMode, Node};
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
@@ -38,6 +39,8 @@ const PG_LOOK_LIMIT: Duration = Duration::from_secs(2);
 const BEAT_LIMIT: Duration = Duration::from_secs(2);
 /// How long an answer after a client's cancel is held for the standby's confirmation (R4).
 const CONFIRM_LIMIT: Duration = Duration::from_secs(10);
+/// Under `state_dir`: `may-start-primary` refused the local PostgreSQL, so the daemon starts it once proof comes (R6).
+pub const START_REFUSED: &str = "start-refused";
 /// Events shown from former lives.
 const EVENTS_REMEMBERED: usize = 50;
 
@@ -51,6 +54,10 @@ pub struct Parts {
     pub peer_cluster: Option<Peer>,
     pub vips: Vec<ipnet::IpNet>,
     pub vip_interface: Option<String>,
+    pub vip_witnesses: Vec<std::net::IpAddr>,
+    pub wall: Option<WallHand>,
+    pub units: Vec<String>,
+    pub stonith: Vec<String>,
 }
 
 /// What had to be read with the rights the daemon was started with.
@@ -140,6 +147,8 @@ async fn serve(config: Config, node: Node, secrets: Secrets, config_file: PathBu
             "the journal's last record was cut off by a crash in the middle of writing it; it was never relied on"
         );
     }
+    // Behind the state directory's lock, which proves that no other daemon has a wall; before anything listens.
+    let wall = Wall::raise(&config, &node).map_err(bad)?;
     let gate = Gate::new(clock::now);
     let boot = clock::boot_id().map_err(|error| bad(format!("/proc is needed for the boot_id: {error}")))?;
     let start = random()?;
@@ -151,7 +160,8 @@ async fn serve(config: Config, node: Node, secrets: Secrets, config_file: PathBu
     let (event_tx, event_rx) = mpsc::channel::<Event>(EVENTS_WAITING);
     let (request_tx, request_rx) = mpsc::channel::<Request>(64);
     let (report_tx, report_rx) = watch::channel::<Option<(Instant, PgReport)>>(None);
-    let parts = make_parts(&config, &node, &secrets, &servers, &setup, Arc::clone(&gate))?;
+    let mut parts = make_parts(&config, &node, &secrets, &servers, &setup, Arc::clone(&gate))?;
+    parts.wall = wall.as_ref().map(Wall::hand);
 
     let mut first = Vec::new();
     let present = node.postgres.data_dir.join("PG_VERSION").exists();
@@ -160,6 +170,7 @@ async fn serve(config: Config, node: Node, secrets: Secrets, config_file: PathBu
     let mut guard = Guard::start(setup, durable, present, now, &mut first);
     let event_log = config.state_dir.join("events.log");
     guard.remember(past_events(&event_log));
+    let event_log = open_event_log(event_log).map_err(|error| bad(format!("no thread for the event log: {error}")))?;
     let snapshot = Arc::new(guard.snapshot(now));
     let (snapshot_tx, snapshot_rx) = watch::channel(snapshot);
     let beat = Arc::new(AtomicU64::new(now.boot.as_nanos()));
@@ -228,7 +239,11 @@ fn make_parts(
         cluster: Arc::clone(&secrets.cluster),
         peer_cluster: other.map(Peer::from_node),
         vips: config.vip.as_ref().map(|vip| vip.addresses.clone()).unwrap_or_default(),
+        vip_witnesses: config.vip.as_ref().map(|vip| vip.witness.clone()).unwrap_or_default(),
+        units: config.service.units.clone(),
+        stonith: config.fence.stonith.clone(),
         vip_interface: node.vip_interface.clone().or_else(|| config.vip.as_ref().and_then(|v| v.interface.clone())),
+        wall: None,
     })
 }
 
@@ -249,7 +264,20 @@ fn spawn_senses(
     peer: &NodeName,
 ) {
     let sender = to.events.clone();
+    let refused = config.state_dir.join(START_REFUSED);
     tokio::spawn(postgres::watch(Arc::clone(&secrets.cluster), PG_LOOK_EVERY, PG_LOOK_LIMIT, move |asked, answer| {
+        // What may-start-primary left behind; read while PostgreSQL is down only, and gone once it has run.
+        let mark = match &answer {
+            Ok(_) => {
+                let _usually_not_there = std::fs::remove_file(&refused);
+                false
+            }
+            Err(PgLost::Silent(_)) => false,
+            Err(_) => refused.exists(),
+        };
+        if mark {
+            let _full = sender.try_send(Event::PgStartRefused);
+        }
         let event = match answer {
             Ok(report) => {
                 reports.send_replace(Some((asked, report.clone())));
@@ -302,15 +330,36 @@ async fn watch_links(nets: Vec<ipnet::IpNet>, interface: Option<String>, events:
             }
         }
     }
-    let (sender, mut receiver) = mpsc::channel(crate::io::links::EVENTS_WAITING);
-    let _watch = LinkWatch::start(&vips, sender);
-    while let Some(event) = receiver.recv().await {
+    // A watch for each interface: one link that is up says nothing about another that is down.
+    let mut interfaces: Vec<String> = vips.iter().map(|vip| vip.interface.clone()).collect();
+    interfaces.sort_unstable();
+    interfaces.dedup();
+    let (merged, mut heard) = mpsc::channel(crate::io::links::EVENTS_WAITING);
+    for (n, interface) in interfaces.iter().enumerate() {
+        let own: Vec<_> = vips.iter().filter(|vip| vip.interface == *interface).cloned().collect();
+        let (sender, mut receiver) = mpsc::channel(crate::io::links::EVENTS_WAITING);
+        let merged = merged.clone();
+        tokio::spawn(async move {
+            let _watch = LinkWatch::start(&own, sender);
+            while let Some(event) = receiver.recv().await {
+                if merged.send((n, event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    drop(merged);
+    let mut down = vec![false; interfaces.len()];
+    while let Some((n, event)) = heard.recv().await {
         let event = match event {
             LinkEvent::AddressRemoved { address } => Event::VipRemoved { address },
             LinkEvent::AddressAdded { address, .. } => Event::VipIs { address, bound: true },
-            LinkEvent::LinkUp { .. } => Event::LinkUp,
-            LinkEvent::LinkDown { .. } => Event::LinkDown,
+            LinkEvent::LinkUp { .. } | LinkEvent::LinkDown { .. } => {
+                down[n] = matches!(event, LinkEvent::LinkDown { .. });
+                if down.contains(&true) { Event::LinkDown } else { Event::LinkUp }
+            }
             LinkEvent::ForeignClaim { address, mac } => Event::ForeignClaim { address, mac: mac_text(mac) },
+            // Every fact follows anew.
             LinkEvent::Overrun => continue,
         };
         if events.send(event).await.is_err() {

@@ -6,6 +6,7 @@
 //! ```
 
 use crate::app::hands::Hands;
+use crate::app::lines::Lines;
 use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
 use crate::engine::guard::Guard;
@@ -47,12 +48,28 @@ pub struct Driver {
     pub snapshots: watch::Sender<Arc<Snapshot>>,
     /// Nanoseconds since boot of the last turn.
     pub beat: Arc<AtomicU64>,
-    pub event_log: PathBuf,
+    pub event_log: Lines,
     /// Effects of the guard's own start.
     pub first: Vec<Effect>,
     pub next_ticket: Ticket,
     pub peer_counters: Arc<PeerCounters>,
     pub watchdog: bool,
+}
+
+/// The event log at `path`, written by a thread of its own: neither its disk nor a want of threads holds up a turn.
+///
+/// # Errors
+/// The system gives no thread.
+pub fn open_event_log(path: PathBuf) -> std::io::Result<Lines> {
+    Lines::start("events", move |line| {
+        if std::fs::metadata(&path).is_ok_and(|meta| meta.len() > EVENT_LOG_MAX) {
+            let _kept_longer = std::fs::rename(&path, path.with_extension("log.1"));
+        }
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(&path);
+        if let Ok(mut file) = file {
+            let _disk_full = file.write_all(line);
+        }
+    })
 }
 
 /// Both clocks, once per turn.
@@ -153,17 +170,9 @@ impl Driver {
     fn log_event(&self, kind: &str, text: String) {
         let at = format!("{:.0}", clock::wall());
         let row = EventRow { at, kind: kind.to_owned(), text };
-        let Ok(line) = serde_json::to_string(&row) else { return };
-        let path = self.event_log.clone();
-        tokio::task::spawn_blocking(move || {
-            if std::fs::metadata(&path).is_ok_and(|meta| meta.len() > EVENT_LOG_MAX) {
-                let _kept_longer = std::fs::rename(&path, path.with_extension("log.1"));
-            }
-            let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
-            if let Ok(mut file) = file {
-                let _disk_full = writeln!(file, "{line}");
-            }
-        });
+        let Ok(mut line) = serde_json::to_vec(&row) else { return };
+        line.push(b'\n');
+        self.event_log.put(line);
     }
 
     fn accept(&mut self, request: Request) -> Event {
@@ -213,6 +222,7 @@ fn command(request: &ControlRequest) -> Result<Command, String> {
         "unfence" => Ok(Command::Unfence),
         "pause" => Ok(Command::Pause),
         "resume" => Ok(Command::Resume),
+        "maintenance" => Ok(Command::Maintenance { on: flag("on") }),
         other => Err(format!("{other} is not built yet in this daemon")),
     }
 }

@@ -5,6 +5,7 @@
 //! effect.
 
 use crate::app::daemon::Parts;
+use crate::app::wall::WallHand;
 use crate::base::ids::OpId;
 use crate::base::time::Duration;
 use crate::engine::durable::Entry;
@@ -12,6 +13,8 @@ use crate::engine::report::SourceFacts;
 use crate::engine::turn::{Effect, Event, PeerAnswer, PeerQuestion, PgOutput, PgTask, Ticket};
 use crate::io::dns::Authority;
 use crate::io::journal::Journal;
+use crate::io::neighbour;
+use crate::io::outside;
 use crate::io::postgres::{Cluster, Peer, PgError, StopMode, slot_name};
 use crate::io::vip::{PROBE_TIME, VipHand};
 use crate::serve::gate::Gate;
@@ -20,11 +23,13 @@ use crate::serve::peer::PeerClient;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 /// Effects that wait for one VIP. More cannot wait: the guard asks for a renewal every 400 ms. Full: that one is
 /// dropped.
 const VIP_WAITING: usize = 64;
+/// Questions to VIP witnesses under way; one per VIP and poll is usual.
+const NEIGHBOURS_ASKED: usize = 16;
 /// A settings change, a checkpoint, a promotion.
 const PG_LIMIT: Duration = Duration::from_secs(60);
 /// Until a started PostgreSQL takes connections (recovery may be long).
@@ -41,7 +46,7 @@ const DRAIN_LOOK: Duration = Duration::from_millis(5);
 const DRAIN_AFTER_CANCEL: Duration = Duration::from_secs(2);
 
 /// Between a cut and the end of the VIP: nothing leaves from an address that is gone, the sessions' last words neither.
-const LAST_WORDS: Duration = Duration::from_millis(30);
+pub const LAST_WORDS: Duration = Duration::from_millis(30);
 
 enum VipTask {
     Bind(u32),
@@ -61,8 +66,16 @@ pub struct Hands {
     cluster: Arc<Cluster>,
     peer_cluster: Option<Peer>,
     vips: HashMap<IpAddr, mpsc::Sender<VipTask>>,
+    vip_nets: Vec<ipnet::IpNet>,
+    vip_interface: Option<String>,
+    vip_witnesses: Arc<[IpAddr]>,
+    neighbours: Arc<Semaphore>,
+    wall: Option<WallHand>,
+    pg_task: Option<tokio::task::JoinHandle<()>>,
     commands: HashMap<Ticket, mpsc::Sender<ControlReply>>,
     questions: HashMap<Ticket, oneshot::Sender<PeerAnswer>>,
+    units: watch::Sender<Option<bool>>,
+    stonith: Arc<Vec<String>>,
 }
 
 impl Hands {
@@ -76,7 +89,11 @@ impl Hands {
             tokio::spawn(vip_task(*net, parts.vip_interface.clone(), queue, events.clone()));
             vips.insert(net.addr(), tasks);
         }
+        let (units, wanted) = watch::channel(None);
+        tokio::spawn(units_task(parts.units.clone(), wanted, events.clone()));
         Hands {
+            units,
+            stonith: Arc::new(parts.stonith.clone()),
             events,
             gate: Arc::clone(&parts.gate),
             authorities: parts.authorities.clone(),
@@ -86,6 +103,12 @@ impl Hands {
             cluster: Arc::clone(&parts.cluster),
             peer_cluster: parts.peer_cluster.clone(),
             vips,
+            vip_nets: parts.vips.clone(),
+            vip_interface: parts.vip_interface.clone(),
+            vip_witnesses: parts.vip_witnesses.clone().into(),
+            neighbours: Arc::new(Semaphore::new(NEIGHBOURS_ASKED)),
+            wall: parts.wall.clone(),
+            pg_task: None,
             commands: HashMap::new(),
             questions: HashMap::new(),
         }
@@ -128,7 +151,18 @@ impl Hands {
             Effect::UnbindVip { address } => self.vip(address, VipTask::Unbind),
             Effect::ProbeVip { address } => self.vip(address, VipTask::Probe),
             Effect::AnnounceVip { address, burst } => self.vip(address, VipTask::Announce { burst }),
-            Effect::AskNeighbour { .. } | Effect::KernelGate { .. } | Effect::Units { .. } | Effect::Stonith { .. } => {
+            Effect::AskNeighbour { question, address, limit } => self.ask_neighbour(question, address, limit),
+            Effect::KernelGate { until } => {
+                if let Some(wall) = &self.wall {
+                    wall.set(until);
+                }
+            }
+            Effect::Units { start } => {
+                self.units.send_replace(Some(start));
+            }
+            Effect::Stonith { op, node } => {
+                let words = Arc::clone(&self.stonith);
+                self.spawn(async move { Event::StonithDone { op, result: outside::stonith(&words, &node).await } });
             }
             Effect::Drain { op, limit } => self.drain(op, limit),
             Effect::Say { ticket, text } => {
@@ -181,6 +215,27 @@ impl Hands {
         }
     }
 
+    /// Beside the VIP's own task, which may be busy binding.
+    fn ask_neighbour(&self, question: u64, address: IpAddr, limit: Duration) {
+        let Some(net) = self.vip_nets.iter().find(|net| net.addr() == address).copied() else { return };
+        let (interface, witnesses) = (self.vip_interface.clone(), Arc::clone(&self.vip_witnesses));
+        let Ok(permit) = Arc::clone(&self.neighbours).try_acquire_owned() else {
+            let answer = Err("too many questions to the VIP's witnesses are under way".to_owned());
+            self.spawn(async move { Event::NeighbourAnswered { question, answer } });
+            return;
+        };
+        self.spawn(async move {
+            let ask = async {
+                let hand = VipHand::new(&net, interface.as_deref()).await?;
+                neighbour::ask(&hand, &witnesses, limit).await
+            };
+            let answer = tokio::time::timeout(limit, ask).await;
+            drop(permit);
+            let late = || Err(format!("the witnesses of the VIP {address} could not be asked within {limit:?}"));
+            Event::NeighbourAnswered { question, answer: answer.unwrap_or_else(|_| late()) }
+        });
+    }
+
     fn drain(&self, op: OpId, limit: Duration) {
         let gate = Arc::clone(&self.gate);
         self.spawn(async move {
@@ -192,17 +247,25 @@ impl Hands {
         });
     }
 
-    fn pg(&self, op: OpId, task: PgTask) {
+    /// One task at a time: one that is still under way was given up by the guard, and is over before the next begins.
+    fn pg(&mut self, op: OpId, task: PgTask) {
         let (cluster, peer) = (Arc::clone(&self.cluster), self.peer_cluster.clone());
         let events = self.events.clone();
-        self.spawn(async move {
+        let given_up = self.pg_task.take();
+        let work = async move {
+            if let Some(given_up) = given_up {
+                given_up.abort();
+                let _how_it_ended = given_up.await;
+            }
             let name = task.clone();
             let result = run_pg(&cluster, peer.as_ref(), op, task, &events).await;
             if let Err(error) = &result {
                 tracing::warn!("PostgreSQL task {name:?} failed: {error}");
             }
-            Event::PgDone { op, result: result.map_err(|error| error.to_string()) }
-        });
+            let done = Event::PgDone { op, result: result.map_err(|error| error.to_string()) };
+            let _driver_gone = events.send(done).await;
+        };
+        self.pg_task = Some(tokio::spawn(work));
     }
 }
 
@@ -308,6 +371,32 @@ fn spawn_journal(
     // A thread of its own: a slow disk holds up nothing but what waits for it.
     if let Err(error) = std::thread::Builder::new().name("journal".to_owned()).spawn(work) {
         tracing::error!("the journal's thread cannot be started: {error}");
+    }
+}
+
+/// `service.units`: the newest wish counts, and one that is under way is given up for it.
+async fn units_task(units: Vec<String>, mut wanted: watch::Receiver<Option<bool>>, events: mpsc::Sender<Event>) {
+    if units.is_empty() {
+        return;
+    }
+    let mut next = None;
+    loop {
+        if next.is_none() && wanted.changed().await.is_err() {
+            return;
+        }
+        next = None;
+        let Some(start) = *wanted.borrow_and_update() else { continue };
+        tokio::select! {
+            result = outside::units(&units, start) => {
+                if events.send(Event::UnitsDone { start, result }).await.is_err() {
+                    return;
+                }
+            }
+            changed = wanted.changed() => match changed {
+                Ok(()) => next = Some(()),
+                Err(_) => return,
+            },
+        }
     }
 }
 

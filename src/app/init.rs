@@ -55,7 +55,7 @@ pub fn run(args: &InitArgs) -> Result<(), Fault> {
     }
     files::create(&target, text.as_bytes(), 0o644, None).map_err(wrong)?;
     said.push_str(&format!("wrote {}\n", target.display()));
-    said.push_str(&next_steps(&template, &target, (!tsig.exists()).then_some(&tsig)));
+    said.push_str(&next_steps(&template, &target, (template.dns && !tsig.exists()).then_some(&tsig)));
     print(&said);
     Ok(())
 }
@@ -98,6 +98,9 @@ fn next_steps(template: &Template, target: &Path, tsig: Option<&PathBuf>) -> Str
     steps.push(format!("copy {} to the other node as it is, secrets included", dir.display()));
     steps.push(format!("portcullis check-config {}", target.display()));
     steps.push("on both nodes: systemctl enable --now portcullis".to_owned());
+    if !template.dns {
+        steps.push("on the node that shall serve: portcullis promote (the first epoch)".to_owned());
+    }
     let numbered = steps.iter().enumerate().map(|(index, step)| format!("  {}. {step}\n", index + 1));
     format!("next:\n{}", numbered.collect::<String>())
 }
@@ -116,12 +119,12 @@ fn answers(args: &InitArgs, dir: &Path) -> Result<Template, Fault> {
         service_name.trim_end_matches('.').split_once('.').map(|(_, zone)| zone.to_owned()).unwrap_or_default();
     let zone = match &args.zone {
         Some(zone) => zone.clone(),
-        None if asks => ask("DNS zone it is in", Some(parent))?,
+        None if asks && !args.no_dns => ask("DNS zone it is in", Some(parent))?,
         None => parent,
     };
     let servers = match args.servers.is_empty() {
         false => args.servers.clone(),
-        true if asks => {
+        true if asks && !args.no_dns => {
             words(&ask("DNS servers of the zone, address:port (empty: found from the zone)", Some(String::new()))?)
         }
         true => Vec::new(),
@@ -161,6 +164,7 @@ fn answers(args: &InitArgs, dir: &Path) -> Result<Template, Fault> {
         secrets_dir: dir.display().to_string(),
         vip,
         witness: args.witness,
+        dns: !args.no_dns,
     })
 }
 
@@ -171,6 +175,7 @@ fn refuse_gaps(args: &InitArgs) -> Result<(), Fault> {
         (args.nodes.len() < 2, "--node NAME=ADDRESS for each of the two nodes"),
         (args.data_dir.is_none(), "--data-dir DIR"),
         (args.bin_dir.is_none(), "--bin-dir DIR"),
+        (args.no_dns && args.vip.is_none(), "--vip ADDRESS/MASK with --no-dns"),
     ];
     let missing: Vec<&str> = needs.into_iter().filter(|(gap, _)| *gap).map(|(_, flag)| flag).collect();
     if missing.is_empty() {

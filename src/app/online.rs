@@ -2,8 +2,8 @@
 
 use super::client::{self, Out, PromoteArgs, Target};
 use super::render::Style;
-use super::verbs::{Command, Globals, ProbeArgs, Since};
-use super::{cli, daemon, may_start, probe, witness};
+use super::verbs::{Command, Globals, ProbeArgs, Since, Switch};
+use super::{cli, daemon, doctor, may_start, probe, witness};
 use crate::base::config::Config;
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
@@ -18,6 +18,7 @@ pub fn dispatch(globals: &Globals, command: &Command) -> Option<Result<u8, Fault
         Command::Witness => run_witness(globals),
         Command::Probe(args) => run_probe(args),
         Command::MayStartPrimary => run_may_start(globals),
+        Command::Doctor(args) => run_doctor(globals, args.json),
         Command::Check => with_target(globals, async |target, out| Ok(client::check(target, out).await)),
         Command::Status(args) => {
             let (json, watch) = (args.json, args.watch);
@@ -65,6 +66,10 @@ pub fn dispatch(globals: &Globals, command: &Command) -> Option<Result<u8, Fault
         Command::Unfence => send(globals, "unfence", json!({}), false),
         Command::Pause => send(globals, "pause", json!({}), false),
         Command::Resume => send(globals, "resume", json!({}), false),
+        Command::Maintenance(args) => {
+            let on = args.switch == Switch::On;
+            send(globals, "maintenance", json!({"on": on}), false)
+        }
         _ => return None,
     };
     Some(result)
@@ -109,8 +114,22 @@ fn run_may_start(globals: &Globals) -> Result<u8, Fault> {
             cli::print(&format!("yes: {why}\n"));
             Ok(cli::code(ExitCode::Done))
         }
-        Err(why) => Err(Fault::new(ExitCode::Refused, format!("PostgreSQL must not start as a primary: {why}"))),
+        Err(why) => {
+            // The daemon looks for it: it starts this PostgreSQL once the proof has come (R6).
+            let mark = config.state_dir.join(daemon::START_REFUSED);
+            if let Err(error) = std::fs::write(&mark, b"") {
+                eprintln!("portcullis: {} cannot be written: {error}; start PostgreSQL again by hand", mark.display());
+            }
+            Err(Fault::new(ExitCode::Refused, format!("PostgreSQL must not start as a primary: {why}")))
+        }
     }
+}
+
+fn run_doctor(globals: &Globals, json: bool) -> Result<u8, Fault> {
+    let config = globals.load()?;
+    let me = globals.this_node(&config)?;
+    let node = config.node(&me).ok_or_else(|| Fault::new(ExitCode::Config, format!("no [[node]] is named {me}")))?;
+    doctor::run(&config, node, &globals.config, json).map(cli::code)
 }
 
 fn run_probe(args: &ProbeArgs) -> Result<u8, Fault> {

@@ -128,6 +128,9 @@ fn this_node(out: &mut String, snapshot: &Snapshot, style: Style) {
     let sessions = if gate.sessions == 1 { "session" } else { "sessions" };
     line(out, "gate", &format!("{text}; {} {sessions}", gate.sessions));
     line(out, "lease", &lease(gate.lease_remaining_ms));
+    if snapshot.maintenance {
+        line(out, "maintenance", &style.paint(Paint::Warn, "on: PostgreSQL here is left alone"));
+    }
     if let Some(procedure) = &snapshot.procedure {
         let text = format!("{} {}: {}, since {}", procedure.kind, procedure.id, procedure.step, procedure.since);
         line(out, "procedure", &style.paint(Paint::Strong, &clean(&text)));
@@ -160,6 +163,14 @@ fn neighbours(out: &mut String, snapshot: &Snapshot, style: Style) {
             .as_ref()
             .map_or(String::new(), |mac| style.paint(Paint::Bad, &format!("; claimed by {} too", clean(mac))));
         line(out, "VIP", &format!("{} {bound}{conflict}", clean(&vip.address)));
+    }
+    if let Some(witness) = &snapshot.vip_witness {
+        let text = match (&witness.error, &witness.witness) {
+            (Some(why), _) => style.paint(Paint::Warn, &format!("no proof: {}", clean(why))),
+            (None, Some(name)) => format!("{} answers, {}", clean(name), ago(witness.age_ms)),
+            (None, None) => "not asked yet (only the active node asks)".to_owned(),
+        };
+        line(out, "VIP witness", &text);
     }
     let Some(peer) = &snapshot.peer else { return };
     let text = if peer.reachable {

@@ -111,7 +111,7 @@ pub enum Command {
     /// Let held clients go on
     #[command(after_help = "Example:\n  portcullis resume")]
     Resume,
-    /// Leave PostgreSQL alone; the gate goes on obeying the lease (not built yet)
+    /// Leave PostgreSQL alone; the gate goes on obeying the lease
     #[command(after_help = "Example:\n  portcullis maintenance on")]
     Maintenance(MaintenanceArgs),
     /// Monitoring-plugin output with perfdata
@@ -124,8 +124,14 @@ pub enum Command {
                             2 wrong."
     )]
     CheckConfig(CheckConfigArgs),
-    /// Check everything a failover will need, live, on both nodes (not built yet)
-    #[command(after_help = "Example:\n  portcullis doctor --json")]
+    /// Check everything a failover will need, live; run it on each of the two nodes
+    #[command(
+        after_help = "Example:\n  portcullis doctor --json\n\nEvery finding comes with its remedy, and what could not \
+                      be checked with the reason. It looks at this node; of the other one it sees what its daemon says \
+                      and whether its PostgreSQL lets this node in past the gate: run it there too. As root, or as the \
+                      user PostgreSQL runs as. It changes nothing.\n\nExit codes: 0 nothing, or advice alone; 1 \
+                      findings."
+    )]
     Doctor(JsonArgs),
     /// The lines of /pool_nodes as a CGI answer
     #[command(after_help = "Example:\n  portcullis cgi")]
@@ -354,6 +360,9 @@ pub struct InitArgs {
     /// A virtual address with its mask, 192.0.2.100/24
     #[arg(long, value_name = "ADDRESS/MASK")]
     pub vip: Option<String>,
+    /// A service with a VIP and no DNS; needs --vip
+    #[arg(long, conflicts_with_all = ["servers", "witness"])]
+    pub no_dns: bool,
     /// Also write what the embedded DNS server needs: its section and a TSIG key
     #[arg(long)]
     pub witness: bool,

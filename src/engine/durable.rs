@@ -7,7 +7,7 @@ use crate::base::ids::{Epoch, Lsn, NodeName, SystemId, TimelineId};
 use serde::{Deserialize, Serialize};
 
 /// One record of the journal.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Entry {
     /// This journal belongs to a node that was there when the pair had no epoch yet (or was rejoined), so an empty
     /// one means "never held one" and not "lost".
@@ -29,6 +29,9 @@ pub enum Entry {
         epoch: Epoch,
         seq: u64,
         loss: bool,
+        /// The lease of the one it was taken from, in milliseconds: a takeover finished later waits for it (P11).
+        #[serde(default)]
+        old_lease_ms: u64,
     },
     /// R2 is satisfied: this node may open the epoch.
     Complete {
@@ -72,6 +75,15 @@ pub enum Entry {
     RejoinAbandoned {
         id: u64,
     },
+    /// This boot is about to be written into the marker; W is waited from the update, also by a later start (S6).
+    BootPending {
+        boot: String,
+    },
+    BootWaited,
+    /// PostgreSQL is left alone, or not any more.
+    Maintenance {
+        on: bool,
+    },
     /// A step of a procedure began or ended: an intent log.
     Step {
         id: u64,
@@ -84,7 +96,7 @@ pub enum Entry {
 }
 
 /// Replay of the journal.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Durable {
     pub initialised: bool,
     pub seen: Epoch,
@@ -92,6 +104,15 @@ pub struct Durable {
     pub won: Epoch,
     pub won_loss: bool,
     pub complete: Epoch,
+    /// While the epoch is not complete: the longest lease that has to be waited out, in milliseconds.
+    #[serde(default)]
+    pub old_lease_ms: u64,
+    /// This boot was being written into the marker, and W after that is not over (S6).
+    #[serde(default)]
+    pub boot_pending: Option<String>,
+    /// PostgreSQL is left alone.
+    #[serde(default)]
+    pub maintenance: bool,
     /// Of our own epoch: the highest seq we wrote and what it said.
     pub seq: u64,
     pub sync: Option<NodeName>,
@@ -117,16 +138,20 @@ impl Durable {
             Entry::Seen { epoch } => self.seen = self.seen.max(*epoch),
             Entry::Refused { epoch } => self.refused = self.refused.max(*epoch),
             Entry::RefusedLowered { epoch } => self.refused = *epoch,
-            Entry::Won { epoch, seq, loss } => {
+            Entry::Won { epoch, seq, loss, old_lease_ms } => {
                 self.initialised = true;
                 self.won = self.won.max(*epoch);
                 self.seen = self.seen.max(*epoch);
                 self.seq = *seq;
                 self.won_loss = *loss;
+                self.old_lease_ms = self.old_lease_ms.max(*old_lease_ms);
             }
             Entry::Complete { epoch } => {
                 self.complete = self.complete.max(*epoch);
                 self.won_loss = false;
+                if self.complete == self.won {
+                    self.old_lease_ms = 0;
+                }
                 if *epoch >= self.fence {
                     self.fenced = None;
                     self.consented = false;
@@ -162,6 +187,9 @@ impl Durable {
                 self.fenced = None;
                 self.consented = false;
             }
+            Entry::BootPending { boot } => self.boot_pending = Some(boot.clone()),
+            Entry::BootWaited => self.boot_pending = None,
+            Entry::Maintenance { on } => self.maintenance = *on,
             Entry::Step { id, kind, step, ended } => {
                 self.procedure = match ended {
                     Some(_) => None,
@@ -202,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_fence_number_never_falls_and_is_passed_only_by_a_higher_epoch() {
-        let won = |e| Entry::Won { epoch: Epoch(e), seq: 1, loss: false };
+        let won = |e| Entry::Won { epoch: Epoch(e), seq: 1, loss: false, old_lease_ms: 0 };
         let mut entries = vec![won(3), Entry::Complete { epoch: Epoch(3) }, fenced(5), fenced(4)];
         let state = Durable::replay(&entries);
         assert_eq!(state.fence, Epoch(5));
@@ -219,16 +247,18 @@ mod tests {
 
     #[test]
     fn a_won_epoch_that_is_not_complete_holds_nothing() {
-        let mut entries =
-            vec![Entry::Won { epoch: Epoch(3), seq: 1, loss: false }, Entry::Complete { epoch: Epoch(3) }];
-        entries.push(Entry::Won { epoch: Epoch(4), seq: 2, loss: false });
+        let mut entries = vec![
+            Entry::Won { epoch: Epoch(3), seq: 1, loss: false, old_lease_ms: 0 },
+            Entry::Complete { epoch: Epoch(3) },
+        ];
+        entries.push(Entry::Won { epoch: Epoch(4), seq: 2, loss: false, old_lease_ms: 0 });
         assert!(!Durable::replay(&entries).is_holder());
     }
 
     #[test]
     fn ending_the_fenced_state_keeps_the_number() {
         let state = Durable::replay(&[
-            Entry::Won { epoch: Epoch(1), seq: 1, loss: false },
+            Entry::Won { epoch: Epoch(1), seq: 1, loss: false, old_lease_ms: 0 },
             Entry::Complete { epoch: Epoch(1) },
             fenced(2),
             Entry::RejoinStarted { id: 1 },

@@ -11,7 +11,7 @@ use crate::wire::marker::Marker;
 use std::net::IpAddr;
 
 /// What the records say, before asking whether that is good or bad for us.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Seen {
     /// Marker and address agree.
     Agreed { marker: Marker },
@@ -25,7 +25,7 @@ pub enum Seen {
 }
 
 /// What that means for this node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// Our epoch (update mode) or our address alone (observe mode).
     Here,

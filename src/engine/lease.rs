@@ -25,32 +25,64 @@ impl Timing {
 }
 
 /// The proofs in hand for one (node, epoch), each the moment its question was first sent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Proofs {
     witness: Option<Instant>,
     pledge: Option<Instant>,
+    /// A VIP witness answered (R3): it only prolongs.
+    neighbour: Option<Instant>,
+    /// The last good one, also after all were voided; only shown.
+    last: Option<Instant>,
 }
 
 impl Proofs {
     /// A witness said "here" to a question sent at `asked`.
     pub fn witnessed(&mut self, asked: Instant) {
         self.witness = self.witness.max(Some(asked));
+        self.last = self.last.max(Some(asked));
     }
 
     /// The peer pledged to a question sent at `asked`.
     pub fn pledged(&mut self, asked: Instant) {
         self.pledge = self.pledge.max(Some(asked));
+        self.last = self.last.max(Some(asked));
+    }
+
+    /// A VIP witness answered a question sent at `asked`; it only prolongs a lease that is good at `now` (R3, P10).
+    /// False when it was too late.
+    pub fn neighboured(&mut self, asked: Instant, now: Instant, lease: Duration) -> bool {
+        let good = self.deadline(lease) > now;
+        if good {
+            self.neighbour = self.neighbour.max(Some(asked));
+            self.last = self.last.max(Some(asked));
+        }
+        good
     }
 
     /// A negative verdict voids everything in hand; pledges asked from now on count only once the authority says
     /// "here" again, which is the caller's part.
     pub fn void(&mut self) {
-        *self = Proofs::default();
+        *self = Proofs { last: self.last, ..Proofs::default() };
+    }
+
+    /// When the last good proof was asked for, voided since or not.
+    pub fn last(&self) -> Option<Instant> {
+        self.last
+    }
+
+    /// Whose word the newest is, for people.
+    pub fn kind(&self) -> &'static str {
+        match self.newest() {
+            None => "no proof",
+            asked if asked == self.witness => "the witness said so",
+            asked if asked == self.pledge => "the peer pledged",
+            Some(_) => "the VIP's witness answered",
+        }
     }
 
     /// When the last proof was asked for.
     pub fn newest(&self) -> Option<Instant> {
-        self.witness.max(self.pledge)
+        self.witness.max(self.pledge).max(self.neighbour)
     }
 
     pub fn witness(&self) -> Option<Instant> {

@@ -4,7 +4,7 @@ use crate::base::ids::{Lsn, SystemId, TimelineId};
 use serde::{Deserialize, Serialize};
 
 /// One look at the local PostgreSQL over the guard's own session on the Unix socket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PgReport {
     /// Rises each time the guard's session had to be opened anew: a restart, or crash recovery inside a running
     /// postmaster, which `pg_postmaster_start_time()` does not show (protocol-review S9).
@@ -34,7 +34,7 @@ pub struct PgReport {
 }
 
 /// One row of `pg_stat_replication` that matters.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StandbyRow {
     pub application_name: String,
     /// `startup`, `catchup`, `streaming`, ...
@@ -47,7 +47,7 @@ pub struct StandbyRow {
 }
 
 /// What `pg_controldata` says of a cluster that is not running.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ControlData {
     pub system_id: SystemId,
     /// "Database cluster state": `shut down`, `in production`, ...
@@ -58,7 +58,7 @@ pub struct ControlData {
 }
 
 /// What the source of a clone says of itself, through its own daemon.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SourceFacts {
     pub system_id: SystemId,
     /// Size of all tablespaces, WAL apart.

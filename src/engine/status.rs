@@ -28,6 +28,12 @@ pub struct Snapshot {
     pub journal: JournalStatus,
     /// What to type next, if anything (an addition to the contract).
     pub advice: Option<String>,
+    /// PostgreSQL is left alone (an addition to the contract).
+    #[serde(default)]
+    pub maintenance: bool,
+    /// VIP only: who answered for the lease on the link (an addition to the contract).
+    #[serde(default)]
+    pub vip_witness: Option<VipWitnessStatus>,
     /// Counters for `/metrics` (an addition to the contract).
     pub counters: Counters,
     /// Whether the daemon's turn ran lately (an addition to the contract). The driver publishes `true`; `serve::http`
@@ -36,7 +42,7 @@ pub struct Snapshot {
     pub turn_running: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     Active,
@@ -54,7 +60,7 @@ impl Role {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GateState {
     Open,
@@ -95,6 +101,15 @@ pub struct WitnessStatus {
     pub epoch: Option<u64>,
     pub age_ms: Option<u64>,
     pub servers: Vec<ServerStatus>,
+}
+
+/// The ARP or NDP witness of a service with a VIP alone (R3).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VipWitnessStatus {
+    /// The last one that answered.
+    pub witness: Option<String>,
+    pub age_ms: Option<u64>,
+    pub error: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,6 +155,12 @@ pub struct PeerStatus {
     pub role: Option<Role>,
     pub epoch: Option<u64>,
     pub age_ms: Option<u64>,
+    /// Of its daemon (an addition to the contract).
+    #[serde(default)]
+    pub version: Option<String>,
+    /// What both nodes must agree on is the same in both configurations (an addition to the contract).
+    #[serde(default)]
+    pub same_configuration: Option<bool>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -216,6 +237,12 @@ pub struct Counters {
     pub gate_cuts: u64,
     pub witness_proofs: u64,
     pub peer_pledges: u64,
+    /// Answers of the VIP's witnesses that prolonged the lease (VIP only).
+    #[serde(default)]
+    pub neighbour_proofs: u64,
+    /// Pauses of this machine that the witness's signed time betrayed.
+    #[serde(default)]
+    pub pauses_seen: u64,
     pub witness_silent: u64,
     pub peer_refused_connections: u64,
     pub sessions_total: u64,

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 /// One reading of both clocks per turn: boot time decides, wall time is only shown and written into records.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 pub struct Now {
     pub boot: Instant,
     pub wall: jiff::Timestamp,
@@ -32,7 +32,7 @@ impl Now {
 pub type Ticket = u64;
 
 /// All that comes in.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Hash)]
 pub enum Event {
     /// A deadline the guard named has passed.
     DeadlinePassed,
@@ -146,7 +146,7 @@ pub enum Event {
 }
 
 /// What a person asks of this node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Command {
     Promote {
         dry_run: bool,
@@ -175,7 +175,7 @@ pub enum Command {
 }
 
 /// Work for the PostgreSQL hand; one at a time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum PgTask {
     /// Set `synchronous_standby_names` and wait until it is in force here.
     SetSyncList(Option<NodeName>),
@@ -203,7 +203,7 @@ pub enum PgTask {
 }
 
 /// What a PostgreSQL task answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum PgOutput {
     Done,
     Lsn(Lsn),
@@ -315,7 +315,7 @@ pub enum Effect {
 }
 
 /// What one node tells the other about itself with every pulse.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PeerState {
     pub node: NodeName,
     pub version: String,
@@ -348,7 +348,7 @@ pub struct PeerState {
 }
 
 /// The peer's PostgreSQL, in the peer's own words.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PeerPg {
     pub system_id: SystemId,
     pub in_recovery: bool,
@@ -362,7 +362,7 @@ pub struct PeerPg {
 }
 
 /// A procedure as the other node may show it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ProcedureBrief {
     pub kind: String,
     pub id: u64,
@@ -373,7 +373,7 @@ pub struct ProcedureBrief {
 
 /// Questions on the peer channel.
 // A few per second: one allocation less is not worth a box in every match.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[allow(clippy::large_enum_variant, reason = "the pulse is the message of every poll; one is in flight at a time")]
 pub enum PeerQuestion {
     /// Here is my state; what is yours; and (when `pledge` is set) will you keep your hands off this epoch?
@@ -393,7 +393,7 @@ pub enum PeerQuestion {
 }
 
 /// "I do not take over from epoch e before L from your question."
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PledgeAsk {
     pub epoch: Epoch,
     pub start: u64,
@@ -403,7 +403,7 @@ pub struct PledgeAsk {
 
 /// Answers on the peer channel.
 // A few per second: one allocation less is not worth a box in every match.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[allow(clippy::large_enum_variant, reason = "the pulse is the message of every poll; one is in flight at a time")]
 pub enum PeerAnswer {
     Pulse {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 /// Largest answer taken by UDP, in bytes; what is longer is cut off and does not decode, which counts as no answer.
@@ -43,11 +44,13 @@ pub struct Authority {
     pub names: Arc<ServiceNames>,
     /// With a key, questions are signed and an answer that is not counts as silence. Updates need one.
     pub key: Option<Arc<TsigKey>>,
+    /// One socket per kind of question, for the time when no new one can be had.
+    spare: Arc<[Mutex<Option<UdpSocket>>; Asked::ALL.len()]>,
 }
 
 impl Authority {
     pub fn new(server: SocketAddr, names: Arc<ServiceNames>, key: Option<Arc<TsigKey>>) -> Authority {
-        Authority { server, names, key }
+        Authority { server, names, key, spare: Arc::default() }
     }
 
     /// Asks for A, AAAA and TXT at once. A reading is as old as the moment before this call: the caller takes its own
@@ -63,7 +66,7 @@ impl Authority {
 
     async fn ask_one(&self, asked: Asked) -> Result<Facts, String> {
         let question = Question::new(&self.names, asked, random_id(), self.key.as_deref(), unix_seconds())?;
-        match self.by_udp(&question).await? {
+        match self.by_udp(asked, &question).await? {
             Answer::Facts(facts) => return Ok(facts),
             Answer::Truncated | Answer::Stray => {}
         }
@@ -73,33 +76,28 @@ impl Authority {
         }
     }
 
-    /// The socket is connected, so that the kernel takes datagrams of this server only and reports its ICMP refusals.
-    async fn by_udp(&self, question: &Question) -> Result<Answer, String> {
-        let socket = UdpSocket::bind(any_address(self.server)).await.map_err(sentence)?;
-        socket.connect(self.server).await.map_err(sentence)?;
-        socket.send(question.bytes()).await.map_err(sentence)?;
-        let mut buffer = vec![0; UDP_BUFFER];
-        let mut doubt: Option<String> = None;
-        let listen_on = tokio::time::sleep(Duration::MAX);
-        tokio::pin!(listen_on);
-        for _ in 0..MAX_STRAYS {
-            let length = tokio::select! {
-                received = socket.recv(&mut buffer) => received.map_err(sentence)?,
-                () = &mut listen_on => break,
-            };
-            match question.read(&buffer[..length], unix_seconds()) {
-                Ok(Answer::Stray) => {}
-                Ok(answer) => return Ok(answer),
-                Err(why) if self.key.is_none() => return Err(why),
-                Err(why) => {
-                    if doubt.is_none() {
-                        listen_on.set(tokio::time::sleep(LISTEN_ON));
-                    }
-                    doubt = doubt.or(Some(why));
-                }
-            }
+    /// By a socket of its own, with a port that nobody can guess; by the spare one while the process is out of
+    /// descriptors: a node must go on hearing that it is no longer the active one (C18).
+    async fn by_udp(&self, asked: Asked, question: &Question) -> Result<Answer, String> {
+        let mut spare = self.spare[asked as usize].lock().await;
+        if spare.is_none() {
+            *spare = self.socket().await.ok();
         }
-        Err(doubt.unwrap_or_else(|| format!("{MAX_STRAYS} datagrams came from it that are no answer")))
+        match (self.socket().await, &*spare) {
+            (Ok(fresh), _) => {
+                drop(spare);
+                put(&fresh, question, self.key.is_some()).await
+            }
+            (Err(_), Some(kept)) => put(kept, question, self.key.is_some()).await,
+            (Err(error), None) => Err(sentence(error)),
+        }
+    }
+
+    /// The socket is connected, so that the kernel takes datagrams of this server only and reports its ICMP refusals.
+    async fn socket(&self) -> std::io::Result<UdpSocket> {
+        let socket = UdpSocket::bind(any_address(self.server)).await?;
+        socket.connect(self.server).await?;
+        Ok(socket)
     }
 
     async fn by_tcp(&self, question: &Question) -> Result<Answer, String> {
@@ -161,6 +159,33 @@ impl Authority {
             Err(error) => unknown(sentence(error)),
         }
     }
+}
+
+/// One question by UDP, sent once. Late answers to earlier questions on a kept socket are passed over like any stray.
+async fn put(socket: &UdpSocket, question: &Question, signed: bool) -> Result<Answer, String> {
+    socket.send(question.bytes()).await.map_err(sentence)?;
+    let mut buffer = vec![0; UDP_BUFFER];
+    let mut doubt: Option<String> = None;
+    let listen_on = tokio::time::sleep(Duration::MAX);
+    tokio::pin!(listen_on);
+    for _ in 0..MAX_STRAYS {
+        let length = tokio::select! {
+            received = socket.recv(&mut buffer) => received.map_err(sentence)?,
+            () = &mut listen_on => break,
+        };
+        match question.read(&buffer[..length], unix_seconds()) {
+            Ok(Answer::Stray) => {}
+            Ok(answer) => return Ok(answer),
+            Err(why) if !signed => return Err(why),
+            Err(why) => {
+                if doubt.is_none() {
+                    listen_on.set(tokio::time::sleep(LISTEN_ON));
+                }
+                doubt = doubt.or(Some(why));
+            }
+        }
+    }
+    Err(doubt.unwrap_or_else(|| format!("{MAX_STRAYS} datagrams came from it that are no answer")))
 }
 
 /// One message there and one back, with the length before each (RFC 1035 section 4.2.2).

@@ -22,6 +22,7 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
 };
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::RouteMessage;
 use rtnetlink::Handle;
 use std::future::Future;
 use std::net::IpAddr;
@@ -209,9 +210,11 @@ impl VipHand {
             IpAddr::V4(address) => arp::probe(link.mac, address),
             IpAddr::V6(address) => arp::solicitation_probe(link.mac, address),
         };
+        // Looked up before the first question: a claim that was heard must not wait while the time for it runs out.
+        let own: Vec<Mac> = links().await?.iter().map(|link| link.mac).collect();
         let socket = self.socket(&link)?;
         let asked_and_heard = async {
-            let (_, mac) = tokio::try_join!(self.ask(&socket, &frame), self.hear(&socket, link.mac))?;
+            let (_, mac) = tokio::try_join!(self.ask(&socket, &frame), self.hear(&socket, link.mac, &own))?;
             Ok(Some(mac))
         };
         tokio::time::timeout(limit, asked_and_heard).await.unwrap_or(Ok(None))
@@ -228,13 +231,13 @@ impl VipHand {
     }
 
     /// The MAC of the first other machine that claims the VIP; waits for ever.
-    async fn hear(&self, socket: &PacketSocket, own: Mac) -> Result<Mac, String> {
+    async fn hear(&self, socket: &PacketSocket, mac: Mac, own: &[Mac]) -> Result<Mac, String> {
         let mut buffer = [0; FRAME_LIMIT];
         loop {
             let length = socket.receive(&mut buffer).await.map_err(|error| self.failed("probed", &error))?;
-            let Some(mac) = arp::foreign_claim(&buffer[..length], self.vip.address, own, true) else { continue };
-            if !is_our_mac(mac).await? {
-                return Ok(mac);
+            match arp::foreign_claim(&buffer[..length], self.vip.address, mac, true) {
+                Some(foreign) if !own.contains(&foreign) => return Ok(foreign),
+                _ => {}
             }
         }
     }
@@ -271,7 +274,7 @@ impl VipHand {
         tokio::time::timeout(NETLINK_LIMIT, all).await.unwrap_or_else(|_| Err(late()))
     }
 
-    fn socket(&self, link: &Link) -> Result<PacketSocket, String> {
+    pub(super) fn socket(&self, link: &Link) -> Result<PacketSocket, String> {
         PacketSocket::open(link.index, self.vip.address).map_err(|error| {
             format!(
                 "cannot open a packet socket on {}: {error}; the daemon needs CAP_NET_RAW and the interface",
@@ -280,7 +283,7 @@ impl VipHand {
         })
     }
 
-    async fn link(&self) -> Result<Link, String> {
+    pub(super) async fn link(&self) -> Result<Link, String> {
         link_by_name(&self.vip.interface).await
     }
 
@@ -341,6 +344,13 @@ pub(super) async fn links() -> Result<Vec<Link>, String> {
         .await
         .map_err(|error| format!("the kernel did not list the interfaces: {error}; try again"))?;
     Ok(messages.iter().map(link_of).collect())
+}
+
+/// Every route of the family of `wanted`.
+pub(super) async fn routes(wanted: RouteMessage) -> Result<Vec<RouteMessage>, String> {
+    netlink(async |handle| handle.route().get(wanted).execute().try_collect().await)
+        .await
+        .map_err(|error| format!("the kernel did not list the routes: {error}; try again"))
 }
 
 /// The interface of that name now.

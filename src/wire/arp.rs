@@ -76,6 +76,8 @@ pub struct AdvertisementSeen {
     pub target: Ipv6Addr,
     /// The target link-layer address option, else the sender of the frame.
     pub mac: Mac,
+    /// Whom it was sent to, when it answers a solicitation.
+    pub answers: Option<Ipv6Addr>,
 }
 
 /// A gratuitous ARP *request* (RFC 5227, section 2.3): sender and target are the announced address. Some devices heed
@@ -93,6 +95,12 @@ pub fn gratuitous_reply(mac: Mac, address: Ipv4Addr) -> Vec<u8> {
 /// An ARP probe (RFC 5227, section 2.1.1): it asks without teaching anybody anything.
 pub fn probe(mac: Mac, address: Ipv4Addr) -> Vec<u8> {
     arp(Operation::Request, mac, Ipv4Addr::UNSPECIFIED, [0; 6], address)
+}
+
+/// An ordinary ARP request (RFC 826): `sender`, which must be bound here, asks for `target`. Whoever hears it learns
+/// where `sender` is.
+pub fn request(mac: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+    arp(Operation::Request, mac, sender, [0; 6], target)
 }
 
 fn arp(operation: Operation, mac: Mac, sender: Ipv4Addr, target_mac: Mac, target: Ipv4Addr) -> Vec<u8> {
@@ -142,7 +150,7 @@ pub fn parse_arp(frame: &[u8]) -> Option<ArpSeen> {
 /// An unsolicited neighbour advertisement (RFC 4861, sections 4.4 and 7.2.6): Override set, Solicited clear, with the
 /// target link-layer address option, to all nodes.
 pub fn unsolicited_advertisement(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
-    neighbour(mac, address, ALL_NODES, Some(mac), |body| {
+    neighbour(mac, address, ALL_NODES, Some(NdpOptionTypes::TargetLLAddr.0), |body| {
         if let Some(mut body) = MutableNeighborAdvertPacket::new(body) {
             body.set_icmpv6_type(Icmpv6Types::NeighborAdvert);
             body.set_flags(NeighborAdvertFlags::Override);
@@ -154,31 +162,36 @@ pub fn unsolicited_advertisement(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
 /// A neighbour solicitation as duplicate address detection sends it (RFC 4862, section 5.4.2): from the unspecified
 /// address, with no option, to the target's solicited-node group.
 pub fn solicitation_probe(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
-    let [.., x, y, z] = address.octets();
+    solicit(mac, Ipv6Addr::UNSPECIFIED, address, None)
+}
+
+/// A neighbour solicitation (RFC 4861, section 7.2.2): `source`, which must be bound here, asks for `target` and says
+/// where to send the answer.
+pub fn solicitation(mac: Mac, source: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
+    solicit(mac, source, target, Some(NdpOptionTypes::SourceLLAddr.0))
+}
+
+fn solicit(mac: Mac, source: Ipv6Addr, target: Ipv6Addr, option: Option<u8>) -> Vec<u8> {
+    let [.., x, y, z] = target.octets();
     let group = Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, x, y, z]);
-    neighbour(mac, Ipv6Addr::UNSPECIFIED, group, None, |body| {
+    neighbour(mac, source, group, option, |body| {
         if let Some(mut body) = MutableNeighborSolicitPacket::new(body) {
             body.set_icmpv6_type(Icmpv6Types::NeighborSolicit);
-            body.set_target_addr(address);
+            body.set_target_addr(target);
         }
     })
 }
 
-fn neighbour(
-    mac: Mac,
-    source: Ipv6Addr,
-    group: Ipv6Addr,
-    option: Option<Mac>,
-    fill: impl FnOnce(&mut [u8]),
-) -> Vec<u8> {
+/// With `option`, our own MAC in a link-layer address option of that type.
+fn neighbour(mac: Mac, source: Ipv6Addr, group: Ipv6Addr, option: Option<u8>, fill: impl FnOnce(&mut [u8])) -> Vec<u8> {
     let size = NEIGHBOUR + if option.is_some() { LINK_OPTION } else { 0 };
     let [.., a, b, c, d] = group.octets();
     // RFC 2464, section 7: the group's last four octets after 33:33.
     let mut frame = ethernet(mac, [0x33, 0x33, a, b, c, d], EtherTypes::Ipv6, IPV6 + size);
     let body = &mut frame[ETHERNET + IPV6..];
     fill(body);
-    if let Some(mac) = option {
-        body[NEIGHBOUR] = NdpOptionTypes::TargetLLAddr.0;
+    if let Some(kind) = option {
+        body[NEIGHBOUR] = kind;
         body[NEIGHBOUR + 1] = 1; // in units of eight octets
         body[NEIGHBOUR + 2..].copy_from_slice(&mac);
     }
@@ -224,7 +237,8 @@ pub fn parse_advertisement(frame: &[u8]) -> Option<AdvertisementSeen> {
         }
         options = &options[length..];
     }
-    Some(AdvertisementSeen { target: packet.get_target_addr(), mac })
+    let answers = (packet.get_flags() & NeighborAdvertFlags::Solicited != 0).then_some(destination);
+    Some(AdvertisementSeen { target: packet.get_target_addr(), mac, answers })
 }
 
 /// The frame's sender, the IPv6 source and destination, and the ICMPv6 message, when it is of `kind`, unfragmented, and
@@ -261,6 +275,20 @@ pub fn foreign_claim(frame: &[u8], address: IpAddr, own: Mac, probing: bool) -> 
         IpAddr::V6(address) => parse_advertisement(frame).and_then(|seen| (seen.target == address).then_some(seen.mac)),
     }?;
     (mac != own).then_some(mac)
+}
+
+/// The MAC of the machine that answers `asker`'s question for `target`: an ARP reply, or a solicited advertisement, to
+/// `asker`. Requests, gratuitous frames and answers to others prove nothing about this question.
+pub fn answer(frame: &[u8], target: IpAddr, asker: IpAddr) -> Option<Mac> {
+    match (target, asker) {
+        (IpAddr::V4(target), IpAddr::V4(asker)) => parse_arp(frame).and_then(|seen| {
+            let ours = seen.operation == Operation::Reply && seen.sender_ip == target && seen.target_ip == asker;
+            ours.then_some(seen.sender_mac)
+        }),
+        (IpAddr::V6(target), IpAddr::V6(asker)) => parse_advertisement(frame)
+            .and_then(|seen| (seen.target == target && seen.answers == Some(asker)).then_some(seen.mac)),
+        _ => None,
+    }
 }
 
 /// A MAC as people write it.
@@ -345,7 +373,7 @@ mod tests {
         assert_eq!(body[4..8], [0x20, 0, 0, 0], "Override alone");
         assert_eq!(body[8..24], VIP6.octets());
         assert_eq!(body[24..32], [2, 1, 2, 0, 0, 0, 0, 1]);
-        assert_eq!(parse_advertisement(&frame), Some(AdvertisementSeen { target: VIP6, mac: OURS }));
+        assert_eq!(parse_advertisement(&frame), Some(AdvertisementSeen { target: VIP6, mac: OURS, answers: None }));
     }
 
     #[test]
@@ -370,6 +398,44 @@ mod tests {
         let vip6 = IpAddr::V6(VIP6);
         assert_eq!(foreign_claim(&unsolicited_advertisement(THEIRS, VIP6), vip6, OURS, false), Some(THEIRS));
         assert_eq!(foreign_claim(&unsolicited_advertisement(OURS, VIP6), vip6, OURS, false), None);
+    }
+
+    #[test]
+    fn only_a_reply_to_the_asker_is_an_answer() {
+        let (witness, other) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 9));
+        let seen = |frame: &[u8]| answer(frame, witness.into(), VIP.into());
+        assert_eq!(seen(&arp(Operation::Reply, THEIRS, witness, OURS, VIP)), Some(THEIRS));
+        assert_eq!(seen(&arp(Operation::Reply, THEIRS, other, OURS, VIP)), None, "somebody else's");
+        assert_eq!(seen(&arp(Operation::Reply, THEIRS, witness, OURS, other)), None, "to somebody else");
+        assert_eq!(seen(&request(THEIRS, witness, VIP)), None, "a question");
+        assert_eq!(seen(&gratuitous_reply(THEIRS, witness)), None, "nobody asked");
+        assert_eq!(parse_arp(&request(OURS, VIP, witness)).map(|seen| seen.sender_ip), Some(VIP));
+
+        let witness6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+        let solicited = |asker: Ipv6Addr, flags: u8| {
+            neighbour(THEIRS, witness6, asker, Some(NdpOptionTypes::TargetLLAddr.0), |body| {
+                if let Some(mut body) = MutableNeighborAdvertPacket::new(body) {
+                    body.set_icmpv6_type(Icmpv6Types::NeighborAdvert);
+                    body.set_flags(flags);
+                    body.set_target_addr(witness6);
+                }
+            })
+        };
+        let seen = |frame: &[u8]| answer(frame, witness6.into(), VIP6.into());
+        assert_eq!(seen(&solicited(VIP6, NeighborAdvertFlags::Solicited)), Some(THEIRS));
+        assert_eq!(seen(&solicited(VIP6, NeighborAdvertFlags::Override)), None, "unsolicited");
+        assert_eq!(seen(&solicited(witness6, NeighborAdvertFlags::Solicited)), None, "to somebody else");
+        assert_eq!(seen(&unsolicited_advertisement(THEIRS, witness6)), None);
+    }
+
+    #[test]
+    fn a_solicitation_says_where_to_answer() {
+        let frame = solicitation(OURS, VIP6, Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+        assert_eq!(frame.len(), 14 + 40 + 32);
+        assert_eq!(frame[22..38], VIP6.octets(), "from the VIP");
+        assert_eq!(frame[0..6], [0x33, 0x33, 0xff, 0, 0, 1]);
+        assert_eq!(frame[54..56], [135, 0]);
+        assert_eq!(frame[78..86], [1, 1, 2, 0, 0, 0, 0, 1], "the source link-layer address option");
     }
 
     #[test]
@@ -413,7 +479,7 @@ mod tests {
             let seen = parse_arp(&gratuitous_reply(mac, v4.into())).expect("built here");
             prop_assert_eq!((seen.sender_mac, seen.sender_ip, seen.target_ip), (mac, v4.into(), v4.into()));
             let seen = parse_advertisement(&unsolicited_advertisement(mac, v6.into())).expect("built here");
-            prop_assert_eq!(seen, AdvertisementSeen { target: v6.into(), mac });
+            prop_assert_eq!(seen, AdvertisementSeen { target: v6.into(), mac, answers: None });
         }
     }
 }

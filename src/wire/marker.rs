@@ -29,7 +29,7 @@ pub const MAX_LEASE_MS: u64 = 86_400_000;
 const MAX_BOOT_LEN: usize = 36;
 
 /// What the marker says. Unknown words are kept out but do not make it unreadable (a newer version may add some).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Marker {
     /// At least 1.
     pub epoch: Epoch,

@@ -383,6 +383,19 @@ fn a_stop_gets_harder_until_nothing_is_left() {
         alp.start(LIMIT).await.expect("start");
         wait_streaming(&alp, "midna").await;
 
+        // Out of descriptors nothing can be looked at: that is no "already down", and nobody may touch the directory.
+        {
+            use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+            let limit = getrlimit(Resource::Nofile);
+            setrlimit(Resource::Nofile, Rlimit { current: Some(3), maximum: limit.maximum }).expect("lowered");
+            let (blind, running) = (alp.stop(StopMode::Fast, LIMIT).await, alp.is_running());
+            let standby = alp.make_standby(None);
+            setrlimit(Resource::Nofile, limit).expect("raised again");
+            assert!(matches!(&blind, Err(PgError::Failed(why)) if why.contains("descriptors")), "{blind:?}");
+            assert!(running && matches!(standby, Err(PgError::Refused(_))), "{standby:?}");
+            assert_eq!(sql(&alp, "SELECT pg_is_in_recovery()").await, "f", "it ran all the while");
+        }
+
         // A standby that does not take the last WAL holds up a fast stop: immediate after the limit.
         send(pid(&midna, "SELECT pid FROM pg_stat_wal_receiver").await, Signal::STOP);
         let stopped = alp.stop(StopMode::Fast, Duration::from_millis(500)).await.expect("stop");

@@ -6,14 +6,26 @@
 
 mod harness;
 
+mod claims;
+mod claims_boot;
+mod claims_pause;
+mod claims_postgres;
+mod claims_sessions;
 mod commands;
 mod faults;
 mod harness_itself;
 mod ipv6;
+mod maintenance;
 mod observe;
 mod planned;
+mod random;
 mod record;
+mod side_doors;
+mod stonith;
+mod units;
 mod vip;
+mod vip_full;
+mod vip_only;
 mod witness_faults;
 mod witness_kinds;
 

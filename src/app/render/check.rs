@@ -6,7 +6,7 @@
 //! | state | level |
 //! |---|---|
 //! | active, gate open, in sync as configured | OK |
-//! | active, not in sync or alone; paused | WARNING |
+//! | active, not in sync or alone; paused; maintenance | WARNING |
 //! | passive, standby streaming, the active peer reachable | OK |
 //! | passive, peer unreachable or not streaming | WARNING |
 //! | active without an open gate, lapsed, fenced, holder without proof | CRITICAL |
@@ -93,6 +93,9 @@ fn findings(snapshot: &Snapshot) -> Vec<(Level, String)> {
         if let Some(mac) = &vip.conflict {
             found.push((Level::Critical, format!("the VIP {} is claimed by {mac} too", vip.address)));
         }
+    }
+    if snapshot.maintenance {
+        found.push((Level::Warning, "maintenance is on: PostgreSQL here is left alone".to_owned()));
     }
     match (snapshot.role, snapshot.gate.state) {
         (Role::Fenced, _) | (_, GateState::Fenced) => {

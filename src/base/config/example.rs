@@ -20,6 +20,8 @@ pub struct Template {
     pub vip: Option<String>,
     /// Add the section that `portcullis witness` reads.
     pub witness: bool,
+    /// `false`: a service with a VIP alone.
+    pub dns: bool,
 }
 
 /// One `[[node]]`.
@@ -43,6 +45,7 @@ impl Default for Template {
             secrets_dir: "/etc/portcullis".into(),
             vip: None,
             witness: false,
+            dns: true,
         }
     }
 }
@@ -53,6 +56,13 @@ fn quote(text: &str) -> String {
 
 fn quote_list(list: &[String]) -> String {
     format!("[{}]", list.iter().map(|text| quote(text)).collect::<Vec<_>>().join(", "))
+}
+
+/// Every line that is not a comment yet becomes one.
+fn commented(text: &str) -> String {
+    let line =
+        |line: &str| if line.is_empty() || line.starts_with('#') { line.to_owned() } else { format!("# {line}") };
+    text.lines().map(|text| line(text) + "\n").collect()
 }
 
 impl Template {
@@ -66,8 +76,9 @@ impl Template {
             out.push_str(&self.node(index, node));
         }
         out.push_str(&CLUSTER.replace("@KEY@", &file("cluster.key")));
+        let dns = if self.dns { DNS.to_owned() } else { commented(DNS) };
         out.push_str(
-            &DNS.replace("@ZONE@", &quote(&self.zone))
+            &dns.replace("@ZONE@", &quote(&self.zone))
                 .replace("@SERVERS@", &quote_list(&self.servers))
                 .replace("@TSIG@", &file("tsig.key")),
         );
@@ -120,6 +131,9 @@ impl Template {
         let _ = writeln!(out, "{mark}[vip]");
         let _ = writeln!(out, "{mark}address = {}    # several: a list", quote(address));
         out.push_str("# interface = \"eth0\"               # default: the one with the address's subnet\n");
+        out.push_str(
+            "# witness = []                     # without [dns]: who answers ARP or NDP; default: the gateway\n",
+        );
         out
     }
 }
@@ -138,6 +152,7 @@ const SERVICE: &str = r#"
 name = @NAME@                # the DNS name clients use
 # listen = ["0.0.0.0:6432", "[::]:6432"]   # where clients connect, on the VIP too when there is one
 # passive = "refuse"                       # what a passive node does with clients
+# units = []                 # systemd units to start when the gate opened and to stop when it is cut
 "#;
 
 const NODE_FIRST: &str = r#"
@@ -213,6 +228,8 @@ const REST: &str = r#"
 # max_drift = 0.01           # how much faster one clock may run than the other; at most 0.1
 # margin = "500ms"           # slack of a take-over; at least 100ms
 # postgres = "demote"        # PostgreSQL of a fenced node: "demote" (read-only standby of nobody) | "stop" | "keep"
+# kernel_gate = false        # a second wall: an nftables set with the lease as its timeout
+# stonith = []               # a command; {node} is replaced; exit code 0 means "surely off"
 
 [replication]
 # mode = "synchronous"       # "synchronous" | "asynchronous"

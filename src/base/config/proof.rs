@@ -168,6 +168,13 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
             );
         }
     }
+    if config.dns.is_none() {
+        warnings.push(
+            "without [dns] there is no third voter: a promote while the other node is silent needs --peer-is-off or \
+             fence.stonith, and without the old primary's word --accept-data-loss"
+                .to_owned(),
+        );
+    }
     if let Some(witness) = &config.witness {
         let servers = config.dns.as_ref().map(|dns| dns.servers.as_slice()).unwrap_or_default();
         for listen in witness.listen.iter().filter(|listen| !servers.contains(listen)) {

@@ -352,3 +352,11 @@ fn arbitrary_text_never_panics() {
         let _ = parse(&(GOOD.to_owned() + &text));
     });
 }
+
+#[test]
+fn the_example_without_dns_is_a_service_with_a_vip_alone() {
+    let template = Template { vip: Some("192.0.2.100/24".into()), dns: false, ..Template::default() };
+    let config = parse(&template.render()).expect("it parses");
+    assert!(config.dns.is_none() && config.vip.is_some());
+    assert!(config.warnings.iter().any(|warning| warning.contains("no third voter")), "{:?}", config.warnings);
+}

@@ -1,17 +1,19 @@
 //! What a person asks of this node, and commands given on the wrong one: they are run by the peer and watched from
 //! here.
 
-use super::Guard;
+use super::handover::MAINTENANCE;
 use super::proofs::PeerAskedFor;
 use super::takeover::Kind;
+use super::{Guard, Then};
 use crate::base::time::{Duration, Instant};
+use crate::engine::durable::Entry;
 use crate::engine::turn::{Command, Effect, Now, PeerAnswer, PeerQuestion, ProcedureBrief, Ticket};
 
 /// How long a forwarded procedure may be silent before the watcher gives up.
 const WATCH_LIMIT: Duration = Duration::from_secs(30);
 
 /// A procedure that runs on the peer while somebody waits here.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub(super) struct Watching {
     ticket: Ticket,
     command: Command,
@@ -44,6 +46,11 @@ impl Guard {
             self.end_takeover(now, 1, "given up: a command that acts was given meanwhile", fx);
         }
         if procedure && self.join_running(ticket, fx) {
+            return;
+        }
+        if procedure && self.durable.maintenance {
+            let text = "refused: maintenance is on here; `portcullis maintenance off` first".to_owned();
+            fx.push(Effect::End { ticket, exit: 3, text, flag: None });
             return;
         }
         match command {
@@ -96,7 +103,7 @@ impl Guard {
                 let text = "paused; `portcullis resume` lets clients go".to_owned();
                 fx.push(Effect::End { ticket, exit: 0, text, flag: None });
             }
-            Command::Maintenance { .. } => {}
+            Command::Maintenance { on } => self.on_maintenance(now, ticket, on, fx),
             Command::Resume => {
                 if self.gate.paused && self.handover.is_none() {
                     self.release_clients(fx);
@@ -105,6 +112,22 @@ impl Guard {
                 fx.push(Effect::End { ticket, exit: 0, text: "resumed".to_owned(), flag: None });
             }
         }
+    }
+
+    /// PostgreSQL is left alone from here on, or not any more; the gate goes on obeying the lease.
+    fn on_maintenance(&mut self, now: Now, ticket: Ticket, on: bool, fx: &mut Vec<Effect>) {
+        if on && (self.takeover.is_some() || self.rejoin.is_some() || self.handover.is_some()) {
+            let text = "a procedure is under way; try again when it has ended".to_owned();
+            fx.push(Effect::End { ticket, exit: 1, text, flag: None });
+            return;
+        }
+        let text = if on {
+            "maintenance is on: PostgreSQL here is left alone; the gate goes on obeying the lease"
+        } else {
+            "maintenance is off"
+        };
+        self.note(now, fx, if on { "maintenance_on" } else { "maintenance_off" }, text.to_owned());
+        self.record(fx, vec![Entry::Maintenance { on }], Then::Said { ticket, text: text.to_owned() });
     }
 
     /// A second procedure shows the first one's progress and ends with its exit code; it never starts another.
@@ -234,6 +257,7 @@ impl Guard {
             PeerAnswer::Running { id: brief.id }
         } else {
             match command {
+                _ if self.durable.maintenance => PeerAnswer::Refused { why: MAINTENANCE.to_owned() },
                 Command::Switchover { dry_run, .. } => {
                     self.begin_takeover(now, 0, Kind::Switchover, dry_run, true, false, None, fx);
                     PeerAnswer::Running { id: self.takeover.as_ref().map_or(0, |t| t.id) }

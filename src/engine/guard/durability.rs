@@ -9,6 +9,7 @@ use crate::engine::durable::Entry;
 use crate::engine::evidence::Seen;
 use crate::engine::report::{PgReport, StandbyRow};
 use crate::engine::setup::Mode;
+use crate::engine::status::Role;
 use crate::engine::turn::{Effect, Now, PeerAnswer, PgOutput, PgTask, Ticket};
 
 /// How long the standby may take to confirm that it has flushed and replayed past the barrier.
@@ -23,13 +24,13 @@ const CONFIRMED_EVERY: Duration = Duration::from_secs(10);
 const AHEAD_LOOKS: u32 = 3;
 
 /// Who asked to go alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum AloneFor {
     Takeover,
     Rejoin { ticket: Ticket, id: u64 },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 enum Phase {
     #[default]
     Idle,
@@ -57,7 +58,7 @@ enum Phase {
 }
 
 /// Where the change between synchronous and alone stands.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Hash, Default)]
 pub(super) struct Durability {
     phase: Phase,
     retry_at: Instant,
@@ -89,7 +90,8 @@ impl Guard {
         if !self.setup.synchronous {
             return false;
         }
-        if self.setup.mode == Mode::Observe && self.durable.complete == self.durable.won && self.fenced().is_some() {
+        let unmarked = self.setup.mode != Mode::Update;
+        if unmarked && self.durable.complete == self.durable.won && self.fenced().is_some() {
             // The word of a former holder (R4 without a marker): all it acknowledged had to wait for the peer.
             return self.durable.sync.as_ref() == Some(&self.setup.peer);
         }
@@ -102,8 +104,7 @@ impl Guard {
                 .is_some_and(|r| r.state == "streaming" && (r.sync_state == "sync" || r.sync_state == "quorum"));
             return named && listed && row && !report.in_recovery;
         }
-        let named = self.witness.marker.as_ref().is_some_and(|m| m.sync.as_ref() == Some(&self.setup.me))
-            || self.setup.mode == Mode::Observe;
+        let named = self.witness.marker.as_ref().is_some_and(|m| m.sync.as_ref() == Some(&self.setup.me)) || unmarked;
         named && report.streaming && self.peer.state.as_ref().is_some_and(|p| p.in_sync)
     }
 
@@ -201,7 +202,7 @@ impl Guard {
             return false;
         }
         let own = self.record_sync() == Some(None) && self.durable.sync.is_none();
-        if !own && self.setup.mode == Mode::Observe {
+        if !own && self.setup.mode != Mode::Update {
             let (epoch, seq, since) = (self.durable.won, self.durable.seq + 1, now.rfc3339());
             self.durability.phase = Phase::RecordingAlone(by);
             self.record(fx, vec![Entry::Sync { epoch, seq, sync: None, since }], Then::Durability);
@@ -349,7 +350,7 @@ impl Guard {
         });
         if confirmed && self.gate.open {
             let peer = self.peer_name();
-            if self.setup.mode == Mode::Observe {
+            if self.setup.mode != Mode::Update {
                 let (epoch, seq, since) = (self.durable.won, self.durable.seq + 1, now.rfc3339());
                 self.durability.phase = Phase::RecordingSync { clean: false };
                 self.record(fx, vec![Entry::Sync { epoch, seq, sync: Some(peer), since }], Then::Durability);
@@ -436,8 +437,13 @@ impl Guard {
             if self.may_write_first_marker(now) {
                 self.start_job(now, Purpose::First, fx);
             } else if self.has_new_boot() {
-                self.start_job(now, Purpose::Boot, fx);
+                self.begin_boot(fx);
             }
+        }
+        self.end_boot_wait(now, fx);
+        self.start_what_was_refused(now, fx);
+        if self.durable.maintenance {
+            return;
         }
         if self.pg.task.is_some() || now.boot < self.pg.retry_at || !self.pg.up {
             return;
@@ -463,6 +469,51 @@ impl Guard {
             self.pg.retry_at = now.boot + NUDGE_EVERY;
             self.pg_task(PgOwner::Housekeeping, PgTask::Nudge, fx);
         }
+    }
+
+    /// Record before you act (S6): a start after this one, within W of the update, has to wait as well.
+    fn begin_boot(&mut self, fx: &mut Vec<Effect>) {
+        if self.writing.iter().any(|(.., then)| *then == Then::Boot) {
+            return;
+        }
+        let boot = self.setup.boot.clone();
+        self.record(fx, vec![Entry::BootPending { boot }], Then::Boot);
+    }
+
+    pub(super) fn on_boot_recorded(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        if self.has_new_boot() && self.takeover.is_none() {
+            self.start_job(now, Purpose::Boot, fx);
+        }
+    }
+
+    fn end_boot_wait(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let pending = self.durable.boot_pending.is_some() && self.job.is_none() && !self.has_new_boot();
+        let over = now.boot >= self.witness.open_from && self.witness.confirmed;
+        if pending && over && !self.writing.iter().any(|(_, e, _)| e.contains(&Entry::BootWaited)) {
+            self.record(fx, vec![Entry::BootWaited], Then::Nothing);
+        }
+    }
+
+    /// R6: a PostgreSQL that `may-start-primary` refused is started once the proof has come that it may be the primary.
+    fn start_what_was_refused(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        if !self.pg.start_refused || self.pg.up || self.pg.task.is_some() || now.boot < self.pg.retry_at {
+            return;
+        }
+        let proven = self.role() == Role::Active && self.not_confirmed(now).is_none();
+        // A fresh pair: nobody has ever held an epoch, and the other PostgreSQL is no primary.
+        let fresh = self.durable.is_virgin()
+            && self.durable.initialised
+            && self.peer_reachable(now)
+            && self.peer.state.as_ref().is_some_and(|p| {
+                let primary = p.pg.as_ref().is_some_and(|pg| !pg.in_recovery);
+                p.seen == Epoch::NONE && p.won == Epoch::NONE && !primary
+            });
+        if self.durable.maintenance || !(proven || fresh) {
+            return;
+        }
+        self.pg.start_refused = false;
+        self.note(now, fx, "postgres_start", "proof has come: starting the PostgreSQL that was refused".to_owned());
+        self.pg_task(PgOwner::Housekeeping, PgTask::Start, fx);
     }
 
     fn may_write_first_marker(&self, now: Now) -> bool {

@@ -62,9 +62,20 @@ impl Guard {
 
     /// Takes PostgreSQL out of service while fenced; follows the winner after a consent.
     pub(super) fn advance_fence(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        if self.durable.maintenance {
+            return;
+        }
         // A taker that died half-way is as much out of service, but nobody may start its PostgreSQL writable either.
-        let half_way = self.durable.won > self.durable.complete;
-        if (self.fenced().is_none() && !half_way) || self.pg.task.is_some() || now.boot < self.pg.retry_at {
+        // So is one whose update landed when it was not there any more to write down that it had won.
+        let landed = self.witness.marker.as_ref();
+        let landed = landed.is_some_and(|m| m.active == self.setup.me && m.epoch > self.durable.won);
+        let half_way = self.durable.won > self.durable.complete || landed;
+        if (self.fenced().is_none() && !half_way) || now.boot < self.pg.retry_at {
+            return;
+        }
+        // What only prepares or arms hangs with a PostgreSQL that hangs, for a minute: the fence does not wait for it.
+        let gives_way = |owner| matches!(owner, PgOwner::Durability | PgOwner::Housekeeping);
+        if self.pg.task.is_some_and(|(_, owner)| self.fenced().is_none() || !gives_way(owner)) {
             return;
         }
         let consenting = self.writing.iter().any(|(_, e, _)| e.iter().any(|e| matches!(e, Entry::Consented { .. })));
@@ -96,6 +107,9 @@ impl Guard {
             FencePostgres::Demote if primary || down => PgTask::Demote { follow_peer: false },
             FencePostgres::Demote => return,
         };
+        while let Some((op, PgOwner::Durability | PgOwner::Housekeeping)) = self.pg.task {
+            self.on_pg_done(now, op, Err("given up for the fence".to_owned()), fx);
+        }
         self.pg_task(PgOwner::Demotion, task, fx);
     }
 

@@ -3,20 +3,23 @@
 //! **Invariant:** a consent is sent only after the gate is cut, PostgreSQL is not a primary any more and the latch is
 //! on disk, in this order; it is never taken back by word (R2, P1).
 
+use super::proofs::PEER_LIMIT;
 use super::takeover::Takeover;
 use super::{Guard, PgOwner, Then};
 use crate::base::ids::{Epoch, OpId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
 use crate::engine::status::GateState;
-use crate::engine::turn::{Effect, Now, PeerAnswer, PgOutput, PgTask, Ticket};
+use crate::engine::turn::{Effect, Now, PeerAnswer, PgOutput, PgTask, ProcedureBrief, Ticket};
 
 /// How long open transactions may go on before they are cancelled.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// A consent stops PostgreSQL, which maintenance leaves alone.
+pub(super) const MAINTENANCE: &str = "maintenance is on there: `portcullis maintenance off` first";
 /// Silence of the taker after which everything is put back.
 const SILENCE_LIMIT: Duration = Duration::from_secs(40);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Stage {
     Draining { op: OpId, ticket: Ticket },
     Held,
@@ -28,12 +31,14 @@ enum Stage {
 }
 
 /// A switchover away from this node.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub(super) struct Handover {
     pub(super) attempt: u64,
     stage: Stage,
     /// The PostgreSQL task the stage waits for: one of an earlier stage or attempt says nothing.
     waits_for: Option<OpId>,
+    /// When it began here.
+    since: Instant,
     pub(super) deadline: Instant,
 }
 
@@ -61,7 +66,9 @@ fn refuse(ticket: Ticket, why: &str) -> Effect {
 
 impl Guard {
     pub(super) fn on_prepare(&mut self, now: Now, ticket: Ticket, attempt: u64, epoch: Epoch, fx: &mut Vec<Effect>) {
-        if self.takeover.is_some() || self.rejoin.is_some() {
+        if self.durable.maintenance {
+            fx.push(refuse(ticket, MAINTENANCE));
+        } else if self.takeover.is_some() || self.rejoin.is_some() {
             fx.push(refuse(ticket, "another procedure is under way on the old node"));
         } else if self.handover.is_some() {
             fx.push(refuse(ticket, "another switchover is under way"));
@@ -75,6 +82,7 @@ impl Guard {
                 attempt,
                 stage: Stage::Draining { op, ticket },
                 waits_for: None,
+                since: now.boot,
                 deadline: now.boot + SILENCE_LIMIT,
             });
             self.gate.paused = true;
@@ -177,6 +185,10 @@ impl Guard {
 
     /// The last step before the other node's compare-and-swap.
     pub(super) fn on_consent(&mut self, now: Now, ticket: Ticket, attempt: u64, epoch: Epoch, fx: &mut Vec<Effect>) {
+        if self.durable.maintenance {
+            fx.push(refuse(ticket, MAINTENANCE));
+            return;
+        }
         // Two people at once: of two nodes that both ask, the first by name goes on, or neither would.
         let yields = self.setup.peer < self.setup.me && self.takeover.as_ref().is_some_and(Takeover::may_yield);
         if (self.takeover.is_some() && !yields) || self.rejoin.is_some() {
@@ -204,8 +216,13 @@ impl Guard {
         let standby = self.pg.up && self.pg.report.as_ref().is_some_and(|r| r.in_recovery);
         let running = !standby && self.pg_present;
         let deadline = now.boot + SILENCE_LIMIT * 3;
-        self.handover =
-            Some(Handover { attempt, stage: Stage::StoppingToConsent { ticket, epoch }, waits_for: None, deadline });
+        self.handover = Some(Handover {
+            attempt,
+            stage: Stage::StoppingToConsent { ticket, epoch },
+            waits_for: None,
+            since: now.boot,
+            deadline,
+        });
         if running {
             self.handover_task(PgTask::Stop, fx);
             return;
@@ -258,16 +275,31 @@ impl Guard {
         }
     }
 
-    /// The taker fell silent before any consent: put everything back.
+    /// The taker's own pulse says that it is not at it any more: its word to put everything back was lost.
+    fn taker_gave_up(&self) -> bool {
+        let (Some(handover), Some(peer)) = (&self.handover, &self.peer.state) else { return false };
+        let running = |brief: &ProcedureBrief| brief.id == handover.attempt && brief.ended.is_none();
+        // A pulse that was on its way when the attempt began says nothing of it.
+        self.peer.heard.is_some_and(|at| at >= handover.since + PEER_LIMIT * 2)
+            && !peer.procedure.as_ref().is_some_and(running)
+    }
+
+    /// The taker fell silent, or gave up, before any consent: put everything back.
     pub(super) fn advance_handover(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let gave_up = self.taker_gave_up();
         let Some(handover) = &mut self.handover else { return };
-        if now.boot < handover.deadline {
+        if now.boot < handover.deadline && !gave_up {
             return;
         }
         handover.deadline = now.boot + SILENCE_LIMIT;
         match handover.stage {
             Stage::Held | Stage::Stopped | Stage::Draining { .. } => {
-                self.note(now, fx, "taker_silent", format!("{} fell silent during a switchover", self.setup.peer));
+                self.note(
+                    now,
+                    fx,
+                    "taker_silent",
+                    format!("{} fell silent or gave up during a switchover", self.setup.peer),
+                );
                 self.put_back(now, None, fx);
             }
             _ => {}

@@ -28,10 +28,13 @@ mod fence;
 mod handover;
 mod judge;
 mod observe;
+mod pause;
 mod proofs;
 mod record;
 mod rejoin;
 mod takeover;
+mod units;
+mod unmarked;
 mod view;
 mod vip;
 
@@ -40,7 +43,7 @@ use crate::base::time::{Duration, Instant};
 use crate::engine::durable::{Durable, Entry};
 use crate::engine::lease::Proofs;
 use crate::engine::report::PgReport;
-use crate::engine::setup::Setup;
+use crate::engine::setup::{Mode, Setup};
 use crate::engine::status::{Counters, EventRow, GateState};
 use crate::engine::turn::{Effect, Event, Now, PeerAnswer, PgOutput, PgTask, Ticket};
 use std::collections::VecDeque;
@@ -51,23 +54,37 @@ const EVENTS_MAX: usize = 50;
 const RENEW_EVERY: Duration = Duration::from_millis(400);
 /// Two turns that only time brings about are at least so far apart.
 const TURN_APART: Duration = Duration::from_millis(2);
+/// No turn for so long (the driver turns five times a second): neighbours may have forgotten or mistaken the VIP.
+const STALL: Duration = Duration::from_secs(1);
 /// How long after a failed PostgreSQL task of its own (a demotion) the guard tries again.
 const RETRY_AFTER: Duration = Duration::from_secs(3);
 
 /// What continues when entries are durable.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 enum Then {
     Nothing,
     Takeover,
     Rejoin,
     Durability,
     Arm,
-    Fenced { tries: u32 },
-    Answer { ticket: Ticket, answer: Box<PeerAnswer> },
+    Fenced {
+        tries: u32,
+    },
+    /// The intent to write this boot into the marker is on disk.
+    Boot,
+    /// A command that was only waiting for the disk.
+    Said {
+        ticket: Ticket,
+        text: String,
+    },
+    Answer {
+        ticket: Ticket,
+        answer: Box<PeerAnswer>,
+    },
 }
 
 /// Who waits for a PostgreSQL task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum PgOwner {
     Takeover,
     Handover,
@@ -79,7 +96,7 @@ enum PgOwner {
 }
 
 /// What is known of the local PostgreSQL.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Hash, Default)]
 struct PgMemory {
     up: bool,
     error: Option<String>,
@@ -107,10 +124,12 @@ struct PgMemory {
     consented_at: Instant,
     prepared_start: Option<u64>,
     adopted: bool,
+    /// `may-start-primary` refused it: the daemon starts it once proof has come (R6).
+    start_refused: bool,
 }
 
 /// The gate as the guard last set it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct GateMemory {
     open: bool,
     until: Instant,
@@ -121,7 +140,7 @@ struct GateMemory {
 }
 
 /// The whole node.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Guard {
     setup: Setup,
     durable: Durable,
@@ -137,6 +156,8 @@ pub struct Guard {
     renew_at: Instant,
     witness: proofs::WitnessMemory,
     proofs: Proofs,
+    /// A proof asked for before this moment counts for nothing: this machine was paused.
+    proofs_from: Instant,
     peer: proofs::PeerMemory,
     pg: PgMemory,
     pg_present: bool,
@@ -149,6 +170,8 @@ pub struct Guard {
     handover: Option<handover::Handover>,
     rejoin: Option<rejoin::Rejoin>,
     watching: Vec<commands::Watching>,
+    neighbours: vip::NeighbourMemory,
+    units: units::UnitsMemory,
     last_ended: Option<crate::engine::turn::ProcedureBrief>,
     shutting_down: bool,
     events: VecDeque<EventRow>,
@@ -171,6 +194,7 @@ impl Guard {
             renew_at: now.boot,
             witness: proofs::WitnessMemory::new(servers),
             proofs: Proofs::default(),
+            proofs_from: Instant::ZERO,
             peer: proofs::PeerMemory::default(),
             pg: PgMemory::default(),
             pg_present,
@@ -190,6 +214,8 @@ impl Guard {
             handover: None,
             rejoin: None,
             watching: Vec::new(),
+            neighbours: vip::NeighbourMemory::default(),
+            units: units::UnitsMemory::new(now.boot + setup.timing.lease),
             last_ended: None,
             shutting_down: false,
             events: VecDeque::new(),
@@ -199,6 +225,12 @@ impl Guard {
         };
         for address in vips {
             fx.push(Effect::UnbindVip { address });
+        }
+        if guard.setup.kernel_gate {
+            fx.push(Effect::KernelGate { until: None });
+        }
+        if guard.durable.boot_pending.as_ref() == Some(&guard.setup.boot) {
+            guard.witness.open_from = now.boot + guard.wait();
         }
         if let Some((id, kind, step)) = guard.durable.procedure.clone() {
             guard.note(
@@ -226,7 +258,11 @@ impl Guard {
 
     /// One turn: one event, one reading of the clocks.
     pub fn handle(&mut self, now: Now, event: Event, fx: &mut Vec<Effect>) {
+        let still = now.boot.since(self.at.boot);
         self.at = now;
+        if still > STALL {
+            self.announce_anew(now, fx);
+        }
         match event {
             Event::DeadlinePassed => {}
             Event::Recorded { seq } => self.on_recorded(now, seq, fx),
@@ -259,10 +295,10 @@ impl Guard {
             | Event::VipIs { .. }
             | Event::LinkDown
             | Event::LinkUp) => self.on_vip(now, vip, fx),
-            Event::NeighbourAnswered { .. }
-            | Event::StonithDone { .. }
-            | Event::UnitsDone { .. }
-            | Event::PgStartRefused => {}
+            Event::NeighbourAnswered { question, answer } => self.on_neighbour(now, question, answer),
+            Event::StonithDone { op, result } => self.on_stonith(now, op, result, fx),
+            Event::UnitsDone { start, result } => self.on_units(now, start, result, fx),
+            Event::PgStartRefused => self.pg.start_refused = true,
         }
         self.turn(now, fx);
     }
@@ -270,6 +306,7 @@ impl Guard {
     /// What happens in every turn, whatever came in.
     fn turn(&mut self, now: Now, fx: &mut Vec<Effect>) {
         self.poll(now, fx);
+        self.stop_units_of_a_former_life(now, fx);
         self.fence_when_due(now, fx);
         self.decide(now, fx);
         if !self.shutting_down {
@@ -317,15 +354,19 @@ impl Guard {
                 if !self.gate.open {
                     self.gate.open = true;
                     self.counters.gate_openings += 1;
-                    fx.push(Effect::Extend { until });
+                    self.extend(until, fx);
                     let text = format!(
-                        "the gate opened at epoch {}, lease good for {} ms",
+                        "the gate opened ({}) at epoch {}; last proof {} ms old, lease good for {} ms, {} sessions",
+                        self.proofs.kind(),
                         self.durable.complete,
-                        crate::base::time::millis(until.since(now.boot))
+                        self.proof_age(now),
+                        crate::base::time::millis(until.since(now.boot)),
+                        self.gate.sessions
                     );
                     self.note(now, fx, "gate_opened", text);
+                    self.start_units(fx);
                 } else if until != self.gate.until {
-                    fx.push(Effect::Extend { until });
+                    self.extend(until, fx);
                 }
                 self.gate.until = until;
                 self.gate.state = if self.gate.paused { GateState::Paused } else { GateState::Open };
@@ -338,6 +379,19 @@ impl Guard {
         }
     }
 
+    /// Both walls move together: the gate of the proxy, inline, and the kernel's behind it.
+    fn extend(&self, until: Instant, fx: &mut Vec<Effect>) {
+        fx.push(Effect::Extend { until });
+        if self.setup.kernel_gate {
+            fx.push(Effect::KernelGate { until: Some(until) });
+        }
+    }
+
+    /// Milliseconds since the last proof was asked for.
+    fn proof_age(&self, now: Now) -> u64 {
+        self.proofs.last().map_or(0, |asked| crate::base::time::millis(now.boot.since(asked)))
+    }
+
     /// Cuts when open, and remembers why it is not.
     fn shut(&mut self, now: Now, state: GateState, reason: String, fx: &mut Vec<Effect>) {
         if self.gate.open {
@@ -345,17 +399,21 @@ impl Guard {
             self.gate.until = Instant::ZERO;
             self.counters.gate_cuts += 1;
             // Nothing that was granted earlier in this turn may be executed after the cut.
-            fx.retain(|effect| !matches!(effect, Effect::Extend { .. }));
+            fx.retain(|effect| !matches!(effect, Effect::Extend { .. } | Effect::KernelGate { .. }));
             let told = self.told(&reason);
             fx.insert(0, Effect::Cut { reason: told });
-            let age = self.proofs.newest().map_or(0, |asked| crate::base::time::millis(now.boot.since(asked)));
+            if self.setup.kernel_gate {
+                fx.insert(1, Effect::KernelGate { until: None });
+            }
             let text = format!(
-                "the gate was cut ({}): {reason}; epoch {}, last proof {age} ms old, {} sessions",
+                "the gate was cut ({}): {reason}; epoch {}, last proof {} ms old, {} sessions",
                 state.as_str(),
                 self.durable.complete,
+                self.proof_age(now),
                 self.gate.sessions
             );
             self.note(now, fx, "gate_cut", text);
+            self.stop_units(fx);
         }
         self.gate.state = state;
         self.gate.reason = reason;
@@ -466,6 +524,8 @@ impl Guard {
             Then::Rejoin => self.on_rejoin_recorded(now, fx),
             Then::Durability => self.on_sync_journaled(now, Ok(()), fx),
             Then::Arm => self.on_arm_recorded(now, true, fx),
+            Then::Boot => self.on_boot_recorded(now, fx),
+            Then::Said { ticket, text } => fx.push(Effect::End { ticket, exit: 0, text, flag: None }),
             Then::Answer { ticket, answer } => fx.push(Effect::AnswerPeer { ticket, answer }),
         }
     }
@@ -480,7 +540,11 @@ impl Guard {
             format!("the journal cannot be written: {why}; free the disk of state_dir"),
         );
         match then {
-            Then::Nothing => {}
+            Then::Nothing | Then::Boot => {}
+            Then::Said { ticket, .. } => {
+                let text = format!("the journal cannot be written: {why}; nothing was changed");
+                fx.push(Effect::End { ticket, exit: 1, text, flag: None });
+            }
             Then::Arm => self.on_arm_recorded(now, false, fx),
             Then::Takeover => self.fail_takeover(now, 1, &format!("the journal cannot be written: {why}"), fx),
             Then::Rejoin => self.fail_rejoin(now, 1, &format!("the journal cannot be written: {why}"), fx),
@@ -594,7 +658,10 @@ impl Guard {
 
     /// The name of the node the records point at, for the sentence a client reads.
     fn told(&self, reason: &str) -> String {
-        let active = self.witness.points_at(&self.setup).filter(|name| **name != self.setup.me);
+        // Without a witness the peer's own word says who serves.
+        let peer = self.peer.state.as_ref().filter(|p| self.setup.mode == Mode::VipOnly && p.gate_open);
+        let active = self.witness.points_at(&self.setup).or(peer.map(|p| &p.node));
+        let active = active.filter(|name| **name != self.setup.me);
         match active {
             Some(name) => format!(
                 "portcullis: node {} no longer serves ({reason}); the active node is {}",

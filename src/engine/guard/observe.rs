@@ -6,10 +6,19 @@
 use super::Guard;
 use super::judge::Loss;
 use crate::base::ids::{Epoch, Lsn, SystemId, TimelineId};
+use crate::base::time::Instant;
 use crate::engine::evidence::Verdict;
 use crate::engine::report::PgReport;
 
 impl Guard {
+    /// Observe mode: proofs are unbroken while each was asked for before the last ran out.
+    pub(super) fn extend_unbroken(&mut self, asked: Instant) {
+        let broken = self.lease_deadline() < asked;
+        if broken || self.witness.unbroken_since.is_none() {
+            self.witness.unbroken_since = Some(asked);
+        }
+    }
+
     /// Observe mode: every authority that answers says so. One that said so and then fell silent still does.
     pub(super) fn elsewhere_everywhere(&self) -> bool {
         let mut any = false;

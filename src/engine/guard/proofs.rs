@@ -20,22 +20,22 @@ pub(super) const PEER_LIMIT: Duration = Duration::from_secs(2);
 const ASK_AGAIN: u32 = 4;
 
 /// Who waits for a witness's answer, beside the lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum AskedFor {
     Poll,
     Job,
     Takeover,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Asked {
-    server: usize,
-    at: Instant,
+#[derive(Debug, Clone, Copy, Hash)]
+pub(super) struct Asked {
+    pub(super) server: usize,
+    pub(super) at: Instant,
     purpose: AskedFor,
 }
 
 /// One authority.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Hash, Default)]
 pub(super) struct ServerMemory {
     /// When the question of the last conclusive answer was sent.
     pub(super) asked: Option<Instant>,
@@ -45,10 +45,12 @@ pub(super) struct ServerMemory {
     pub(super) since: Instant,
     /// The last answer proved nothing, and why.
     pub(super) error: Option<String>,
+    /// Its signed time at its last answer, in seconds, and when we had asked.
+    pub(super) signed: Option<(u64, Instant)>,
 }
 
 /// The witness as remembered.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub(super) struct WitnessMemory {
     pub(super) servers: Vec<ServerMemory>,
     questions: BTreeMap<u64, Asked>,
@@ -63,7 +65,7 @@ pub(super) struct WitnessMemory {
     /// A new boot waits W before it opens (S6).
     pub(super) open_from: Instant,
     /// Observe mode: since when proofs have been unbroken.
-    unbroken_since: Option<Instant>,
+    pub(super) unbroken_since: Option<Instant>,
     seen_writing: Epoch,
 }
 
@@ -106,7 +108,7 @@ impl WitnessMemory {
 }
 
 /// Who waits for a peer's answer, beside the lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum PeerAskedFor {
     Pulse,
     Takeover,
@@ -115,7 +117,7 @@ pub(super) enum PeerAskedFor {
 }
 
 /// The peer as remembered.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Hash, Default)]
 pub(super) struct PeerMemory {
     pub(super) state: Option<PeerState>,
     /// When anything was heard from it.
@@ -167,6 +169,7 @@ impl Guard {
         for server in 0..self.witness.servers.len() {
             self.ask_witness(now, server, AskedFor::Poll, fx);
         }
+        self.ask_neighbours(now, fx);
         if self.setup.peer != self.setup.me {
             let pledge = self.wants_pledge();
             self.ask_peer_pulse(now, PeerAskedFor::Pulse, pledge, fx);
@@ -227,6 +230,7 @@ impl Guard {
                 return;
             }
         };
+        self.compare_clocks(now, asked, reading.signed_time, fx);
         let seen = evidence::see(&self.setup, &reading);
         self.fold_reading(now, asked, &reading, &seen, fx);
         self.deliver_reading(now, asked.purpose, question, Ok((reading.pair, seen)), fx);
@@ -255,6 +259,7 @@ impl Guard {
         let memory = self.memory();
         let verdict = match self.setup.mode {
             Mode::Update => evidence::judge(&self.setup, memory, first, seen),
+            // Nobody is asked where there is no witness.
             Mode::Observe | Mode::VipOnly => evidence::judge_observed(&self.setup, seen),
         };
         let Some(server) = self.witness.servers.get_mut(asked.server) else { return };
@@ -335,14 +340,6 @@ impl Guard {
         }
     }
 
-    /// Observe mode: proofs are unbroken while each was asked for before the last ran out.
-    fn extend_unbroken(&mut self, asked: Instant) {
-        let broken = self.lease_deadline() < asked;
-        if broken || self.witness.unbroken_since.is_none() {
-            self.witness.unbroken_since = Some(asked);
-        }
-    }
-
     /// Durably remembers the highest epoch known from anywhere; at most one write per epoch.
     pub(super) fn see_epoch(&mut self, epoch: Epoch, fx: &mut Vec<Effect>) {
         if epoch > self.durable.seen && epoch > self.witness.seen_writing {
@@ -408,7 +405,9 @@ impl Guard {
                 (now.boot < self.witness.open_from)
                     .then(|| "a new boot: waiting W before this node may open".to_owned())
             }
-            Mode::Observe | Mode::VipOnly => {
+            // A lease without DNS begins with a pledge or a promote of this life (R3): to have one is to be confirmed.
+            Mode::VipOnly => None,
+            Mode::Observe => {
                 if !self.witness.confirmed {
                     return Some(format!(
                         "observe mode: after a start only the pledge of {} confirms epoch {}, or a promote here",
@@ -444,7 +443,8 @@ impl Guard {
             self.hear(now, state.clone(), fx);
             // In observe mode a pledge must not begin the unbroken row while the record speaks against this node.
             let void = self.setup.mode == Mode::Observe && self.against().is_some();
-            if pledge == &Some(Ok(question)) && epoch == self.durable.complete && self.durable.is_holder() && !void {
+            let fresh = asked >= self.proofs_from && epoch == self.durable.complete && !void;
+            if pledge == &Some(Ok(question)) && fresh && self.durable.is_holder() {
                 self.counters.peer_pledges += 1;
                 self.extend_unbroken(asked);
                 self.proofs.pledged(asked);

@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 const JOB_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a job wants to be written.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 pub(super) enum Purpose {
     /// The first marker of a fresh pair.
     First,
@@ -38,7 +38,7 @@ pub(super) enum Purpose {
 }
 
 /// How a job ended.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 pub(super) enum JobEnd {
     Settled(Marker),
     /// The record is not what the purpose was judged on. Nothing of ours landed, or a later epoch stands.
@@ -49,7 +49,7 @@ pub(super) enum JobEnd {
     Unknown(String),
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 enum Phase {
     Pausing,
     Reading { question: u64 },
@@ -59,7 +59,7 @@ enum Phase {
 }
 
 /// One change of the record under way; one at a time.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Hash)]
 pub(super) struct RecordJob {
     purpose: Purpose,
     phase: Phase,
@@ -326,7 +326,7 @@ impl Guard {
             Purpose::First => {
                 if let JobEnd::Settled(marker) = end {
                     let entries = vec![
-                        Entry::Won { epoch: marker.epoch, seq: marker.seq, loss: false },
+                        Entry::Won { epoch: marker.epoch, seq: marker.seq, loss: false, old_lease_ms: 0 },
                         sync_entry(&marker),
                         Entry::Complete { epoch: marker.epoch },
                     ];

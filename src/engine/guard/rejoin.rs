@@ -20,7 +20,7 @@ const STREAM_LIMIT: Duration = Duration::from_secs(120);
 /// How long is waited for synchronous again before the rejoin ends without it.
 const SYNC_LIMIT: Duration = Duration::from_secs(20);
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 enum Step {
     Asking { question: Option<u64>, again: Instant },
     Marking,
@@ -48,7 +48,7 @@ impl Step {
 }
 
 /// A rejoin under way here.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub(super) struct Rejoin {
     pub(super) id: u64,
     tickets: Vec<Ticket>,

@@ -18,7 +18,7 @@ use super::judge::Loss;
 use super::proofs::{AskedFor, PEER_LIMIT, PeerAskedFor};
 use super::record::{JobEnd, Purpose, sync_entry};
 use super::{Guard, PgOwner, Then};
-use crate::base::ids::{Epoch, Lsn, NodeName, TimelineId};
+use crate::base::ids::{Epoch, Lsn, NodeName, OpId, TimelineId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
 use crate::engine::evidence::{self, Seen};
@@ -41,7 +41,7 @@ const DEMOTION_LIMIT: Duration = Duration::from_secs(30);
 const OPEN_LIMIT: Duration = Duration::from_secs(15);
 
 /// Which command this is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
     Promote,
     /// Only without loss, never a failover.
@@ -59,25 +59,51 @@ impl Kind {
     }
 }
 
-#[derive(Debug, Clone, PartialEq)]
-enum Step {
-    Asking { peer: Option<u64>, witness: Option<u64>, alive: bool },
-    Preparing { question: u64 },
-    CheckingWitness { question: u64 },
-    Stopping { question: u64 },
-    CatchingUp { checkpoint: Lsn, timeline: TimelineId },
+#[derive(Debug, Clone, PartialEq, Hash)]
+pub(super) enum Step {
+    Asking {
+        peer: Option<u64>,
+        witness: Option<u64>,
+        alive: bool,
+    },
+    Preparing {
+        question: u64,
+    },
+    CheckingWitness {
+        question: u64,
+    },
+    Stopping {
+        question: u64,
+    },
+    CatchingUp {
+        checkpoint: Lsn,
+        timeline: TimelineId,
+    },
     Refusing,
-    Consenting { question: u64 },
+    Consenting {
+        question: u64,
+    },
+    /// VIP only: `fence.stonith` is switching the silent peer off.
+    SwitchingOff {
+        op: OpId,
+    },
     Recording,
-    Watching { all_since: Option<Instant> },
+    Watching {
+        all_since: Option<Instant>,
+    },
     Winning,
-    WaitingOut { until: Instant, said: u64 },
+    WaitingOut {
+        until: Instant,
+        said: u64,
+    },
     Naming,
     Promoting,
     GoingAlone,
     Completing,
     Opening,
-    Lowering { exit: u8 },
+    Lowering {
+        exit: u8,
+    },
 }
 
 impl Step {
@@ -90,6 +116,7 @@ impl Step {
             Step::CatchingUp { .. } => "replaying the last WAL",
             Step::Refusing => "refusing pledges",
             Step::Consenting { .. } => "asking for consent",
+            Step::SwitchingOff { .. } => "switching the other node off",
             Step::Recording => "changing the record",
             Step::Watching { .. } => "waiting until every authority shows the change",
             Step::Winning => "writing down the epoch",
@@ -105,32 +132,36 @@ impl Step {
 }
 
 /// A takeover under way.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub(super) struct Takeover {
     pub(super) id: u64,
     kind: Kind,
     pub(super) dry_run: bool,
     yes: bool,
-    accept_data_loss: bool,
-    peer_is_off: bool,
+    pub(super) accept_data_loss: bool,
+    pub(super) peer_is_off: bool,
     tickets: Vec<Ticket>,
     started: Instant,
     since: String,
-    step: Step,
+    pub(super) step: Step,
     pub(super) deadline: Option<Instant>,
     record: Option<(RecordPair, Seen)>,
-    epoch: Epoch,
+    pub(super) epoch: Epoch,
     refused_before: Epoch,
-    refused_at: Instant,
+    pub(super) refused_at: Instant,
     /// The peer was asked to hold its clients; it must be told if we give up.
     prepared: bool,
     planned: bool,
     consent_asked: bool,
     /// The peer consented, or the third point of R2 is void (the marker names this node's own complete epoch).
-    consented: bool,
+    pub(super) consented: bool,
     void: bool,
+    /// The peer is surely off: `fence.stonith` said so, or (VIP only) the operator, after this node had refused.
+    pub(super) off: bool,
+    /// `fence.stonith` runs beside the wait.
+    pub(super) stonith: Option<OpId>,
     /// The old primary was stopped and all of its WAL replayed here: whatever `sync=` says, nothing is missing.
-    handed_over: bool,
+    pub(super) handed_over: bool,
     loss: bool,
     marker: Option<Marker>,
     failure: String,
@@ -194,6 +225,8 @@ impl Guard {
             consent_asked: false,
             consented: false,
             void: false,
+            off: false,
+            stonith: None,
             handed_over: false,
             loss: false,
             marker: None,
@@ -206,26 +239,32 @@ impl Guard {
                 self.end_takeover(now, 3, &text, fx);
                 return;
             }
-            self.say(now, "--peer-is-off does not shorten the wait: W counts from the record", fx);
+            if self.setup.mode != Mode::VipOnly {
+                self.say(now, "--peer-is-off does not shorten the wait: W counts from the record", fx);
+            }
         }
         let peer = self.ask_peer_pulse(now, PeerAskedFor::Takeover, false, fx);
-        let witness = self.ask_witness(now, 0, AskedFor::Takeover, fx);
+        let alone = self.setup.mode == Mode::VipOnly;
+        let witness = (!alone).then(|| self.ask_witness(now, 0, AskedFor::Takeover, fx));
         if let Some(t) = &mut self.takeover {
-            t.step = Step::Asking { peer: Some(peer), witness: Some(witness), alive: false };
+            t.step = Step::Asking { peer: Some(peer), witness, alive: false };
+            // Without a witness the record is the peer's word.
+            t.record = alone.then(|| (RecordPair::default(), Seen::Unmarked { address_of: None }));
         }
-        let text = format!("asking {} and the witness (at most 2 s)", self.setup.peer);
+        let whom = if alone { "" } else { " and the witness" };
+        let text = format!("asking {}{whom} (at most 2 s)", self.setup.peer);
         self.say(now, &text, fx);
     }
 
     /// A line with its time for everybody who waits.
-    fn say(&mut self, _now: Now, text: &str, fx: &mut Vec<Effect>) {
+    pub(super) fn say(&mut self, _now: Now, text: &str, fx: &mut Vec<Effect>) {
         let Some(t) = &self.takeover else { return };
         for ticket in &t.tickets {
             fx.push(Effect::Say { ticket: *ticket, text: text.to_owned() });
         }
     }
 
-    fn step(&mut self, now: Now, step: Step, limit: Option<Duration>, fx: &mut Vec<Effect>) {
+    pub(super) fn step(&mut self, now: Now, step: Step, limit: Option<Duration>, fx: &mut Vec<Effect>) {
         let Some(t) = &mut self.takeover else { return };
         t.step = step;
         t.deadline = limit.map(|limit| now.boot + limit);
@@ -309,11 +348,8 @@ impl Guard {
                     self.fail_takeover(now, 1, "the record changed meanwhile; nothing was changed", fx);
                     return;
                 }
-                let attempt = t.id;
-                let ask = PeerQuestion::StopPrimary { attempt };
-                let q = self.ask_peer(now, PeerAskedFor::Takeover, ask, STOP_LIMIT, fx);
-                self.say(now, "the witness answers; the old primary is being stopped", fx);
-                self.step(now, Step::Stopping { question: q }, Some(STOP_LIMIT), fx);
+                self.say(now, "the witness answers", fx);
+                self.stop_old_primary(now, fx);
             }
             (Step::CheckingWitness { question: q }, Err(why)) if *q == question => {
                 let text = format!("the witness does not answer ({why}); nothing was changed");
@@ -321,6 +357,14 @@ impl Guard {
             }
             _ => {}
         }
+    }
+
+    fn stop_old_primary(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let Some(attempt) = self.takeover.as_ref().map(|t| t.id) else { return };
+        let ask = PeerQuestion::StopPrimary { attempt };
+        let question = self.ask_peer(now, PeerAskedFor::Takeover, ask, STOP_LIMIT, fx);
+        self.say(now, "the old primary is being stopped", fx);
+        self.step(now, Step::Stopping { question }, Some(STOP_LIMIT), fx);
     }
 
     /// An answer of the peer to a question of ours.
@@ -341,6 +385,10 @@ impl Guard {
             }
             (Step::Preparing { question: q }, Ok(PeerAnswer::Ready { .. })) if *q == question => {
                 self.say(now, "clients are held at their transaction boundary", fx);
+                if self.setup.mode == Mode::VipOnly {
+                    self.stop_old_primary(now, fx);
+                    return;
+                }
                 let q = self.ask_witness(now, 0, AskedFor::Takeover, fx);
                 self.step(now, Step::CheckingWitness { question: q }, Some(PEER_LIMIT), fx);
             }
@@ -458,6 +506,11 @@ impl Guard {
             _ if peer_is_off && self.heard_within_wait(now, alive) => {
                 Some(format!("--peer-is-off, but {} was heard less than W ago: it is not off", self.setup.peer))
             }
+            _ if self.setup.mode == Mode::VipOnly && !alive && !peer_is_off && !self.setup.stonith => Some(format!(
+                "{peer} does not answer, and without DNS nothing says that it has stopped: switch it off and add \
+                 --peer-is-off {peer} (or configure fence.stonith)",
+                peer = self.setup.peer
+            )),
             _ if planned && !self.pg.report.as_ref().is_some_and(|r| r.streaming) => Some(format!(
                 "the standby here does not stream from {} now, so its last write would not arrive; look at `status` \
                  and try again, or rejoin this node",
@@ -508,7 +561,7 @@ impl Guard {
     }
 
     /// Anything was heard from the peer within the last W (R2's condition on `--peer-is-off`, S12).
-    fn heard_within_wait(&self, now: Now, alive: bool) -> bool {
+    pub(super) fn heard_within_wait(&self, now: Now, alive: bool) -> bool {
         alive || self.peer.heard.is_some_and(|at| now.boot < at + self.wait())
     }
 
@@ -544,10 +597,16 @@ impl Guard {
             }
             Step::Winning => {
                 let until = self.wait_until();
-                let consented = self.takeover.as_ref().is_some_and(|t| t.consented);
-                if consented {
+                let released = self.takeover.as_ref().is_some_and(|t| t.consented || t.off);
+                if released {
                     self.begin_naming(now, fx);
                 } else {
+                    if self.setup.stonith {
+                        let op = self.stonith(fx);
+                        if let Some(t) = &mut self.takeover {
+                            t.stonith = Some(op);
+                        }
+                    }
                     let left = until.since(now.boot).as_secs_f64();
                     let text = format!("the record is ours; waiting out the old node's lease, {left:.1} s");
                     self.say(now, &text, fx);
@@ -568,6 +627,10 @@ impl Guard {
                     self.witness.confirmed = true;
                     limit += self.wait();
                 }
+                if self.setup.mode == Mode::VipOnly {
+                    // R3: a promote under all of R2 opens; from here on a pledge or the VIP's witness prolongs.
+                    self.proofs.pledged(now.boot);
+                }
                 self.step(now, Step::Opening, Some(limit), fx);
             }
             Step::Lowering { exit } => {
@@ -582,13 +645,19 @@ impl Guard {
     fn wait_until(&self) -> Instant {
         let Some(t) = &self.takeover else { return Instant::ZERO };
         let old = t.record.as_ref().and_then(|(_, seen)| evidence::marker_of(seen)).map(|m| m.lease);
-        let wait = self.setup.timing.wait(old).max(self.wait());
+        // A takeover of ours that stopped half-way may have been from a node with a longer lease (P11).
+        let older = Duration::from_millis(self.durable.old_lease_ms);
+        let wait = self.setup.timing.wait(old).max(self.wait()).max(self.setup.timing.wait(Some(older)));
         t.refused_at.max(self.witness.ignore_before) + wait
     }
 
     fn begin_recording(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let Some(t) = &self.takeover else { return };
         let Some((pair, seen)) = t.record.clone() else { return };
+        if self.setup.mode == Mode::VipOnly {
+            self.take_without_witness(now, fx);
+            return;
+        }
         if self.setup.mode == Mode::Observe {
             let wait = self.wait().as_secs_f64().ceil();
             let what = self.wanted_record();
@@ -629,13 +698,15 @@ impl Guard {
         match end {
             JobEnd::Settled(marker) => {
                 t.marker = Some(marker.clone());
+                let old = t.record.as_ref().and_then(|(_, seen)| evidence::marker_of(seen)).map(|m| m.lease);
+                let old_lease_ms = old.map_or(0, crate::base::time::millis);
                 self.proofs.void();
                 self.witness.forget(now.boot);
                 let text = format!("the record moved: epoch {}, active {}", marker.epoch, marker.active);
                 self.say(now, &text, fx);
                 self.note(now, fx, "record_moved", text);
                 self.step(now, Step::Winning, None, fx);
-                let won = Entry::Won { epoch: marker.epoch, seq: marker.seq, loss: marker.loss };
+                let won = Entry::Won { epoch: marker.epoch, seq: marker.seq, loss: marker.loss, old_lease_ms };
                 self.record(fx, vec![won, sync_entry(&marker)], Then::Takeover);
             }
             JobEnd::Changed(why) => {
@@ -655,12 +726,16 @@ impl Guard {
     }
 
     /// Why this attempt must not go on: a later epoch was won meanwhile, or this node was fenced above it.
-    fn overtaken(&self) -> Option<String> {
+    pub(super) fn overtaken(&self) -> Option<String> {
         let epoch = self.takeover.as_ref()?.epoch;
         let seen = self.durable.seen.max(self.witness.seen_writing());
         let fence = self.fence_now.as_ref().map_or(Epoch::NONE, |(number, _)| *number).max(self.durable.fence);
-        if seen > epoch {
-            return Some(format!("epoch {seen} was taken meanwhile; nothing is promoted here"));
+        // Where no compare-and-swap decides, both may have asked for the same number: the one who has it keeps it, and
+        // whatever the other consented to before, and lost or not, is void.
+        let claimed = self.peer.state.as_ref().is_some_and(|peer| peer.won >= epoch);
+        if seen > epoch || claimed {
+            let taken = if claimed { epoch.max(seen) } else { seen };
+            return Some(format!("epoch {taken} was taken meanwhile; nothing is promoted here"));
         }
         (fence > epoch).then(|| format!("this node was fenced at {fence} meanwhile; nothing is promoted here"))
     }
@@ -783,6 +858,9 @@ impl Guard {
                     }
                 }
             }
+            Step::SwitchingOff { .. } if late => {
+                self.fail_takeover(now, 3, "refused: fence.stonith did not end in time; nothing was changed", fx);
+            }
             Step::Recording if late && self.job.is_none() => self.begin_recording(now, fx),
             Step::GoingAlone if late => self.after_promotion(now, fx),
             Step::Watching { all_since } => self.watch_authorities(now, all_since, fx),
@@ -806,33 +884,6 @@ impl Guard {
                 self.fail_takeover(now, 1, "no answer in time; `promote` run again will decide anew", fx);
             }
             _ => {}
-        }
-    }
-
-    /// Observe mode: every configured authority shows us, and, asked `propagation` later, still does. Only questions
-    /// sent after this node refused count, and one that does not answer counts as still showing the other node.
-    fn watch_authorities(&mut self, now: Now, all_since: Option<Instant>, fx: &mut Vec<Effect>) {
-        let Some(refused_at) = self.takeover.as_ref().map(|t| t.refused_at) else { return };
-        let shown = |since: Instant| {
-            let mut servers = self.witness.servers.iter();
-            servers.all(|s| {
-                let here = s.error.is_none() && s.verdict == Some(crate::engine::evidence::Verdict::Here);
-                here && s.asked.is_some_and(|asked| asked >= since)
-            })
-        };
-        let since = shown(refused_at).then(|| all_since.unwrap_or(now.boot));
-        let enough = since.is_some_and(|since| shown(since + self.setup.propagation));
-        let Some(t) = &mut self.takeover else { return };
-        t.step = Step::Watching { all_since: since };
-        if enough {
-            let epoch = t.epoch;
-            self.proofs.void();
-            self.witness.forget(now.boot);
-            self.say(now, "every authority shows this node", fx);
-            self.step(now, Step::Winning, None, fx);
-            let (seq, since) = (self.durable.seq + 1, now.rfc3339());
-            let entries = vec![Entry::Won { epoch, seq, loss: false }, Entry::Sync { epoch, seq, sync: None, since }];
-            self.record(fx, entries, Then::Takeover);
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::engine::evidence::{self, Seen, Verdict};
 use crate::engine::setup::Mode;
 use crate::engine::status::{
     GateState, GateStatus, JournalStatus, NodeRow, PeerStatus, PostgresStatus, ProcedureStatus, ReplicationStatus,
-    Role, ServerStatus, Snapshot, VerdictWord, VipStatus, WitnessStatus,
+    Role, ServerStatus, Snapshot, VerdictWord, VipStatus, VipWitnessStatus, WitnessStatus,
 };
 use crate::engine::turn::{Now, PeerPg};
 
@@ -52,6 +52,8 @@ impl Guard {
                 role: self.peer.state.as_ref().map(|p| p.role),
                 epoch: self.peer.state.as_ref().map(|p| p.complete.max(p.seen).0),
                 age_ms: self.peer.heard.map(|at| millis(now.boot.since(at))),
+                version: self.peer.state.as_ref().map(|p| p.version.clone()),
+                same_configuration: self.peer.state.as_ref().map(|p| p.digest == self.setup.digest),
             }),
             replication: self.replication_status(),
             procedure: self.procedure_status(now),
@@ -70,6 +72,12 @@ impl Guard {
                 fence: self.durable.fence.0,
             },
             advice: self.advice(now),
+            maintenance: self.durable.maintenance,
+            vip_witness: (self.setup.mode == Mode::VipOnly).then(|| VipWitnessStatus {
+                witness: self.neighbours.witness.map(|address| address.to_string()),
+                age_ms: self.neighbours.asked.map(|at| millis(now.boot.since(at))),
+                error: self.neighbours.error.clone(),
+            }),
             counters: self.counters.clone(),
             turn_running: true,
         }
@@ -107,7 +115,8 @@ impl Guard {
         WitnessStatus {
             mode: match self.setup.mode {
                 Mode::Update => "update".to_owned(),
-                Mode::Observe | Mode::VipOnly => "observe".to_owned(),
+                Mode::Observe => "observe".to_owned(),
+                Mode::VipOnly => "none".to_owned(),
             },
             points_at: seen.and_then(evidence::points_at).cloned(),
             epoch: seen.and_then(evidence::marker_of).map(|m| m.epoch.0),

@@ -2,9 +2,12 @@
 //! when an operator takes it away; a conflict is never defended.
 
 use super::{Guard, RENEW_EVERY};
+use crate::base::ids::Epoch;
 use crate::base::time::{Duration, Instant};
+use crate::engine::setup::Mode;
 use crate::engine::turn::{Effect, Event, Now};
 use crate::wire::arp::kernel_lifetime;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// How much before its kernel lifetime a removal must come to count as somebody's deed.
@@ -15,13 +18,19 @@ const PROBE_AGAIN: Duration = Duration::from_secs(1);
 const HAND_LIMIT: Duration = Duration::from_secs(3);
 /// The kernel's word of our own removal may come so late.
 const OWN_REMOVAL: Duration = Duration::from_secs(1);
-/// When, after binding, it is announced: at once, and again, because one lost frame costs a client 45 s.
-const ANNOUNCE_AFTER: [Duration; 4] =
-    [Duration::from_millis(0), Duration::from_millis(1000), Duration::from_millis(2500), Duration::from_millis(5000)];
+/// When, after binding, it is announced: a burst at once, and again over 5 s: one lost frame costs a client 45 s.
+const ANNOUNCE_AFTER: [Duration; 6] = [
+    Duration::from_millis(0),
+    Duration::from_millis(500),
+    Duration::from_millis(1000),
+    Duration::from_millis(2000),
+    Duration::from_millis(3500),
+    Duration::from_millis(5000),
+];
 /// And then at least once a minute.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(60);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Phase {
     Unbound,
     Probing,
@@ -30,7 +39,7 @@ enum Phase {
 }
 
 /// One VIP.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub(super) struct VipMemory {
     pub(super) address: IpAddr,
     phase: Phase,
@@ -43,11 +52,22 @@ pub(super) struct VipMemory {
     probe_from: Instant,
     announced: usize,
     announce_at: Instant,
-    bound_at: Instant,
+    /// From when the schedule counts: bound, the carrier back, or a stall over.
+    announce_from: Instant,
     error: Option<String>,
     /// When this phase began, and when we last took the address off ourselves.
     since: Instant,
     unbound_at: Instant,
+}
+
+/// The VIP's witnesses as remembered (R3).
+#[derive(Debug, Clone, Hash, Default)]
+pub(super) struct NeighbourMemory {
+    questions: BTreeMap<u64, (Instant, IpAddr, Epoch)>,
+    pub(super) asked: Option<Instant>,
+    pub(super) witness: Option<IpAddr>,
+    /// The last question was answered by nobody, or by somebody else too.
+    pub(super) error: Option<String>,
 }
 
 impl VipMemory {
@@ -62,7 +82,7 @@ impl VipMemory {
             probe_from: Instant::ZERO,
             announced: 0,
             announce_at: Instant::ZERO,
-            bound_at: Instant::ZERO,
+            announce_from: Instant::ZERO,
             error: None,
             since: Instant::ZERO,
             unbound_at: Instant::ZERO,
@@ -71,6 +91,13 @@ impl VipMemory {
 
     pub(super) fn is_bound(&self) -> bool {
         self.phase == Phase::Bound
+    }
+
+    /// The whole schedule from the start.
+    fn announce(&mut self, now: Instant) {
+        self.announced = 0;
+        self.announce_from = now;
+        self.announce_at = now;
     }
 
     /// (Re)sets the kernel lifetime to what the lease leaves.
@@ -112,7 +139,7 @@ impl Guard {
                         fx.push(Effect::AnnounceVip { address: vip.address, burst: vip.announced == 0 });
                         vip.announced += 1;
                         vip.announce_at = match ANNOUNCE_AFTER.get(vip.announced) {
-                            Some(after) => vip.bound_at + *after,
+                            Some(after) => vip.announce_from + *after,
                             None => now + ANNOUNCE_EVERY,
                         };
                     }
@@ -194,9 +221,7 @@ impl Guard {
                 };
                 vip.phase = Phase::Bound;
                 vip.error = None;
-                vip.bound_at = now.boot;
-                vip.announced = 0;
-                vip.announce_at = now.boot;
+                vip.announce(now.boot);
                 self.note(now, fx, "vip_bound", format!("the VIP {address} is bound"));
             }
             Event::VipBindFailed { address, why } => {
@@ -221,8 +246,54 @@ impl Guard {
                 }
             }
             Event::LinkDown => self.link_up = false,
-            Event::LinkUp => self.link_up = true,
+            Event::LinkUp => {
+                self.link_up = true;
+                self.announce_anew(now, fx);
+            }
             _ => {}
+        }
+    }
+
+    /// The carrier came back, or this node stood still: neighbours may have learnt something else, so every bound VIP
+    /// is announced as when it was bound.
+    pub(super) fn announce_anew(&mut self, now: Now, _fx: &mut Vec<Effect>) {
+        for vip in self.vips.iter_mut().filter(|vip| vip.phase == Phase::Bound) {
+            vip.announce(now.boot);
+        }
+    }
+
+    /// VIP only (R3): the witnesses of every bound VIP are asked, from the VIP.
+    pub(super) fn ask_neighbours(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        if self.setup.mode != Mode::VipOnly || !self.durable.is_holder() || self.fenced().is_some() {
+            return;
+        }
+        let bound: Vec<IpAddr> = self.vips.iter().filter(|vip| vip.is_bound()).map(|vip| vip.address).collect();
+        for address in bound {
+            let question = self.id();
+            self.neighbours.questions.insert(question, (now.boot, address, self.durable.complete));
+            let limit = self.setup.poll;
+            fx.push(Effect::AskNeighbour { question, address, limit });
+        }
+    }
+
+    /// ARP only ever prolongs a lease that has not run out, of the epoch it was asked for, on a VIP that stayed bound.
+    pub(super) fn on_neighbour(&mut self, now: Now, question: u64, answer: Result<IpAddr, String>) {
+        let Some((asked, address, epoch)) = self.neighbours.questions.remove(&question) else { return };
+        let stands = epoch == self.durable.complete
+            && self.durable.is_holder()
+            && self.fenced().is_none()
+            && asked >= self.proofs_from
+            && self.vips.iter().any(|vip| vip.address == address && vip.is_bound() && vip.announce_from <= asked);
+        self.neighbours.asked = self.neighbours.asked.max(Some(asked));
+        match answer {
+            Ok(witness) => {
+                self.neighbours.error = None;
+                self.neighbours.witness = Some(witness);
+                if stands && self.proofs.neighboured(asked, now.boot, self.lease()) {
+                    self.counters.neighbour_proofs += 1;
+                }
+            }
+            Err(why) => self.neighbours.error = Some(why),
         }
     }
 

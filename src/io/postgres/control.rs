@@ -12,7 +12,7 @@ use crate::base::ids::{Lsn, SystemId};
 use crate::base::time::Instant;
 use crate::engine::report::ControlData;
 use crate::io::clock;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -71,10 +71,28 @@ pub(super) struct DebianCluster {
     pub(super) config: PathBuf,
 }
 
+impl DebianCluster {
+    /// The unit of postgresql-common that runs it.
+    pub(super) fn unit(&self) -> String {
+        format!("postgresql@{}-{}.service", self.version, self.name)
+    }
+}
+
 impl Cluster {
-    /// A postmaster of this data directory is alive. A pid file, a zombie or a stranger with its number is not.
+    /// A postmaster of this data directory is alive. A pid file, a zombie or a stranger with its number is not. Where it
+    /// cannot be told, one is: nobody may move or change its directory.
     pub fn is_running(&self) -> bool {
-        Postmaster::find(&self.settings.data_dir).is_some()
+        Postmaster::find(&self.settings.data_dir).map_or(true, |found| found.is_some())
+    }
+
+    /// The live postmaster.
+    fn postmaster(&self) -> Result<Option<Postmaster>, PgError> {
+        Postmaster::find(&self.settings.data_dir).map_err(|error| blind(&error))
+    }
+
+    /// Every live process of the cluster.
+    fn processes(&self) -> Result<Vec<Pid>, PgError> {
+        postmaster::processes(&self.settings.data_dir).map_err(|error| blind(&error))
     }
 
     /// What `pg_controldata` says.
@@ -103,7 +121,7 @@ impl Cluster {
     /// reason from its log.
     pub async fn start(&self, limit: Duration) -> Result<(), PgError> {
         let deadline = clock::now() + limit;
-        if !self.is_running() {
+        if self.postmaster()?.is_none() {
             self.launch(limit).await?;
         }
         self.wait_ready(deadline, limit).await
@@ -114,7 +132,7 @@ impl Cluster {
         if !data_dir.join("PG_VERSION").exists() {
             return Err(PgError::Refused(format!("there is no cluster in {}; rejoin makes one", data_dir.display())));
         }
-        if !postmaster::processes(data_dir).is_empty() {
+        if !self.processes()?.is_empty() {
             // Backends that outlived a killed postmaster; a new one beside them would be refused, or worse.
             self.finish_off(KILL_LIMIT).await?;
         }
@@ -125,7 +143,7 @@ impl Cluster {
         {
             tokio::time::sleep(WATCH_EVERY).await;
         }
-        for file in postmaster::clear_stale_locks(data_dir, &lock) {
+        for file in postmaster::clear_stale_locks(data_dir, &lock).map_err(|error| blind(&error))? {
             tracing::info!(file = %file.display(), "removed a stale lock file: its process is not this PostgreSQL");
         }
         let debian = debian_cluster(Path::new(DEBIAN_ETC), data_dir);
@@ -145,7 +163,7 @@ impl Cluster {
                 if !output.ok {
                     return Err(PgError::Failed(format!(
                         "systemd did not start {unit}: {}; see journalctl -u {unit}",
-                        output.last_line()
+                        output.complaint()
                     )));
                 }
                 Ok(())
@@ -200,13 +218,13 @@ impl Cluster {
     /// Already stopped is fine.
     ///
     /// # Errors
-    /// A process cannot even be killed (stuck in the kernel).
+    /// A process cannot even be killed (stuck in the kernel), or nothing can be looked at (no descriptors): call again.
     pub async fn stop(&self, mode: StopMode, limit: Duration) -> Result<Stopped, PgError> {
         let begun = clock::now();
         let data_dir = &self.settings.data_dir;
         let done = |how| Ok(Stopped { how, took: clock::now().since(begun) });
-        let Some(postmaster) = Postmaster::find(data_dir) else {
-            if postmaster::processes(data_dir).is_empty() {
+        let Some(postmaster) = self.postmaster()? else {
+            if self.processes()?.is_empty() {
                 return done(StopHow::AlreadyDown);
             }
             self.finish_off(KILL_LIMIT).await?;
@@ -250,8 +268,7 @@ impl Cluster {
     /// Waits until the postmaster and all its processes are gone.
     async fn gone_by(&self, postmaster: &Postmaster, deadline: Instant) -> bool {
         loop {
-            let data_dir = &self.settings.data_dir;
-            if !postmaster.is_alive(data_dir) && postmaster::processes(data_dir).is_empty() {
+            if postmaster.has_ended() && self.processes().is_ok_and(|left| left.is_empty()) {
                 return true;
             }
             if clock::now() >= deadline {
@@ -266,7 +283,7 @@ impl Cluster {
     /// Kills what is left of the cluster until nothing is.
     async fn finish_off(&self, limit: Duration) -> Result<(), PgError> {
         let deadline = clock::now() + limit;
-        while !postmaster::processes(&self.settings.data_dir).is_empty() {
+        while !self.processes()?.is_empty() {
             if clock::now() >= deadline {
                 return Err(PgError::Failed(
                     "processes of PostgreSQL do not even die of SIGKILL; look at its disks, or restart the machine"
@@ -294,7 +311,7 @@ impl Cluster {
         }
         // sd_booted(3): the directory exists only where systemd is the init.
         if let Some(debian) = debian.filter(|_| Path::new("/run/systemd/system").is_dir()) {
-            let unit = format!("postgresql@{}-{}.service", debian.version, debian.name);
+            let unit = debian.unit();
             let mut command = tool::command("systemctl");
             command.args(["show", "--property=LoadState", "--value", &unit]);
             if let Ok(output) = tool::run(command, "systemctl show", LOOK_LIMIT).await
@@ -315,6 +332,11 @@ impl Cluster {
             .filter(|path| fs::OpenOptions::new().append(true).open(path).is_ok())
             .unwrap_or_else(|| self.state_dir.join(format!("postgresql-{}.log", self.node)))
     }
+}
+
+/// Whether PostgreSQL runs cannot be seen.
+fn blind(error: &std::io::Error) -> PgError {
+    PgError::Failed(format!("it cannot be seen whether PostgreSQL runs: {error}; free descriptors or memory"))
 }
 
 fn command_of(list: &[String]) -> Result<tokio::process::Command, PgError> {

@@ -13,6 +13,7 @@
 //! | `standby` | promote, demote, make a standby, follow |
 //! | `role` | the replication role, slots, facts for a clone |
 //! | `clone` | a fresh copy beside the old directory, then the swap |
+//! | `survey` | the facts that `doctor` judges |
 //! | `tool`, `files` | child processes with a time limit; durable writes |
 //!
 //! **Invariants:** a child process always has a time limit; no secret is in an argument, an environment variable, an
@@ -28,13 +29,15 @@ mod role;
 mod session;
 mod settings;
 mod standby;
-mod tool;
+mod survey;
+pub(in crate::io) mod tool;
 
 pub use clone::SET_ASIDE_INFIX;
 pub use control::{StopHow, StopMode, Stopped};
 pub use role::SourceFacts;
 pub use session::{PgLost, Watcher, watch};
 pub use settings::slot_name;
+pub use survey::{DatabaseFacts, HbaRule, Lowered, Survey};
 
 use crate::base::config::{Config, Node, NodePostgres, Secret};
 use crate::base::ids::NodeName;

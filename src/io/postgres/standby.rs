@@ -12,6 +12,8 @@ use std::time::Duration;
 const WATCH_EVERY: Duration = Duration::from_millis(10);
 /// Short questions to a PostgreSQL that is believed to answer; after that it counts as hung.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// Whether it is a standby already is asked before a stop: one that is hung is not waited for long.
+const ROLE_LIMIT: Duration = Duration::from_secs(2);
 
 impl Cluster {
     /// Makes the local standby a writable primary; all received WAL is replayed first. Resumes a paused replay.
@@ -44,6 +46,8 @@ impl Cluster {
     /// Ends the primary's service: stops it (fast for `stop_limit`, then harder) and starts it as a hot standby that
     /// follows `peer`, or nobody. A cluster that is already in recovery is only told whom to follow.
     ///
+    /// A disk too full for `standby.signal` does not keep it running: then it is stopped, and stays so.
+    ///
     /// # Errors
     /// From the first moment on a restart of PostgreSQL gives a standby, also when this fails half-way; call again.
     pub async fn demote(
@@ -52,12 +56,14 @@ impl Cluster {
         stop_limit: Duration,
         start_limit: Duration,
     ) -> Result<Stopped, PgError> {
-        if self.is_running() && self.is_in_recovery(ASK_LIMIT.min(stop_limit)).await == Some(true) {
+        if self.is_running() && self.is_in_recovery(ROLE_LIMIT.min(stop_limit)).await == Some(true) {
             self.follow(peer, start_limit).await?;
             return Ok(Stopped { how: super::StopHow::AlreadyDown, took: Duration::ZERO });
         }
-        write_signal(&self.settings.data_dir)?;
+        // Before the stop, so that whoever restarts it gets a standby; but the stop waits for no disk.
+        let signal = write_signal(&self.settings.data_dir);
         let stopped = self.stop(StopMode::Fast, stop_limit).await?;
+        signal?;
         self.make_standby(peer)?;
         self.start(start_limit).await?;
         if peer.is_some() {
@@ -117,10 +123,13 @@ impl Cluster {
         self.session(limit).await?.value(sql, limit).await.map(|_| ())
     }
 
-    /// `None`: it does not say.
+    /// `None`: it does not say within `limit`.
     async fn is_in_recovery(&self, limit: Duration) -> Option<bool> {
-        let session = self.session(limit).await.ok()?;
-        Some(session.value("SELECT pg_is_in_recovery()", limit).await.ok()? == "t")
+        let asking = async {
+            let session = self.session(limit).await.ok()?;
+            Some(session.value("SELECT pg_is_in_recovery()", limit).await.ok()? == "t")
+        };
+        tokio::time::timeout(limit, asking).await.ok().flatten()
     }
 }
 

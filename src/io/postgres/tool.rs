@@ -15,22 +15,31 @@ const OUTPUT_LIMIT: usize = 64 * 1024;
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a child said.
-pub(super) struct Output {
-    pub(super) ok: bool,
-    pub(super) out: String,
-    pub(super) err: String,
+pub(in crate::io) struct Output {
+    pub(in crate::io) ok: bool,
+    pub(in crate::io) out: String,
+    pub(in crate::io) err: String,
 }
 
 impl Output {
     /// The last line that says something: what a person needs to see.
-    pub(super) fn last_line(&self) -> String {
+    pub(in crate::io) fn last_line(&self) -> String {
         let line = |text: &str| text.lines().rev().map(str::trim).find(|l| !l.is_empty()).map(str::to_owned);
         line(&self.err).or_else(|| line(&self.out)).unwrap_or_else(|| "no message".to_owned())
     }
 }
 
+impl Output {
+    /// What systemctl complains of: its last line only says where to read on.
+    pub(in crate::io) fn complaint(&self) -> String {
+        let told = |line: &&str| !line.is_empty() && !line.starts_with("See ");
+        let lines: Vec<&str> = self.err.lines().map(str::trim).filter(told).collect();
+        if lines.is_empty() { self.last_line() } else { lines.join("; ") }
+    }
+}
+
 /// A command whose environment holds nothing of ours (no `PG*` variable reaches libpq) and whose messages are English.
-pub(super) fn command(program: impl AsRef<OsStr>) -> Command {
+pub(in crate::io) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("LC_ALL", "C").env("PATH", SEARCH_PATH);
     // libpq looks for ~/.postgresql/root.crt and certificates there.
@@ -42,14 +51,14 @@ pub(super) fn command(program: impl AsRef<OsStr>) -> Command {
 }
 
 /// Kills the whole process group when dropped before the child was reaped: `pg_basebackup` forks a helper.
-pub(super) struct Group(Option<Pid>);
+pub(in crate::io) struct Group(Option<Pid>);
 
 impl Group {
-    pub(super) fn of(child: &tokio::process::Child) -> Group {
+    pub(in crate::io) fn of(child: &tokio::process::Child) -> Group {
         Group(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
     }
     /// The leader was reaped: its number may belong to somebody else from now on.
-    pub(super) fn reaped(&mut self) {
+    pub(in crate::io) fn reaped(&mut self) {
         self.0 = None;
     }
 }
@@ -62,7 +71,7 @@ impl Drop for Group {
 }
 
 /// Runs `command` to its end, or kills it at `limit`. `what` names it in errors.
-pub(super) async fn run(mut command: Command, what: &str, limit: Duration) -> Result<Output, PgError> {
+pub(in crate::io) async fn run(mut command: Command, what: &str, limit: Duration) -> Result<Output, PgError> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| not_started(what, &error))?;
     let mut group = Group::of(&child);
@@ -78,7 +87,7 @@ pub(super) async fn run(mut command: Command, what: &str, limit: Duration) -> Re
 
 /// The same for a command that may leave a daemon behind: its output goes to a file, because a PostgreSQL that
 /// inherits a pipe of ours would die of it one day, and nobody but the command itself is killed at the limit.
-pub(super) async fn run_detached(
+pub(in crate::io) async fn run_detached(
     mut command: Command,
     what: &str,
     log: &std::path::Path,
@@ -103,7 +112,7 @@ pub(super) async fn run_detached(
     Ok(Output { ok: status.success(), out: String::new(), err })
 }
 
-pub(super) fn not_started(what: &str, error: &std::io::Error) -> PgError {
+pub(in crate::io) fn not_started(what: &str, error: &std::io::Error) -> PgError {
     PgError::Failed(format!("{what} could not be started: {error}; check bin_dir of this node"))
 }
 
@@ -121,9 +130,25 @@ async fn tail(stream: Option<impl AsyncRead + Unpin>) -> String {
 }
 
 /// Appends, dropping from the front what exceeds [`OUTPUT_LIMIT`].
-pub(super) fn keep_tail(kept: &mut Vec<u8>, more: &[u8]) {
+pub(in crate::io) fn keep_tail(kept: &mut Vec<u8>, more: &[u8]) {
     kept.extend_from_slice(more);
     if kept.len() > OUTPUT_LIMIT {
         kept.drain(..kept.len() - OUTPUT_LIMIT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn systemctl_is_quoted_without_its_advice() {
+        let said = |err: &str| Output { ok: false, out: String::new(), err: err.to_owned() }.complaint();
+        let denied =
+            "Failed to start x.service: Access denied\nSee system logs and 'systemctl status x' for details.\n";
+        assert_eq!(said(denied), "Failed to start x.service: Access denied");
+        assert_eq!(said("Job for a failed.\nSee \"a\".\nJob for b failed.\n"), "Job for a failed.; Job for b failed.");
+        assert_eq!(said("See alone"), "See alone");
+        assert_eq!(said(""), "no message");
     }
 }

@@ -182,6 +182,8 @@ fn counters(registry: &mut Registry, snapshot: &Snapshot) {
         ("witness_proofs", "Proofs from the witness", c.witness_proofs),
         ("witness_silences", "Questions the witness left unanswered", c.witness_silent),
         ("peer_pledges", "Pledges from the peer", c.peer_pledges),
+        ("vip_witness_proofs", "Answers of the VIP's witnesses that prolonged the lease", c.neighbour_proofs),
+        ("pauses_seen", "Pauses of this machine that the witness's signed time betrayed", c.pauses_seen),
         ("peer_refused_connections", "Peer connections refused", c.peer_refused_connections),
         ("sessions_accepted", "Client sessions since the daemon started", c.sessions_total),
         ("auth_failures", "Clients whose authentication failed", c.auth_failures),

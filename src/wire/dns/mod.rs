@@ -63,7 +63,7 @@ fn parse_name(text: &str) -> Result<Name, String> {
 }
 
 /// Both record sets of the service as they were read: the prerequisite of the next update.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct RecordPair {
     /// Data of A and AAAA together, sorted.
     pub addresses: Vec<IpAddr>,
@@ -112,7 +112,7 @@ fn split_text(text: &str) -> Text {
 }
 
 /// What one server said when asked for A, AAAA and TXT at once.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Reading {
     pub pair: RecordPair,
     /// Of the zone, where an answer carried it (each answer without data does).

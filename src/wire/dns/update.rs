@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 /// How an update ended. Only the first two say what the server did; `Refused` and `NotSent` say that it surely did
 /// nothing; after `Unknown` it may have landed or land yet, which another update settles (rule R2), never a reading.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum UpdateOutcome {
     /// Verified NOERROR: it stands.
     Done,

@@ -54,6 +54,8 @@ pub fn active() -> Snapshot {
             role: Some(Role::Passive),
             epoch: Some(7),
             age_ms: Some(120),
+            version: Some("0.1.0".into()),
+            same_configuration: Some(true),
         }),
         replication: ReplicationStatus {
             mode: "synchronous".into(),
@@ -75,6 +77,8 @@ pub fn active() -> Snapshot {
         postgres: PostgresStatus { up: true, role: Some("primary".into()), error: None, streaming: false },
         journal: JournalStatus { refused: 6, won: 7, complete: 7, fence: 6 },
         advice: None,
+        maintenance: false,
+        vip_witness: None,
         counters: Counters { gate_openings: 2, gate_cuts: 1, witness_proofs: 4711, ..Counters::default() },
         turn_running: true,
     }
@@ -101,6 +105,8 @@ pub fn passive() -> Snapshot {
         role: Some(Role::Active),
         epoch: Some(7),
         age_ms: Some(90),
+        version: Some("0.1.0".into()),
+        same_configuration: Some(true),
     });
     s.postgres = PostgresStatus { up: true, role: Some("standby".into()), error: None, streaming: true };
     s

@@ -199,6 +199,8 @@ fn snapshot() -> Snapshot {
         journal: JournalStatus::default(),
         advice: None,
         turn_running: true,
+        maintenance: false,
+        vip_witness: None,
         counters: Counters::default(),
     }
 }

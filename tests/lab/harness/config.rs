@@ -32,10 +32,17 @@ pub struct Options {
     pub poll: &'static str,
     pub margin: &'static str,
     pub mode: &'static str,
-    /// Further lines of `[dns]`.
-    pub dns: &'static str,
+    /// Further lines of `[dns]`; `None`: no such section, a service with a VIP alone.
+    pub dns: Option<&'static str>,
+    /// Further lines of `[vip]` and `[fence]`; `{dir}` is the lab's folder.
+    pub vip_lines: &'static str,
+    pub fence: &'static str,
     /// Further lines for the end of the file (whole tables).
     pub extra: &'static str,
+    /// Further lines of `[service]`.
+    pub service: &'static str,
+    /// The first node runs systemd as its PID 1 (see [`super::host::Boot`]).
+    pub systemd: bool,
 }
 
 impl Options {
@@ -53,14 +60,18 @@ impl Options {
             poll: "1s",
             margin: "200ms",
             mode: "synchronous",
-            dns: "",
+            dns: Some(""),
+            vip_lines: "",
+            fence: "",
             extra: "",
+            service: "",
+            systemd: false,
         }
     }
 
     /// The same with `dns.mode = "observe"`: a person edits the record.
     pub fn observed(name: &'static str) -> Options {
-        Options { dns: "mode = \"observe\"\n", ..Options::new(name) }
+        Options { dns: Some("mode = \"observe\"\n"), ..Options::new(name) }
     }
 
     /// The same on a network without IPv4.
@@ -70,6 +81,11 @@ impl Options {
 
     pub fn with_vip(name: &'static str) -> Options {
         Options { vip: true, ..Options::new(name) }
+    }
+
+    /// A VIP and no DNS (R3); the DNS host, which is no node, is the ARP witness. Its DNS server runs all the same.
+    pub fn vip_only(name: &'static str) -> Options {
+        Options { dns: None, vip_lines: "witness = [\"192.0.2.53\"]\n", ..Options::with_vip(name) }
     }
 }
 
@@ -113,10 +129,11 @@ pub fn text(options: &Options, lab_dir: &Path, own: usize) -> Outcome<String> {
     let second = options.secondary.then(|| at(&address_of(options.ipv6, SECONDARY), 53));
     let servers: Vec<String> = [Some(first), second].into_iter().flatten().map(|at| format!("\"{at}\"")).collect();
     let servers = servers.join(", ");
-    let Options { lease, poll, margin, mode, dns, .. } = options;
+    let Options { lease, poll, margin, mode, vip_lines, service, .. } = options;
+    let fence = options.fence.replace("{dir}", &dir.to_string());
     let mut text = format!(
         "state_dir   = \"{dir}/{own_dir}/state\"\nruntime_dir = \"{dir}/{own_dir}/run\"\n\n\
-         [service]\nname   = \"{SERVICE}\"\nlisten = [\"{any}:6432\"]\n\n"
+         [service]\nname   = \"{SERVICE}\"\nlisten = [\"{any}:6432\"]\n{service}\n"
     );
     for (name, last) in options.nodes.iter().zip([11, 12]) {
         let address = address_of(options.ipv6, last);
@@ -126,20 +143,23 @@ pub fn text(options: &Options, lab_dir: &Path, own: usize) -> Outcome<String> {
              bin_dir = \"{bin_dir}\"\n\n"
         ));
     }
-    text.push_str(&format!(
-        "[cluster]\nkey_file = \"{dir}/cluster.key\"\n\n[auth]\nhba_file = \"{dir}/hba.conf\"\n\n\
-         [dns]\nzone = \"{ZONE}\"\nservers = [{servers}]\npoll = \"{poll}\"\nttl = \"5s\"\n\
-         tsig_key_file = \"{dir}/tsig.key\"\n{dns}\n"
-    ));
+    text.push_str(&format!("[cluster]\nkey_file = \"{dir}/cluster.key\"\n\n[auth]\nhba_file = \"{dir}/hba.conf\"\n\n"));
+    if let Some(dns) = options.dns {
+        text.push_str(&format!(
+            "[dns]\nzone = \"{ZONE}\"\nservers = [{servers}]\npoll = \"{poll}\"\nttl = \"5s\"\n\
+             tsig_key_file = \"{dir}/tsig.key\"\n{dns}\n"
+        ));
+    }
     if options.witness == Kind::Embedded {
         let first = options.nodes[0];
         text.push_str(&format!("[witness]\nlisten = [\"{dns_door}\"]\nns = \"ns.{ZONE}\"\nactive = \"{first}\"\n\n"));
     }
     if options.vip {
-        text.push_str("[vip]\naddress = \"192.0.2.100/24\"\ninterface = \"eth0\"\n\n");
+        let address = if vip_lines.contains("address =") { "" } else { "address = \"192.0.2.100/24\"\n" };
+        text.push_str(&format!("[vip]\n{address}interface = \"eth0\"\n{vip_lines}\n"));
     }
     text.push_str(&format!(
-        "[fence]\nlease = \"{lease}\"\nmargin = \"{margin}\"\n\n\
+        "[fence]\nlease = \"{lease}\"\nmargin = \"{margin}\"\n{fence}\n\
          [replication]\nmode = \"{mode}\"\npassword_file = \"{dir}/replication.pass\"\n\n\
          [status]\nlisten = \"{any}:6434\"\n{}",
         options.extra

@@ -16,10 +16,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// PID 1 of a machine: sets name and resolver, then reaps whatever ends until the lifeline closes.
+/// PID 1 of a machine: sets name and resolver, then reaps whatever ends until the lifeline closes. Pids start elsewhere
+/// after each boot, or the lock files of the former life would name processes of this one.
 const INIT: &str = r#"
 trap '' HUP INT TERM
 hostname "$1"
+{ echo $(($(date +%s) % 1000 * 30 + 300)) >/proc/sys/kernel/ns_last_pid; } 2>/dev/null
 mount --bind "$2" /etc/resolv.conf 2>/dev/null
 exec 3<&0
 cat <&3 >/dev/null &
@@ -27,6 +29,30 @@ lifeline=$!
 exec 3<&-
 while kill -0 $lifeline 2>/dev/null; do wait $lifeline; done
 "#;
+
+/// A machine with a real service manager: systemd-nspawn over this very machine's root, read-only below and forgotten
+/// at the end. The bind mount of the root lives in a mount namespace of its own: nobody outside ever sees it. The
+/// cgroup is the container's own, because two systemd in one would stop each other's services.
+const CONTAINER: &str = r#"
+name=$1; ns=$2; lab=$3
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then cg=/sys/fs/cgroup/$ns; else cg=/sys/fs/cgroup/systemd/$ns; fi
+mkdir -p "$cg"
+mount --bind / /mnt || exit 1
+sh -c 'echo 0 >"$1/cgroup.procs"; shift; exec "$@"' start "$cg" systemd-nspawn --quiet --directory=/mnt \
+    --volatile=overlay --register=no --keep-unit --machine="$name" --network-namespace-path="/run/netns/$ns" \
+    --bind="$lab" --resolv-conf=off --bind-ro="$lab/resolv.conf:/etc/resolv.conf" --console=pipe \
+    --boot -- --unit=basic.target
+find "$cg" -depth -type d -exec rmdir {} + 2>/dev/null
+"#;
+
+/// What a machine's PID 1 is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Boot {
+    /// A shell that reaps; enough for programs that need no service manager.
+    Shell,
+    /// systemd with its bus and polkit, and no service but those the test writes.
+    Systemd,
+}
 
 /// Waits for the lab's end, then removes what it made: processes by namespace, namespaces, directory.
 const JANITOR: &str = r#"
@@ -115,18 +141,27 @@ pub struct Host {
     /// The lab's directory.
     pub lab_dir: PathBuf,
     lifeline: Arc<PipeReader>,
+    boot: Boot,
     init: Mutex<Option<Init>>,
 }
 
 impl Host {
     /// Plugs the machine in and powers it on.
-    pub fn new(name: &str, plug: Plug, switch: &Switch, lab_dir: &Path, lifeline: PipeReader) -> Outcome<Host> {
+    pub fn new(
+        name: &str,
+        plug: Plug,
+        switch: &Switch,
+        lab_dir: &Path,
+        lifeline: PipeReader,
+        boot: Boot,
+    ) -> Outcome<Host> {
         let host = Host {
             name: name.to_owned(),
             plug,
             switch: switch.clone(),
             lab_dir: lab_dir.to_owned(),
             lifeline: Arc::new(lifeline),
+            boot,
             init: Mutex::new(None),
         };
         host.power_on()?;
@@ -144,6 +179,15 @@ impl Host {
     /// A fresh boot: new namespaces, nothing running, the same disks and the same MAC address.
     pub fn power_on(&self) -> Outcome {
         self.switch.plug_in(&self.plug)?;
+        let init = match self.boot {
+            Boot::Shell => self.boot_shell()?,
+            Boot::Systemd => self.boot_systemd()?,
+        };
+        *self.init.lock().unwrap_or_else(PoisonError::into_inner) = Some(init);
+        Ok(())
+    }
+
+    fn boot_shell(&self) -> Outcome<Init> {
         let mut parent = Command::new("ip")
             .args(["netns", "exec", self.ns(), "unshare", "--pid", "--fork", "--uts", "--mount-proc"])
             .args(["--propagation", "slave", "--kill-child", "--", "sh", "-c", INIT, "init", &self.name])
@@ -169,8 +213,36 @@ impl Host {
             let _ = parent.wait();
             return Err(Fail(format!("{} does not boot: {ready:?}", self.name)));
         };
-        *self.init.lock().unwrap_or_else(PoisonError::into_inner) = Some(Init { parent, pid });
-        Ok(())
+        Ok(Init { parent, pid })
+    }
+
+    fn boot_systemd(&self) -> Outcome<Init> {
+        let log = fs::File::create(self.lab_dir.join(format!("{}-systemd.log", self.name)))?;
+        let mut parent = Command::new("unshare")
+            .args(["--mount", "--", "sh", "-c", CONTAINER, "container", &self.name, self.ns()])
+            .arg(&self.lab_dir)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .current_dir("/")
+            .process_group(0)
+            .spawn()?;
+        let mut pid = None;
+        let ready = wait_until(secs(20), "systemd to have booted", || {
+            let pids = super::sys::run(&["ip", "netns", "pids", self.ns()])?;
+            pid = pids.split_whitespace().filter_map(|word| word.parse().ok()).find(|pid| inner_pid(*pid) == Some(1));
+            let Some(pid) = pid else { return Ok(false) };
+            Ok(Path::new(&format!("/proc/{pid}/root/run/dbus/system_bus_socket")).exists())
+        });
+        match (pid, ready) {
+            (Some(pid), Ok(_)) => Ok(Init { parent, pid }),
+            (pid, ready) => {
+                let _ = pid.map(|pid| send(pid, Signal::KILL));
+                let _ = parent.kill();
+                let _ = parent.wait();
+                Err(Fail(format!("{} does not boot: {ready:?}", self.name)))
+            }
+        }
     }
 
     /// Pulls the plug: first the wire (a dead machine sends no farewell), then every process, then the namespaces.
@@ -183,6 +255,7 @@ impl Host {
         let namespace = fs::read_link(format!("/proc/{}/ns/pid", init.pid))?;
         send(init.pid, Signal::KILL)?;
         init.parent.wait()?;
+        wake_doors(init.pid);
         wait_until(secs(5), "every process of the machine gone", || Ok(processes_in(&namespace).is_empty()))?;
         self.switch.unplug(&self.plug);
         Ok(dark)
@@ -229,7 +302,23 @@ impl Host {
         for pid in self.processes()? {
             let _ = send(pid, Signal::CONT);
         }
+        wake_doors(self.init_pid()?);
         Ok(start)
+    }
+
+    /// Processes of the machine with this command name (`/proc/PID/comm`), as pids seen from here.
+    pub fn named(&self, name: &str) -> Outcome<Vec<i32>> {
+        let comm = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        Ok(self.processes()?.into_iter().filter(|pid| comm(*pid).trim_end() == name).collect())
+    }
+
+    /// Processes of the machine whose command line (`/proc/PID/cmdline`, PostgreSQL's titles too) holds the text.
+    pub fn titled(&self, text: &str) -> Outcome<Vec<i32>> {
+        let title = |pid: i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).replace('\0', " ")
+        };
+        Ok(self.processes()?.into_iter().filter(|pid| title(*pid).contains(text)).collect())
     }
 
     pub fn link_down(&self) -> Outcome<Instant> {
@@ -326,6 +415,7 @@ impl Drop for Host {
         if let Some(mut init) = init {
             let _ = send(init.pid, Signal::KILL);
             let _ = init.parent.wait();
+            wake_doors(init.pid);
         }
     }
 }
@@ -349,6 +439,69 @@ pub fn as_user(user: &str) -> Vec<String> {
 pub fn send(pid: i32, signal: Signal) -> Outcome {
     let pid = Pid::from_raw(pid).ok_or("pid 0 is not a process of the lab")?;
     Ok(kill_process(pid, signal)?)
+}
+
+/// SIGSTOP to these processes; returns when every thread of all of them stands still.
+pub fn stop_all(pids: &[i32]) -> Outcome<Instant> {
+    for pid in pids {
+        send(*pid, Signal::STOP)?;
+    }
+    wait_until(secs(3), "stopped processes to stand still", || Ok(pids.iter().all(|pid| stands_still(*pid))))?;
+    Ok(now())
+}
+
+/// SIGCONT to these processes, those that are gone left out. Returns the moment before the first.
+pub fn continue_all(pids: &[i32]) -> Instant {
+    let start = now();
+    for pid in pids {
+        let _gone_is_fine = send(*pid, Signal::CONT);
+    }
+    start
+}
+
+/// Sets the limit of file descriptors of a running process (prlimit); returns the soft one before.
+pub fn descriptors_limit(pid: i32, limit: u64) -> Outcome<u64> {
+    set_limit(pid, "nofile", limit)
+}
+
+/// Sets the limit of processes of a running process's user, for that process alone; returns the soft one before.
+pub fn processes_limit(pid: i32, limit: u64) -> Outcome<u64> {
+    set_limit(pid, "nproc", limit)
+}
+
+/// The soft limit alone, so that it can be raised again; as the user that the daemon became, who needs no right for it.
+fn set_limit(pid: i32, name: &str, limit: u64) -> Outcome<u64> {
+    let (pid, flag) = (pid.to_string(), format!("--{name}"));
+    let prlimit = |words: &[&str]| {
+        let mut line = as_user(super::postgres::SYSTEM_USER);
+        line.extend(["prlimit", "--pid", &pid].map(str::to_owned));
+        line.extend(words.iter().map(|word| (*word).to_owned()));
+        super::sys::run(&line.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let before = prlimit(&[&flag, "-o", "SOFT", "--noheadings"])?;
+    prlimit(&[&format!("{flag}={limit}:")])?;
+    Ok(before.trim().parse().unwrap_or(1_000_000))
+}
+
+fn stands_still(pid: i32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    let state = |path: PathBuf| fs::read_to_string(path.join("stat")).ok()?.rsplit_once(") ")?.1.chars().next();
+    threads.flatten().all(|thread| state(thread.path()).is_none_or(|state| matches!(state, 'T' | 't' | 'Z' | 'X')))
+}
+
+/// An `nsenter` whose command is stopped with its machine stops itself, outside the machine, where nobody would wake it
+/// and its caller would wait for ever. Continues those of our own that entered the machine with this PID 1.
+fn wake_doors(init: i32) {
+    let Ok(threads) = fs::read_dir("/proc/self/task") else { return };
+    for thread in threads.flatten() {
+        let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        for pid in children.split_whitespace().filter_map(|word| word.parse::<i32>().ok()) {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            if line.starts_with(format!("nsenter\0-t\0{init}\0").as_bytes()) && is_stopped(pid) {
+                let _ = send(pid, Signal::CONT);
+            }
+        }
+    }
 }
 
 /// Is the process there and not a zombie?

@@ -15,13 +15,14 @@ pub mod host;
 pub mod net;
 pub mod node;
 pub mod postgres;
+pub mod raw;
 pub mod sys;
 pub mod watch;
 pub mod witness;
 
 use config::{Keys, Options};
 use dns_relay::DnsRelay;
-use host::{Host, Lifeline};
+use host::{Boot, Host, Lifeline};
 use net::{Plug, Switch};
 use node::Node;
 use std::fs;
@@ -67,8 +68,9 @@ impl Lab {
         fs::write(dir.join("resolv.conf"), resolver)?;
         let switch = Switch::build(&prefix)?;
         let [plug_a, plug_b, plug_dns, plug_client] = plugs;
-        let boot = |name: &str, plug: Plug| Host::new(name, plug, &switch, &dir, lifeline.reader()?);
-        let a = Node::new(boot(first, plug_a)?)?;
+        let boot = |name: &str, plug: Plug| Host::new(name, plug, &switch, &dir, lifeline.reader()?, Boot::Shell);
+        let init = if options.systemd { Boot::Systemd } else { Boot::Shell };
+        let a = Node::new(Host::new(first, plug_a, &switch, &dir, lifeline.reader()?, init)?)?;
         let b = Node::new(boot(second, plug_b)?)?;
         let dns = boot("dns", plug_dns)?;
         let client = boot("client", plug_client)?;

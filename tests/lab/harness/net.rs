@@ -142,6 +142,16 @@ impl Switch {
         Ok(())
     }
 
+    /// Drops everything from one host to another; the other way stays open.
+    pub fn cut_from(&self, from: &Plug, to: &Plug) -> Outcome {
+        self.nft(&format!("add rule bridge lab cuts iifname {} oifname {} drop", from.port, to.port))
+    }
+
+    /// Loses this many per cent of all packets between hosts, at random.
+    pub fn lose(&self, percent: u32) -> Outcome {
+        self.nft(&format!("add rule bridge lab cuts numgen random mod 100 < {percent} drop"))
+    }
+
     /// Undoes every cut made with nftables.
     pub fn heal(&self) -> Outcome {
         self.nft("flush chain bridge lab cuts")

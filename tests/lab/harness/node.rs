@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::{Mutex, PoisonError};
 
@@ -105,6 +105,21 @@ impl Node {
         line
     }
 
+    /// Changes the configuration file; for the next start of the daemon.
+    pub fn reconfigure(&self, from: &str, to: &str) -> Outcome {
+        let text = std::fs::read_to_string(&self.config)?;
+        if !text.contains(from) {
+            return Err(Fail(format!("{} has no {from:?}", self.config.display())));
+        }
+        Ok(std::fs::write(&self.config, text.replacen(from, to, 1))?)
+    }
+
+    /// A file of its `state_dir` as the machine itself has it, mounts included.
+    pub fn state_seen_from_here(&self, file: &str) -> Outcome<PathBuf> {
+        let inside = self.dir.join("state").join(file);
+        Ok(PathBuf::from(format!("/proc/{}/root{}", self.host.init_pid()?, inside.display())))
+    }
+
     /// The node's gate as clients dial it by address.
     pub fn gate(&self) -> Outcome<SocketAddr> {
         Ok(net::at(self.address(), GATE_PORT).parse()?)
@@ -112,10 +127,15 @@ impl Node {
 
     /// Starts the daemon as root, as a unit without a service manager would, and waits until its status page answers.
     pub fn start_daemon(&self) -> Outcome {
+        self.start_daemon_with_log(&self.log)
+    }
+
+    /// The same with its standard error elsewhere: a pipe that nobody reads, for one.
+    pub fn start_daemon_with_log(&self, log: &Path) -> Outcome {
         let filter = std::env::var("LAB_LOG").unwrap_or_else(|_| "info".to_owned());
         let line = self.command_line(&["daemon"]);
         let words: Vec<&str> = line.iter().map(String::as_str).collect();
-        let pid = self.host.spawn(&self.log, &[("RUST_LOG", &filter)], &words)?;
+        let pid = self.host.spawn(log, &[("RUST_LOG", &filter)], &words)?;
         *self.daemon.lock().unwrap_or_else(PoisonError::into_inner) = Some(pid);
         wait_until(secs(10), &format!("the daemon on {} to answer", self.name()), || {
             Ok(!is_alive(pid) || self.status().map(|_| true)?)
@@ -149,10 +169,17 @@ impl Node {
         daemon.ok_or_else(|| Fail(format!("no daemon was started on {}", self.name())))
     }
 
-    /// The machine loses power: wire, then every process. Returns the moment the wire went dark.
+    /// The machine loses power: wire, then every process, then what lay in memory (sockets and their lock files under
+    /// /run). Returns the moment the wire went dark.
     pub fn power_off(&self) -> Outcome<Instant> {
         self.daemon.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.host.power_off()
+        let dark = self.host.power_off()?;
+        for folder in [&self.postgres.socket_dir, &self.dir.join("run")] {
+            for entry in std::fs::read_dir(folder)?.flatten().filter(|entry| !entry.path().is_dir()) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(dark)
     }
 
     /// Boots the machine as its units would: the daemon, and PostgreSQL only if `may-start-primary` allows it.

@@ -23,12 +23,18 @@ GRANT EXECUTE ON FUNCTION pg_ls_dir(text, boolean, boolean), pg_stat_file(text, 
 CREATE ROLE app LOGIN PASSWORD 'lab-app';
 ";
 
+/// R4: a cancel from the side ends a commit's wait for the standby.
+const NO_CANCEL_SQL: &str = "REVOKE EXECUTE ON FUNCTION pg_cancel_backend(integer) FROM PUBLIC";
+
 /// Clients come through the gate (over the socket, with the role's own secret); only replication comes by network.
-const HBA: &str = "\
+/// This is the setting that docs/operations.md recommends (R7).
+pub const HBA: &str = "\
 local   all           postgres                    peer
 local   all           all                         scram-sha-256
-host    replication   replicator   192.0.2.0/24   scram-sha-256
-host    replication   replicator   2001:db8:2::/64   scram-sha-256
+host    replication   replicator   192.0.2.11/32  scram-sha-256
+host    replication   replicator   192.0.2.12/32  scram-sha-256
+host    replication   replicator   2001:db8:2::11/128  scram-sha-256
+host    replication   replicator   2001:db8:2::12/128  scram-sha-256
 ";
 
 /// The newest PostgreSQL server installed the Debian way.
@@ -147,7 +153,7 @@ impl Cluster {
 
     fn configure(&self, address: &str) -> Outcome {
         let text = format!(
-            "listen_addresses = '{address}'\nport = {PORT}\nunix_socket_directories = '{sock}'\n\
+            "listen_addresses = 'localhost, {address}'\nport = {PORT}\nunix_socket_directories = '{sock}'\n\
              max_connections = 60\nshared_buffers = 32MB\nwal_level = replica\nmax_wal_senders = 10\n\
              max_replication_slots = 10\nwal_keep_size = 512MB\nmax_wal_size = 512MB\nhot_standby = on\n\
              wal_log_hints = on\nfsync = on\npassword_encryption = 'scram-sha-256'\n\
@@ -169,6 +175,10 @@ impl Cluster {
         self.configure(host.address())?;
         self.start(host)?;
         self.sql("postgres", FIRST_SQL)?;
+        // Each database has its own privileges; the first one is where databases to come are copied from.
+        for database in ["template1", "postgres"] {
+            self.sql(database, NO_CANCEL_SQL)?;
+        }
         self.sql("postgres", "CREATE DATABASE app OWNER app").map(drop)
     }
 
@@ -197,8 +207,15 @@ impl Cluster {
         .map(drop)
     }
 
-    /// `pg_ctl start`, as a PostgreSQL unit would.
+    /// `pg_ctl start`, as a PostgreSQL unit would; Debian's `pg_ctlcluster` removes a pid file that names no PostgreSQL,
+    /// and the sockets of a former boot went with /run.
     pub fn start(&self, host: &Host) -> Outcome {
+        let runs = host.named("postgres")?.len() > 1;
+        for file in [self.data_dir.join("postmaster.pid"), self.socket_dir.join(format!(".s.PGSQL.{PORT}.lock"))] {
+            if !runs && file.exists() {
+                fs::remove_file(&file)?;
+            }
+        }
         let tool = Template::once()?.bin_dir.join("pg_ctl").display().to_string();
         let data = self.data_dir.display().to_string();
         let early = self.node_dir.join("pglog/start.log").display().to_string();
@@ -230,6 +247,35 @@ impl Cluster {
         }
         let error = String::from_utf8_lossy(&output.stderr);
         Err(Fail(format!("{sql:?} over {socket}: {} {}", output.status, error.trim())))
+    }
+
+    /// The postmaster's pid as seen from here.
+    pub fn postmaster(&self, host: &Host) -> Outcome<i32> {
+        let found = host.titled(&format!("-D {}", self.data_dir.display()))?;
+        found.into_iter().next().ok_or_else(|| Fail(format!("no postmaster runs on {}", host.name)))
+    }
+
+    /// Appends a line to one of its configuration files; for the next start.
+    pub fn append(&self, file: &str, line: &str) -> Outcome {
+        let path = self.data_dir.join(file);
+        Ok(fs::write(&path, fs::read_to_string(&path)? + line)?)
+    }
+
+    /// Puts a line before the others of a configuration file (the first rule that fits decides).
+    pub fn prepend(&self, file: &str, line: &str) -> Outcome {
+        let path = self.data_dir.join(file);
+        Ok(fs::write(&path, line.to_owned() + &fs::read_to_string(&path)?)?)
+    }
+
+    /// Folders of former lives that a clone has set aside are deleted: a lab that clones a hundred times is short of
+    /// disk.
+    pub fn forget_old_lives(&self) -> Outcome {
+        for entry in fs::read_dir(self.node_dir.join("pg"))?.flatten() {
+            if entry.path() != self.data_dir {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// True while it is a standby, or refuses to write for another reason.

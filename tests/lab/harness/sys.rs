@@ -185,7 +185,7 @@ pub fn tail(path: &Path, lines: usize) -> String {
 }
 
 /// Programs the lab needs, and the Debian package that brings each.
-const TOOLS: [(&str, &str); 10] = [
+const TOOLS: [(&str, &str); 13] = [
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("named", "bind9"),
@@ -196,6 +196,9 @@ const TOOLS: [(&str, &str); 10] = [
     ("nsenter", "util-linux"),
     ("hostname", "hostname"),
     ("ps", "procps"),
+    ("systemd-nspawn", "systemd-container"),
+    ("dbus-daemon", "dbus"),
+    ("pkcheck", "polkitd"),
 ];
 
 /// Installs what is missing; a test never skips itself. Said on standard error, because it changes the machine.

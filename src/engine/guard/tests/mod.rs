@@ -1,7 +1,15 @@
 //! Behaviour of two whole guards in the simulated world; one test per interleaving. `random` runs seeded schedules.
 
+mod fingerprint;
+mod hands;
+mod laws;
+mod model;
 mod observe;
+mod parts;
 mod random;
+mod review;
+mod scenarios;
+mod solo;
 mod world;
 
 use crate::base::config::FencePostgres;
@@ -431,6 +439,29 @@ fn a_taker_that_died_half_way_with_its_postgres_can_finish() {
     assert_eq!(exit, 0, "{text}");
 }
 
+/// Seed 403 of the simulation: promote on the active node (just restarted, still shut) sends its update, the machine
+/// dies, the update lands. The record names an epoch that the journal does not know, so `may-start-primary` refuses
+/// the one whole PostgreSQL there is: the daemon starts it, as a standby of nobody, and promote can go on.
+#[test]
+fn a_node_whose_update_landed_after_its_death_can_be_promoted() {
+    let mut world = World::running();
+    world.wire_up = false;
+    world.kill(0);
+    world.start(0);
+    world.hold_updates = true;
+    world.promote(0, false);
+    world.run_until(secs(5), "the update is on its way", |w| !w.held.is_empty());
+    world.crash(0);
+    world.release();
+    world.revive(0);
+    assert!(!world.nodes[0].pg.up, "the unit may not start it");
+    world.run_for(secs(10));
+    let ticket = world.promote(0, false);
+    let (exit, text) = world.end_of(0, ticket);
+    assert_eq!(exit, 0, "{text}");
+    assert!(world.is_open(0));
+}
+
 /// P5: an update to sync=b is on its way and unanswered, the standby drops: nothing may be acknowledged alone, neither
 /// by this life of the daemon nor by the next, because that update may still land.
 #[test]
@@ -552,4 +583,34 @@ fn a_rejoin_that_was_refused_leaves_the_standby_promotable() {
     let ticket = world.promote(1, false);
     let (exit, text) = world.end_of(1, ticket);
     assert_eq!(exit, 0, "{text}");
+}
+
+#[test]
+fn a_taker_that_starts_again_lets_the_old_node_serve_on_at_once() {
+    let mut world = World::running();
+    world.promote(1, false);
+    world.run_until(secs(10), "clients are held", |w| w.snapshot(0).procedure.is_some());
+    world.kill(1);
+    world.start(1);
+    let begun = world.now;
+    world.run_until(secs(12), "it serves on", |w| w.is_open(0) && w.snapshot(0).procedure.is_none());
+    assert!(world.now.since(begun) < secs(10), "its pulse says that nothing is under way there");
+    assert_eq!(world.snapshot(0).gate.state, GateState::Open);
+}
+
+#[test]
+fn a_task_that_hangs_with_postgresql_does_not_hold_the_fence_up() {
+    let mut world = World::running();
+    world.kill(0);
+    world.start(0);
+    // Its first task for PostgreSQL, which only prepares, is never answered.
+    let task = |w: &World| {
+        let found = w.queue.iter().find(|(_, delivery)| matches!(delivery, world::Delivery::Pg { node: 0, .. }));
+        found.map(|(at, _)| *at)
+    };
+    world.run_until(secs(10), "a task for PostgreSQL", |w| task(w).is_some());
+    let hung = task(&world).expect("it was there");
+    world.queue.remove(&hung);
+    world.command(0, Command::Fence { reason: "test".to_owned() });
+    world.run_until(secs(2), "PostgreSQL is demoted", |w| w.nodes[0].pg.in_recovery);
 }

@@ -182,3 +182,31 @@ fn a_fenced_node_that_confirmed_everything_gives_its_word_and_unfence_needs_the_
     assert!(world.is_open(0));
     assert!(world.durable(0).complete >= Epoch(2));
 }
+
+/// Seed 1688 of the simulation: b has a's consent and waits for a person's edit; the nodes lose each other and a is
+/// promoted again, with the same number. b's attempt is over: what a acknowledged since is not on b.
+#[test]
+fn a_consent_is_void_once_the_one_who_gave_it_took_the_epoch_itself() {
+    let mut world = running(1);
+    let waiting = world.promote(1, false);
+    world.run_until(MS * 10_000, "to be told what to edit", |w| told_to_edit(w, 1));
+    world.wire_up = false;
+    // a's PostgreSQL was stopped for its consent; a person starts it.
+    world.run_for(MS * 500);
+    world.nodes[0].pg.up = true;
+    world.nodes[0].pg.start += 1;
+    world.run_for(MS * 3000);
+    let again = world.promote(0, true);
+    finished(&mut world, 0, again, 0);
+    world.run_for(MS * 5000);
+    assert!(world.is_open(0));
+    assert_eq!(world.durable(0).complete, Epoch(2));
+    world.wire_up = true;
+    world.run_until(MS * 5000, "b to give up", |w| w.nodes[1].ends.contains_key(&waiting));
+    let (exit, text) = world.nodes[1].ends[&waiting].clone();
+    assert_eq!(exit, 4, "{text}");
+    assert!(text.contains("taken meanwhile"), "{text}");
+    edit(&mut world, 1);
+    world.run_for(MS * 10_000);
+    assert!(world.nodes[1].pg.in_recovery && world.durable(1).won < Epoch(2), "b promotes nothing on the old consent");
+}

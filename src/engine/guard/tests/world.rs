@@ -1,117 +1,29 @@
-//! Two whole guards against a small simulated world: one witness, one wire, two PostgreSQLs, virtual time. After every
-//! event: never two gates that could pass traffic. (The seeded simulation with faults is tests/sim, a later issue.)
+//! Two whole guards against a small simulated world: one witness, one wire, two PostgreSQLs, and a clock of its own on
+//! each node. It is a value: cloned, hashed and replayed, so the model explores it and the simulation repeats a seed.
 //!
-//! Over 600 lines: the world and the cases it plays stand together: each case is read against what the world does.
+//! What it is NOT: what the hands do with effects (`hands`), what must hold (`laws`), who plays the faults (`model`,
+//! `random`, and every case by itself).
 
+pub(super) use super::parts::{Act, Clock, Cut, Delivery, MS, Pg, Rng, VIP, address, holds, name, secs};
 use crate::base::config::FencePostgres;
-use crate::base::ids::{Lsn, NodeName, SystemId, TimelineId};
+
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::{Durable, Entry};
 use crate::engine::guard::Guard;
 use crate::engine::lease::Timing;
-use crate::engine::report::{ControlData, PgReport, SourceFacts, StandbyRow};
 use crate::engine::setup::Mode;
 use crate::engine::setup::{NodeSetup, Setup};
-use crate::engine::turn::{Command, Effect, Event, Now, PgOutput, PgTask};
-use crate::wire::dns::{Reading, RecordPair, UpdateOutcome};
+use crate::engine::turn::{Command, Event, Now};
+use crate::wire::dns::RecordPair;
 use crate::wire::marker::Marker;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
-
-pub(super) const MS: Duration = Duration::from_millis(1);
-
-pub(super) fn name(node: usize) -> NodeName {
-    ["a", "b"][node].parse().expect("valid")
-}
-
-pub(super) fn address(node: usize) -> IpAddr {
-    [[192, 0, 2, 11], [192, 0, 2, 12]][node].into()
-}
 
 #[derive(Debug, Clone)]
-pub(super) struct Pg {
-    pub(super) up: bool,
-    pub(super) in_recovery: bool,
-    pub(super) timeline: u32,
-    pub(super) lsn: u64,
-    pub(super) list: String,
-    pub(super) follows: bool,
-    pub(super) start: u64,
-    /// The writes this cluster holds: how many of each branch; every promotion begins a branch.
-    pub(super) data: Data,
-}
-
-pub(super) type Data = Vec<(u64, u64)>;
-
-fn holds(data: &Data, branch: u64, count: u64) -> bool {
-    data.iter().any(|(b, c)| *b == branch && *c >= count)
-}
-
-#[derive(Debug)]
-pub(super) enum Delivery {
-    To(usize, u64, Event),
-    Update {
-        node: usize,
-        life: u64,
-        op: crate::base::ids::OpId,
-        prerequisite: RecordPair,
-        next: RecordPair,
-    },
-    Write {
-        node: usize,
-        life: u64,
-        seq: u64,
-        entries: Vec<Entry>,
-    },
-    Ask {
-        from: usize,
-        life: u64,
-        question: u64,
-        ask: Box<crate::engine::turn::PeerQuestion>,
-        deadline: Instant,
-    },
-    Pg {
-        node: usize,
-        life: u64,
-        op: crate::base::ids::OpId,
-        task: PgTask,
-    },
-    Look(usize),
-    /// A client writes through every open gate.
-    Client,
-    /// A late update lands and nobody is told.
-    Landing {
-        prerequisite: RecordPair,
-        next: RecordPair,
-    },
-}
-
-/// splitmix64: small, seeded, enough.
-#[derive(Debug, Clone)]
-pub(super) struct Rng(pub(super) u64);
-
-impl Rng {
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Below `bound`.
-    pub(super) fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    /// True once in `n`.
-    pub(super) fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
-
 pub(super) struct Node {
     pub(super) guard: Option<Guard>,
+    pub(super) clock: Clock,
+    /// How often the machine booted.
+    pub(super) boots: u64,
     pub(super) life: u64,
     pub(super) disk: Vec<Entry>,
     /// The replay of `disk`, kept as it grows.
@@ -121,33 +33,54 @@ pub(super) struct Node {
     pub(super) frozen_until: Instant,
     /// Since when a higher epoch stands in the record.
     pub(super) superseded: Option<Instant>,
+    /// On the node's own clock.
     pub(super) gate_until: Instant,
     pub(super) pg: Pg,
+    pub(super) promotions: u64,
+    /// Until when the kernel keeps the VIP here, in true time.
+    pub(super) vip_until: Instant,
+    pub(super) off: bool,
     pub(super) ends: BTreeMap<u64, (u8, String)>,
     pub(super) asked: BTreeMap<u64, (usize, u64, u64)>,
     pub(super) said: Vec<String>,
 }
 
+#[derive(Debug, Clone)]
 pub(super) struct World {
     pub(super) now: Instant,
     pub(super) nodes: [Node; 2],
     pub(super) record: RecordPair,
+    pub(super) timing: Timing,
+    pub(super) poll: Duration,
+    pub(super) look_every: Duration,
+    pub(super) client_every: Duration,
     pub(super) dns_up: bool,
     pub(super) dns_cut: [bool; 2],
-    /// Delays and losses; `None`: everything is quick and in order.
+    /// Delays, losses and copies; `None`: everything is quick and in order.
     pub(super) rng: Option<Rng>,
     /// Acknowledged writes: up to which of each branch.
     pub(super) acked: BTreeMap<u64, u64>,
     pub(super) acks: u64,
     pub(super) openings: u64,
+    pub(super) turns: u64,
     pub(super) loss_accepted: bool,
     pub(super) check_acked: bool,
     pub(super) wire_up: bool,
+    /// Nothing from this node reaches the other.
+    pub(super) mute: [bool; 2],
     pub(super) mode: Mode,
     /// What a second authority shows, where there is one.
     pub(super) second: Option<RecordPair>,
+    /// The first of them, which executes the updates, answers nobody.
+    pub(super) first_silent: bool,
+    /// `fence.stonith` is configured; when it ran, and the epoch that the record named then.
+    pub(super) stonith: bool,
+    pub(super) shot: Vec<(Instant, u64)>,
     /// Nodes that no DNS answer reaches.
     pub(super) deaf: [bool; 2],
+    /// The VIP's witness answers this node.
+    pub(super) gateway: [bool; 2],
+    pub(super) lan_up: bool,
     /// Updates land, but their answers are lost.
     pub(super) lose_update_answers: bool,
     /// Updates are on their way for as long as this is set; `release` lets them land.
@@ -157,6 +90,17 @@ pub(super) struct World {
     pub(super) queue: BTreeMap<(Instant, u64), Delivery>,
     pub(super) order: u64,
     pub(super) ticket: u64,
+    /// Who won which epoch.
+    pub(super) owners: BTreeMap<u64, usize>,
+    /// A broken law panics; else it is kept in `broken`.
+    pub(super) strict: bool,
+    pub(super) broken: Option<(&'static str, String)>,
+    /// The marker as last read, beside its text.
+    pub(super) read: Option<(String, Option<Marker>)>,
+    /// Keeps nothing that only people read: a state of the model is small.
+    pub(super) lean: bool,
+    /// One line per transition, where somebody wants them.
+    pub(super) log: Option<Vec<String>>,
 }
 
 impl World {
@@ -165,6 +109,14 @@ impl World {
     }
 
     pub(super) fn with(mode: Mode, servers: usize) -> World {
+        let mut world = World::unstarted(mode, servers);
+        world.begin();
+        world
+    }
+
+    /// Before either daemon was started: for a world with timers or clocks of its own.
+    pub(super) fn unstarted(mode: Mode, servers: usize) -> World {
+        let start = Instant::from_nanos(1_000_000_000_000);
         let pg = |in_recovery| Pg {
             up: true,
             in_recovery,
@@ -177,6 +129,8 @@ impl World {
         };
         let node = |in_recovery| Node {
             guard: None,
+            clock: Clock { rate: 1000, zero: start, reads: start },
+            boots: 0,
             life: 0,
             disk: Vec::new(),
             shadow: Durable::default(),
@@ -185,26 +139,40 @@ impl World {
             superseded: None,
             gate_until: Instant::ZERO,
             pg: pg(in_recovery),
+            promotions: 0,
+            vip_until: Instant::ZERO,
+            off: false,
             ends: BTreeMap::new(),
             asked: BTreeMap::new(),
             said: Vec::new(),
         };
-        let mut world = World {
-            now: Instant::from_nanos(1_000_000_000_000),
+        World {
+            now: start,
             nodes: [node(false), node(true)],
             record: RecordPair::new(vec![address(0)], 5, Vec::new()),
+            timing: Timing { lease: MS * 3000, max_drift: 0.01, margin: MS * 200 },
+            poll: MS * 1000,
+            look_every: MS * 250,
+            client_every: MS * 200,
             dns_up: true,
             dns_cut: [false; 2],
             rng: None,
             acked: BTreeMap::new(),
             acks: 0,
             openings: 0,
+            turns: 0,
             loss_accepted: false,
             check_acked: true,
             wire_up: true,
+            mute: [false; 2],
             mode,
             second: (servers > 1).then(|| RecordPair::new(vec![address(0)], 5, Vec::new())),
+            first_silent: false,
+            stonith: false,
+            shot: Vec::new(),
             deaf: [false; 2],
+            gateway: [true; 2],
+            lan_up: true,
             lose_update_answers: false,
             hold_updates: false,
             fence_postgres: FencePostgres::Demote,
@@ -212,13 +180,22 @@ impl World {
             queue: BTreeMap::new(),
             order: 0,
             ticket: 100,
-        };
-        world.start(0);
-        world.start(1);
-        world.post(MS, Delivery::Look(0));
-        world.post(MS * 2, Delivery::Look(1));
-        world.post(MS * 50, Delivery::Client);
-        world
+            owners: BTreeMap::new(),
+            strict: true,
+            broken: None,
+            read: None,
+            lean: false,
+            log: None,
+        }
+    }
+
+    /// Both daemons start.
+    pub(super) fn begin(&mut self) {
+        self.start(0);
+        self.start(1);
+        self.post(MS, Delivery::Look(0));
+        self.post(MS * 2, Delivery::Look(1));
+        self.post(MS * 50, Delivery::Client);
     }
 
     pub(super) fn running() -> World {
@@ -241,29 +218,32 @@ impl World {
             me: name(node),
             peer: name(1 - node),
             nodes: vec![entry(0), entry(1)],
-            timing: Timing { lease: MS * 3000, max_drift: 0.01, margin: MS * 200 },
-            poll: MS * 1000,
+            timing: self.timing,
+            poll: self.poll,
             mode: self.mode,
             propagation: Duration::ZERO,
-            servers: ["192.0.2.53:53", "192.0.2.54:53"][..1 + usize::from(self.second.is_some())]
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
-            vips: Vec::new(),
+            servers: match (self.mode, &self.second) {
+                (Mode::VipOnly, _) => Vec::new(),
+                (_, None) => vec!["192.0.2.53:53".to_owned()],
+                (_, Some(_)) => vec!["192.0.2.53:53".to_owned(), "192.0.2.54:53".to_owned()],
+            },
+            vips: if self.mode == Mode::VipOnly { vec![VIP.parse().expect("valid")] } else { Vec::new() },
             kernel_gate: false,
-            stonith: false,
+            stonith: self.stonith,
             units: false,
             synchronous: true,
             fence_postgres: self.fence_postgres,
             digest: "same".into(),
-            start: self.nodes[node].life + 10 * node as u64,
-            boot: format!("5f1c0000-0000-4000-8000-00000000000{node}"),
+            start: self.nodes[node].life + 10_000 * node as u64,
+            boot: format!("5f1c0000-0000-4000-8000-{:08}{node:04}", self.nodes[node].boots),
         }
     }
 
-    pub(super) fn clocks(&self) -> Now {
+    /// The clocks of one node.
+    pub(super) fn clocks(&self, node: usize) -> Now {
         let micros = i64::try_from(self.now.as_nanos() / 1000).expect("small") + 1_700_000_000_000_000;
-        Now { boot: self.now, wall: jiff::Timestamp::from_microsecond(micros).expect("valid") }
+        let wall = jiff::Timestamp::from_microsecond(micros).expect("valid");
+        Now { boot: self.nodes[node].clock.read(self.now), wall }
     }
 
     pub(super) fn post(&mut self, after: Duration, delivery: Delivery) {
@@ -274,11 +254,12 @@ impl World {
     pub(super) fn start(&mut self, node: usize) {
         self.nodes[node].life += 1;
         let mut effects = Vec::new();
-        let durable = Durable::replay(&self.nodes[node].disk);
+        let durable = if self.lean { self.nodes[node].shadow.clone() } else { self.durable(node) };
         assert_eq!(durable, self.nodes[node].shadow, "replay equals live state");
-        let guard = Guard::start(self.setup(node), durable, true, self.clocks(), &mut effects);
+        let guard = Guard::start(self.setup(node), durable, true, self.clocks(node), &mut effects);
         self.nodes[node].guard = Some(guard);
         self.effects(node, effects);
+        self.note(|w| format!("{} starts: {}", name(node), w.state_of(node)));
     }
 
     /// kill -9 of the daemon: its gate goes with its process.
@@ -286,19 +267,114 @@ impl World {
         self.nodes[node].guard = None;
         self.nodes[node].gate_until = Instant::ZERO;
         self.nodes[node].asked.clear();
+        self.nodes[node].frozen_until = Instant::ZERO;
     }
 
     pub(super) fn kill_all(&mut self, node: usize) {
         self.kill(node);
         self.nodes[node].pg.up = false;
+        self.nodes[node].vip_until = Instant::ZERO;
+    }
+
+    /// The machine fails; when it is there again its clock has begun anew.
+    pub(super) fn crash(&mut self, node: usize) {
+        self.kill_all(node);
+        self.nodes[node].boots += 1;
+        self.nodes[node].clock.zero = self.now;
+        self.nodes[node].clock.reads = Instant::from_nanos(1_000_000_000);
+    }
+
+    /// The machine is up: the daemon runs; PostgreSQL only where `may-start-primary` would let it.
+    pub(super) fn revive(&mut self, node: usize) {
+        if self.nodes[node].off {
+            return;
+        }
+        if self.nodes[node].guard.is_none() {
+            self.start(node);
+        }
+        let marker = self.marker();
+        let here = self.record.addresses == [address(node)];
+        let n = &mut self.nodes[node];
+        let confirmed = match self.mode {
+            Mode::Update => marker.is_some_and(|m| m.active == name(node) && m.epoch == n.shadow.complete),
+            Mode::Observe => here,
+            Mode::VipOnly => true,
+        };
+        let may = n.pg.in_recovery || (n.shadow.is_holder() && n.shadow.fenced.is_none() && confirmed);
+        if !n.pg.up && may {
+            n.pg.up = true;
+            n.pg.start += 1;
+        }
+    }
+
+    pub(super) fn act(&mut self, act: Act) {
+        self.note(|_| format!("{act:?}"));
+        match act {
+            // Nobody talks to a stopped daemon; it hears when it goes on.
+            Act::Order(node, _) if self.nodes[node].frozen_until > self.now => {
+                let thaw = self.nodes[node].frozen_until.since(self.now);
+                self.post(thaw, Delivery::Act(act));
+            }
+            Act::Order(node, command) => {
+                self.command(node, command);
+            }
+            Act::Kill(node) => self.kill(node),
+            Act::Crash(node) => self.crash(node),
+            Act::StopPg(node) => self.nodes[node].pg.up = false,
+            Act::StartPg(node) => {
+                self.nodes[node].pg.up = true;
+                self.nodes[node].pg.start += 1;
+            }
+            Act::Freeze(node, time) => self.nodes[node].frozen_until = self.now + time,
+            Act::Cut(cut) => self.cut(cut, true),
+            Act::Heal(cut) => self.cut(cut, false),
+            Act::PowerOff(node) => {
+                self.nodes[node].off = true;
+                self.crash(node);
+            }
+            Act::PowerOn(node) => {
+                self.nodes[node].off = false;
+                self.revive(node);
+            }
+            Act::Edit(node) => self.record = RecordPair::new(vec![address(node)], 5, Vec::new()),
+        }
+    }
+
+    pub(super) fn cut(&mut self, cut: Cut, on: bool) {
+        match cut {
+            Cut::Wire => self.wire_up = !on,
+            Cut::WireFrom(node) => self.mute[node] = on,
+            Cut::Witness(node) => self.dns_cut[node] = on,
+            Cut::Deaf(node) => self.deaf[node] = on,
+            Cut::Gateway(node) => self.gateway[node] = !on,
+            Cut::Lan => self.lan_up = !on,
+        }
+    }
+
+    /// Every fault ends.
+    pub(super) fn heal(&mut self) {
+        self.rng = None;
+        (self.dns_up, self.dns_cut, self.deaf) = (true, [false; 2], [false; 2]);
+        (self.wire_up, self.mute, self.lose_update_answers) = (true, [false; 2], false);
+        (self.gateway, self.lan_up) = ([true; 2], true);
+        for node in 0..2 {
+            self.nodes[node].off = false;
+            self.nodes[node].journal_broken = false;
+            self.nodes[node].frozen_until = Instant::ZERO;
+        }
+        (0..2).for_each(|node| self.revive(node));
     }
 
     pub(super) fn snapshot(&self, node: usize) -> crate::engine::status::Snapshot {
-        self.nodes[node].guard.as_ref().expect("running").snapshot(self.clocks())
+        self.nodes[node].guard.as_ref().expect("running").snapshot(self.clocks(node))
     }
 
     pub(super) fn is_open(&self, node: usize) -> bool {
-        self.nodes[node].gate_until > self.now
+        self.nodes[node].gate_until > self.nodes[node].clock.read(self.now)
+    }
+
+    pub(super) fn somebody_is_open(&self) -> bool {
+        self.is_open(0) || self.is_open(1)
     }
 
     pub(super) fn durable(&self, node: usize) -> Durable {
@@ -306,7 +382,18 @@ impl World {
     }
 
     pub(super) fn marker(&self) -> Option<Marker> {
-        self.record.marker.first().and_then(|text| text.parse().ok())
+        match (&self.read, self.record.marker.first()) {
+            (Some((known, marker)), Some(text)) if known == text => marker.clone(),
+            (_, text) => text.and_then(|text| text.parse().ok()),
+        }
+    }
+
+    /// Reads the marker once per change: every law looks at it after every event.
+    pub(super) fn read_marker(&mut self) {
+        let text = self.record.marker.first();
+        if self.read.as_ref().map(|(known, _)| known) != text {
+            self.read = text.map(|text| (text.clone(), text.parse().ok()));
+        }
     }
 
     pub(super) fn command(&mut self, node: usize, command: Command) -> u64 {
@@ -321,286 +408,46 @@ impl World {
     }
 
     pub(super) fn give(&mut self, node: usize, event: Event) {
-        let clocks = self.clocks();
+        let clocks = self.clocks(node);
+        let kind = self.log.is_some().then(|| kind_of(&event));
         let Some(guard) = &mut self.nodes[node].guard else { return };
         let mut effects = Vec::new();
         guard.handle(clocks, event, &mut effects);
+        if self.lean {
+            guard.events.clear();
+        }
         assert_eq!(guard.durable, self.nodes[node].shadow, "replay equals live state");
+        self.turns += 1;
         self.effects(node, effects);
+        if let Some(kind) = kind {
+            self.note(|w| format!("{} {kind}: {}", name(node), w.state_of(node)));
+        }
         self.check();
     }
 
-    /// What must hold after every event.
-    fn check(&mut self) {
-        assert!(!(self.is_open(0) && self.is_open(1)), "two open gates at {:?}", self.now);
-        let marker = self.marker();
-        for node in 0..2 {
-            let higher =
-                marker.as_ref().is_some_and(|m| m.epoch > self.nodes[node].shadow.complete && m.active != name(node));
-            let since = self.nodes[node].superseded.unwrap_or(self.now);
-            self.nodes[node].superseded = higher.then_some(since);
-            if !self.is_open(node) {
-                continue;
-            }
-            let n = &self.nodes[node];
-            assert!(n.shadow.complete == n.shadow.won && n.shadow.fence <= n.shadow.complete, "open: {:?}", n.shadow);
-            assert!(n.gate_until <= self.now + MS * 3000, "open beyond a lease");
-            assert!(self.now.since(since) <= MS * 3000, "{} serves beside a higher epoch", name(node));
+    /// A line of the log, where one is kept.
+    pub(super) fn note(&mut self, text: impl FnOnce(&World) -> String) {
+        if let Some(mut log) = self.log.take() {
+            log.push(format!("{:?} {}", self.now, text(self)));
+            self.log = Some(log);
         }
     }
 
-    /// How long something takes: usually `quick`, sometimes anything up to `slow`.
-    fn delay(&mut self, quick: Duration, slow: u32) -> Duration {
-        let Some(rng) = &mut self.rng else { return quick };
-        if rng.one_in(12) {
-            MS * u32::try_from(rng.below(u64::from(slow))).expect("small")
-        } else {
-            quick + Duration::from_micros(rng.below(4000))
-        }
-    }
-
-    fn dns_reaches(&self, node: usize) -> bool {
-        self.dns_up && !self.dns_cut[node]
-    }
-
-    /// Writes through every open gate; a write is acknowledged as PostgreSQL would.
-    fn client(&mut self) {
-        self.post(MS * 200, Delivery::Client);
-        for node in 0..2 {
-            let pg = &self.nodes[node].pg;
-            if !self.is_open(node) || self.nodes[node].frozen_until > self.now || !pg.up || pg.in_recovery {
-                continue;
-            }
-            if self.check_acked && !self.loss_accepted {
-                for (branch, count) in &self.acked {
-                    assert!(
-                        holds(&pg.data, *branch, *count),
-                        "acknowledged writes of branch {branch} up to {count} are missing on {}: {:?}",
-                        name(node),
-                        pg.data
-                    );
-                }
-            }
-            let synchronous = !pg.list.is_empty();
-            let streams = self.streams(1 - node);
-            let pg = &mut self.nodes[node].pg;
-            pg.lsn += 1;
-            let last = pg.data.last_mut().expect("a branch");
-            last.1 += 1;
-            let (branch, count) = *last;
-            if synchronous && streams {
-                self.catch_up(1 - node);
-            }
-            if !synchronous || streams {
-                self.acked.insert(branch, count);
-                self.acks += 1;
-            }
-        }
-    }
-
-    /// The standby receives everything its primary has.
-    fn catch_up(&mut self, standby: usize) {
-        let from = self.nodes[1 - standby].pg.clone();
-        let to = &mut self.nodes[standby].pg;
-        (to.lsn, to.timeline, to.data) = (from.lsn, from.timeline, from.data);
-    }
-
-    pub(super) fn effects(&mut self, node: usize, effects: Vec<Effect>) {
-        let life = self.nodes[node].life;
-        for (index, effect) in effects.into_iter().enumerate() {
-            match effect {
-                Effect::Cut { .. } => {
-                    assert_eq!(index, 0, "a cut is the first effect of its turn");
-                    self.nodes[node].gate_until = Instant::ZERO;
-                }
-                Effect::Extend { until } => {
-                    self.openings += u64::from(!self.is_open(node));
-                    self.nodes[node].gate_until = until;
-                }
-                Effect::Record { seq, entries } => {
-                    let after = self.delay(MS * 2, 400);
-                    // One journal thread: in order.
-                    let last = self
-                        .queue
-                        .iter()
-                        .filter(
-                            |(_, d)| matches!(d, Delivery::Write { node: n, life: l, .. } if *n == node && *l == life),
-                        )
-                        .map(|((at, _), _)| *at)
-                        .max();
-                    let after = after.max(last.map_or(Duration::ZERO, |at| at.since(self.now)));
-                    self.post(after, Delivery::Write { node, life, seq, entries });
-                }
-                Effect::AskWitness { question, limit, server } => {
-                    let pair = self.second.clone().filter(|_| server == 1).unwrap_or_else(|| self.record.clone());
-                    let after = self.delay(MS * 2, 3000);
-                    let (after, answer) = match self.dns_reaches(node) && !self.deaf[node] && after < limit {
-                        true => (after, Ok(Reading { pair, ..Reading::default() })),
-                        false => (limit, Err("no answer".to_owned())),
-                    };
-                    self.post(after, Delivery::To(node, life, Event::WitnessAnswered { question, answer }));
-                }
-                Effect::Update { op, prerequisite, addresses, marker, limit } => {
-                    let next = RecordPair::written(&addresses, 5, &marker);
-                    let after = self.delay(MS * 2, 6000);
-                    if !self.dns_reaches(node) {
-                        let outcome = UpdateOutcome::NotSent("down".into());
-                        self.post(limit, Delivery::To(node, life, Event::UpdateAnswered { op, outcome }));
-                    } else if self.hold_updates {
-                        self.held.push((prerequisite, next));
-                        let outcome = UpdateOutcome::Unknown("on its way".into());
-                        self.post(limit, Delivery::To(node, life, Event::UpdateAnswered { op, outcome }));
-                    } else if after >= limit {
-                        let outcome = UpdateOutcome::Unknown("late".into());
-                        self.post(limit, Delivery::To(node, life, Event::UpdateAnswered { op, outcome }));
-                        self.post(after, Delivery::Landing { prerequisite, next });
-                    } else {
-                        self.post(after, Delivery::Update { node, life, op, prerequisite, next });
-                    }
-                }
-                Effect::AskPeer { question, ask, limit } => {
-                    let deadline = self.now + limit;
-                    let after = self.delay(MS, 2500);
-                    self.post(after, Delivery::Ask { from: node, life, question, ask, deadline });
-                }
-                Effect::AnswerPeer { ticket, answer } => {
-                    if let Some((from, life, question)) = self.nodes[node].asked.remove(&ticket)
-                        && self.wire_up
-                    {
-                        let event = Event::PeerAnswered { question, answer: Ok(answer) };
-                        let after = self.delay(MS, 2500);
-                        self.post(after, Delivery::To(from, life, event));
-                    }
-                }
-                Effect::Pg { op, task } => {
-                    let after = self.delay(MS * 20, 3000);
-                    self.post(after, Delivery::Pg { node, life, op, task });
-                }
-                Effect::Drain { op, .. } => {
-                    self.post(MS * 5, Delivery::To(node, life, Event::Drained { op, busy: 0 }));
-                }
-                Effect::Say { text, .. } => self.nodes[node].said.push(text),
-                Effect::End { ticket, exit, text, .. } => {
-                    self.nodes[node].ends.insert(ticket, (exit, text));
-                }
-                Effect::Note { .. }
-                | Effect::HoldClients
-                | Effect::LetClientsGo
-                | Effect::BindVip { .. }
-                | Effect::UnbindVip { .. }
-                | Effect::ProbeVip { .. }
-                | Effect::AnnounceVip { .. }
-                | Effect::AskNeighbour { .. }
-                | Effect::KernelGate { .. }
-                | Effect::Units { .. }
-                | Effect::Stonith { .. } => {}
-            }
-        }
-    }
-
-    pub(super) fn streams(&self, standby: usize) -> bool {
-        let (s, p) = (&self.nodes[standby].pg, &self.nodes[1 - standby].pg);
-        self.wire_up
-            && s.up
-            && p.up
-            && s.in_recovery
-            && s.follows
-            && !p.in_recovery
-            && s.lsn <= p.lsn
-            && s.timeline <= p.timeline
-            && s.data.iter().all(|(branch, count)| holds(&p.data, *branch, *count))
-    }
-
-    pub(super) fn report(&mut self, node: usize) -> Option<PgReport> {
-        let other = 1 - node;
-        if self.streams(node) {
-            self.catch_up(node);
-        }
-        let streaming = self.streams(node);
-        let row = self.streams(other).then(|| StandbyRow {
-            application_name: name(other).to_string(),
-            state: "streaming".into(),
-            sync_state: if self.nodes[node].pg.list.is_empty() { "async" } else { "sync" }.into(),
-            flush_lsn: Some(Lsn(self.nodes[other].pg.lsn)),
-            replay_lsn: Some(Lsn(self.nodes[other].pg.lsn)),
-            pid: 1,
-        });
-        let pg = &self.nodes[node].pg;
-        pg.up.then(|| PgReport {
-            start: pg.start,
-            system_id: SystemId(77),
-            in_recovery: pg.in_recovery,
-            timeline: TimelineId(pg.timeline),
-            lsn: Lsn(pg.lsn),
-            replay_lsn: pg.in_recovery.then_some(Lsn(pg.lsn)),
-            receive_lsn: None,
-            streaming,
-            sync_list: pg.list.clone(),
-            conf_loaded_us: 0,
-            read_only: false,
-            standbys: row.into_iter().collect(),
-        })
-    }
-
-    pub(super) fn run_pg(&mut self, node: usize, task: PgTask) -> Result<PgOutput, String> {
-        let streams = self.streams(1 - node);
-        let other = self.nodes[1 - node].pg.clone();
-        let pg = &mut self.nodes[node].pg;
-        match task {
-            PgTask::SetSyncList(list) => pg.list = list.map(|n| format!("\"{n}\"")).unwrap_or_default(),
-            PgTask::RearmBarrier => return Ok(PgOutput::Lsn(Lsn(pg.lsn))),
-            PgTask::Stop => {
-                pg.up = false;
-                pg.lsn += 10;
-                let (lsn, timeline) = (pg.lsn, pg.timeline);
-                if streams {
-                    pg.up = true;
-                    self.catch_up(1 - node);
-                    self.nodes[node].pg.up = false;
-                }
-                let data = ControlData {
-                    system_id: SystemId(77),
-                    state: "shut down".into(),
-                    checkpoint: Lsn(lsn - 1),
-                    timeline: TimelineId(timeline),
-                };
-                return Ok(PgOutput::Control(data));
-            }
-            PgTask::Start => {
-                pg.up = true;
-                pg.start += 1;
-            }
-            PgTask::Demote { follow_peer } => {
-                *pg = Pg { up: true, in_recovery: true, follows: follow_peer, start: pg.start + 1, ..pg.clone() };
-            }
-            PgTask::Promote => {
-                pg.in_recovery = false;
-                pg.follows = false;
-                pg.timeline += 1;
-                pg.lsn += 5;
-                self.ticket += 1;
-                pg.data.push((self.ticket, 0));
-            }
-            PgTask::Clone(_) => {
-                let start = pg.start + 1;
-                *pg = Pg {
-                    up: true,
-                    in_recovery: true,
-                    timeline: other.timeline,
-                    lsn: other.lsn,
-                    list: String::new(),
-                    follows: true,
-                    start,
-                    data: other.data,
-                };
-            }
-            PgTask::PrepareStandby => {
-                let source = SourceFacts { system_id: SystemId(77), bytes: 1, tablespaces: 0 };
-                return Ok(PgOutput::Source(source));
-            }
-            PgTask::Checkpoint | PgTask::Adopt | PgTask::Nudge => {}
-        }
-        Ok(PgOutput::Done)
+    /// Role, gate and epochs of a node, in a few words.
+    pub(super) fn state_of(&self, node: usize) -> String {
+        let n = &self.nodes[node];
+        let Some(guard) = &n.guard else { return "not running".into() };
+        let d = &n.shadow;
+        format!(
+            "{} {} refused {} won {} complete {} fence {}{}",
+            guard.role().as_str(),
+            if self.is_open(node) { "open" } else { guard.gate.state.as_str() },
+            d.refused.0,
+            d.won.0,
+            d.complete.0,
+            d.fence.0,
+            guard.procedure_brief().filter(|b| b.ended.is_none()).map_or(String::new(), |b| format!(" [{}]", b.step)),
+        )
     }
 
     pub(super) fn release(&mut self) {
@@ -610,106 +457,28 @@ impl World {
         }
     }
 
-    /// Whose daemon this is for.
-    fn target(delivery: &Delivery) -> Option<usize> {
-        match delivery {
-            Delivery::To(node, ..)
-            | Delivery::Write { node, .. }
-            | Delivery::Pg { node, .. }
-            | Delivery::Look(node) => Some(*node),
-            Delivery::Ask { from, .. } => Some(1 - from),
-            Delivery::Update { .. } | Delivery::Landing { .. } | Delivery::Client => None,
-        }
+    /// When the guard of this node wants its next turn, in true time.
+    fn due(&self, node: usize) -> Option<Instant> {
+        let n = &self.nodes[node];
+        n.guard.as_ref().map(|g| n.clock.when(g.next_deadline()).max(n.frozen_until))
     }
 
-    pub(super) fn deliver(&mut self, delivery: Delivery) {
-        if let Some(node) = Self::target(&delivery)
-            && self.nodes[node].frozen_until > self.now
-        {
-            self.post(self.nodes[node].frozen_until.since(self.now), delivery);
-            return;
-        }
-        match delivery {
-            Delivery::To(node, life, event) if self.nodes[node].life == life => self.give(node, event),
-            Delivery::To(..) => {}
-            Delivery::Update { node, life, op, prerequisite, next } => {
-                let done = prerequisite.same_data(&self.record);
-                if done {
-                    self.record = next;
-                }
-                let outcome = if self.lose_update_answers {
-                    UpdateOutcome::Unknown("lost".into())
-                } else if done {
-                    UpdateOutcome::Done
-                } else {
-                    UpdateOutcome::Conflict
-                };
-                self.post(MS, Delivery::To(node, life, Event::UpdateAnswered { op, outcome }));
-            }
-            Delivery::Write { node, life, seq, entries } => {
-                if self.nodes[node].life == life && self.nodes[node].guard.is_some() {
-                    if self.nodes[node].journal_broken {
-                        self.give(node, Event::RecordFailed { seq, why: "No space left on device".into() });
-                        return;
-                    }
-                    let fence = self.nodes[node].shadow.fence;
-                    for entry in &entries {
-                        self.nodes[node].shadow.apply(entry);
-                    }
-                    assert!(self.nodes[node].shadow.fence >= fence, "a fence number never falls");
-                    self.nodes[node].disk.extend(entries);
-                    self.give(node, Event::Recorded { seq });
-                }
-            }
-            Delivery::Landing { prerequisite, next } => {
-                if prerequisite.same_data(&self.record) {
-                    self.record = next;
-                }
-            }
-            Delivery::Client => self.client(),
-            Delivery::Ask { from, life, question, ask, deadline } => {
-                let to = 1 - from;
-                let failure = Event::PeerAnswered { question, answer: Err("no answer".into()) };
-                let late = deadline.since(self.now);
-                self.post(late, Delivery::To(from, life, failure));
-                if self.wire_up && self.nodes[to].guard.is_some() {
-                    self.ticket += 1;
-                    let ticket = self.ticket;
-                    self.nodes[to].asked.insert(ticket, (from, life, question));
-                    self.give(to, Event::PeerAsked { ticket, question: ask });
-                }
-            }
-            Delivery::Pg { node, life, op, task } => {
-                if self.nodes[node].life == life && self.nodes[node].guard.is_some() {
-                    let result = self.run_pg(node, task);
-                    self.give(node, Event::PgDone { op, result });
-                }
-            }
-            Delivery::Look(node) => {
-                let event = match self.report(node) {
-                    Some(report) => Event::PgObserved { asked: self.now, report: Box::new(report) },
-                    None => Event::PgLost("down".into()),
-                };
-                self.give(node, event);
-                self.post(MS * 250, Delivery::Look(node));
-            }
-        }
+    /// A node whose own deadline comes before anything that is on its way.
+    fn deadline_first(&self) -> Option<(usize, Instant)> {
+        let next = self.queue.keys().next().map(|(at, _)| *at).expect("looks go on for ever");
+        (0..2).find_map(|node| self.due(node).filter(|due| *due <= next).map(|due| (node, due)))
+    }
+
+    /// What is delivered next, unless a deadline comes first.
+    pub(super) fn head(&self) -> Option<&Delivery> {
+        if self.deadline_first().is_some() { None } else { self.queue.values().next() }
     }
 
     pub(super) fn step(&mut self) {
-        let deadline = |n: &Node| n.guard.as_ref().map(|g| g.next_deadline().max(n.frozen_until));
-        let next = self.queue.keys().next().map(|(at, _)| *at).expect("looks go on for ever");
-        let due = [deadline(&self.nodes[0]), deadline(&self.nodes[1])];
-        for (node, due) in due.into_iter().enumerate() {
-            if let Some(due) = due
-                && due <= next
-            {
-                self.now = self.now.max(due);
-                self.give(node, Event::DeadlinePassed);
-                return;
-            }
-        }
-        if let Some(((at, _), delivery)) = self.queue.pop_first() {
+        if let Some((node, due)) = self.deadline_first() {
+            self.now = self.now.max(due);
+            self.give(node, Event::DeadlinePassed);
+        } else if let Some(((at, _), delivery)) = self.queue.pop_first() {
             self.now = self.now.max(at);
             self.deliver(delivery);
         }
@@ -717,7 +486,7 @@ impl World {
 
     pub(super) fn run_for(&mut self, time: Duration) {
         let end = self.now + time;
-        while self.now < end {
+        while self.now < end && self.broken.is_none() {
             self.step();
         }
     }
@@ -747,6 +516,14 @@ impl World {
     }
 }
 
-pub(super) const fn secs(seconds: u64) -> Duration {
-    Duration::from_secs(seconds)
+/// The first words of an event, for the log.
+fn kind_of(event: &Event) -> String {
+    let text = match event {
+        Event::WitnessAnswered { answer: Ok(_), .. } => "WitnessAnswered".to_owned(),
+        Event::PeerAnswered { answer: Ok(answer), .. } => format!("PeerAnswered {answer:?}"),
+        Event::PeerAsked { question, .. } => format!("PeerAsked {question:?}"),
+        Event::PgObserved { .. } => "PgObserved".to_owned(),
+        other => format!("{other:?}"),
+    };
+    text.chars().take(60).collect()
 }
