@@ -285,40 +285,34 @@ impl Guard {
         if let Some(marker) = evidence::marker_of(seen) {
             self.see_epoch(marker.epoch, fx);
         }
-        if !(self.durable.is_holder() || self.durable.won > self.durable.complete) {
-            return;
+        if self.durable.is_holder() || self.durable.won > self.durable.complete {
+            self.act_on_verdict(now, asked, changed, &verdict, seen, fx);
         }
-        self.act_on_verdict(now, asked, first, changed, &verdict, seen, fx);
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn act_on_verdict(
         &mut self,
         now: Now,
         asked: Asked,
-        first: bool,
         changed: bool,
         verdict: &Verdict,
         seen: &Seen,
         fx: &mut Vec<Effect>,
     ) {
         match verdict {
-            Verdict::Here if first || self.setup.mode == Mode::Observe => {
+            Verdict::Here if asked.server == 0 || self.setup.mode == Mode::Observe => {
                 self.counters.witness_proofs += 1;
                 self.extend_unbroken(asked.at);
                 self.proofs.witnessed(asked.at);
                 // R6: an address without an epoch confirms nothing after a start; the peer's pledge does, or a promote.
-                self.witness.confirmed |= self.setup.mode == Mode::Update;
-                if self.setup.mode == Mode::Update
-                    && let Some(marker) = evidence::marker_of(seen)
-                {
+                let update = self.setup.mode == Mode::Update;
+                self.witness.confirmed |= update;
+                if update && let Some(marker) = evidence::marker_of(seen) {
                     self.witness.sync = Some(marker.sync.clone());
                 }
             }
-            Verdict::Higher { epoch, active } => {
-                if self.durable.is_holder() {
-                    self.fence(now, *epoch, format!("{active} took over at epoch {epoch}"), fx);
-                }
+            Verdict::Higher { epoch, active } if self.durable.is_holder() => {
+                self.fence(now, *epoch, format!("{active} took over at epoch {epoch}"), fx);
             }
             Verdict::Nothing { why } => {
                 self.proofs.void();
@@ -336,7 +330,7 @@ impl Guard {
                     self.note(now, fx, "record_elsewhere", format!("{server}: the record names {node}"));
                 }
             }
-            Verdict::Here | Verdict::Lagging => {}
+            Verdict::Here | Verdict::Lagging | Verdict::Higher { .. } => {}
         }
     }
 
