@@ -79,7 +79,7 @@ fn judge(setup: &Setup, durable: &Durable, seen: &Seen) -> Result<String, String
                 "this node has no state of its own, but the record names {} at epoch {}; rejoin it, or promote",
                 marker.active, marker.epoch
             )),
-            (None, Seen::Nothing { why }) => Err(format!("the record says nothing: {why}")),
+            (None, Seen::Nothing { why, .. }) => Err(format!("the record says nothing: {why}")),
             (None, _) => Ok(VIRGIN.to_owned()),
         };
     }

@@ -19,8 +19,9 @@ pub enum Seen {
     Edited { marker: Marker, address_of: NodeName },
     /// No marker, and the address of exactly one node (observe mode, or before the first marker).
     Unmarked { address_of: Option<NodeName> },
-    /// Anything else: NXDOMAIN, two addresses, an address of no node, an unreadable marker...
-    Nothing { why: String },
+    /// Anything else: NXDOMAIN, two addresses, an address of no node, an unreadable marker... `stamp` is epoch and seq
+    /// of the marker beside it, where one can be read: even nonsense can be old.
+    Nothing { why: String, stamp: Option<(Epoch, u64)> },
 }
 
 /// What that means for this node.
@@ -65,21 +66,23 @@ fn list(addresses: &[IpAddr]) -> String {
 
 /// Reads one answer.
 pub fn see(setup: &Setup, reading: &Reading) -> Seen {
-    if let Some(strange) = &reading.strange {
-        return Seen::Nothing { why: strange.clone() };
-    }
+    let nothing = |why: String| Seen::Nothing { why, stamp: None };
     let marker = match reading.pair.marker.as_slice() {
         // Nobody keeps it up to date there: one left over from update mode proves nothing.
         _ if setup.mode == Mode::Observe => None,
         [] => None,
         [text] => match text.parse::<Marker>() {
             Ok(marker) => Some(marker),
-            Err(why) => return Seen::Nothing { why: format!("the marker is unreadable: {why}") },
+            Err(why) => return nothing(format!("the marker is unreadable: {why}")),
         },
-        more => return Seen::Nothing { why: format!("there are {} markers", more.len()) },
+        more => return nothing(format!("there are {} markers", more.len())),
     };
+    let stamp = marker.as_ref().map(|marker| (marker.epoch, marker.seq));
+    if let Some(strange) = &reading.strange {
+        return Seen::Nothing { why: strange.clone(), stamp };
+    }
     match (marker, owner(setup, &reading.pair.addresses)) {
-        (_, Err(why)) => Seen::Nothing { why },
+        (_, Err(why)) => Seen::Nothing { why, stamp },
         (None, Ok(address_of)) => Seen::Unmarked { address_of },
         (Some(marker), Ok(None)) => Seen::Agreed { marker },
         (Some(marker), Ok(Some(name))) if name == marker.active => Seen::Agreed { marker },
@@ -102,7 +105,11 @@ pub struct Memory {
 /// that executes the updates.
 pub fn judge(setup: &Setup, memory: Memory, first: bool, seen: &Seen) -> Verdict {
     let marker = match seen {
-        Seen::Nothing { why } => return Verdict::Nothing { why: why.clone() },
+        // A secondary may still show a mistake that a takeover has mended.
+        Seen::Nothing { stamp: Some(stamp), .. } if !first && *stamp < (memory.epoch, memory.seq) => {
+            return Verdict::Lagging;
+        }
+        Seen::Nothing { why, .. } => return Verdict::Nothing { why: why.clone() },
         Seen::Unmarked { .. } if !first => return Verdict::Lagging,
         Seen::Unmarked { .. } => return Verdict::Nothing { why: "the marker is missing".to_owned() },
         Seen::Agreed { marker } | Seen::Edited { marker, .. } => marker,
@@ -158,7 +165,7 @@ pub fn judge_observed(setup: &Setup, seen: &Seen) -> Verdict {
         Seen::Agreed { marker } => Verdict::Elsewhere { node: marker.active.clone() },
         Seen::Edited { address_of, .. } if *address_of == setup.me => Verdict::Here,
         Seen::Edited { address_of, .. } => Verdict::Elsewhere { node: address_of.clone() },
-        Seen::Nothing { why } => Verdict::Nothing { why: why.clone() },
+        Seen::Nothing { why, .. } => Verdict::Nothing { why: why.clone() },
     }
 }
 
@@ -187,4 +194,73 @@ pub fn addresses_for(setup: &Setup, pair: &RecordPair, active: &NodeName) -> Vec
         return pair.addresses.clone();
     }
     setup.addresses_of(active)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::config::FencePostgres;
+    use crate::base::time::Duration;
+    use crate::engine::lease::Timing;
+    use crate::engine::setup::NodeSetup;
+
+    fn setup() -> Setup {
+        let node = |name: &str, last: u8| NodeSetup {
+            name: name.parse().unwrap(),
+            addresses: vec![IpAddr::from([192, 0, 2, last])],
+            hostname: name.to_owned(),
+            port: 5432,
+            weight: 0.5,
+        };
+        Setup {
+            version: "test".into(),
+            service: "db.example.org".into(),
+            me: "b".parse().unwrap(),
+            peer: "a".parse().unwrap(),
+            nodes: vec![node("a", 11), node("b", 12)],
+            timing: Timing { lease: Duration::from_secs(3), max_drift: 0.01, margin: Duration::ZERO },
+            poll: Duration::from_secs(1),
+            mode: Mode::Update,
+            propagation: Duration::ZERO,
+            servers: vec!["192.0.2.53:53".into(), "192.0.2.54:53".into()],
+            vips: Vec::new(),
+            kernel_gate: false,
+            stonith: false,
+            units: false,
+            synchronous: true,
+            fence_postgres: FencePostgres::Demote,
+            digest: "same".into(),
+            start: 1,
+            boot: "5f1c0000-0000-4000-8000-000000000001".into(),
+        }
+    }
+
+    fn reading(epoch: u64, active: &str, addresses: &[u8]) -> Reading {
+        let marker = format!(
+            "v=1 epoch={epoch} seq=4 active={active} sync=none timeline=3 lease=3000 sysid=7318000111222333444 \
+             boot=5f1c0000-0000-4000-8000-000000000001 since=2026-11-20T15:11:00Z"
+        );
+        let addresses: Vec<IpAddr> = addresses.iter().map(|last| IpAddr::from([192, 0, 2, *last])).collect();
+        Reading { pair: RecordPair::written(&addresses, 5, &marker), ..Reading::default() }
+    }
+
+    #[test]
+    fn a_secondary_that_lags_counts_for_nothing_even_when_it_shows_an_old_mistake() {
+        let setup = setup();
+        let epoch = Epoch;
+        let memory = Memory { epoch: epoch(7), seq: 5, seen: epoch(7) };
+        let verdict = |first, reading: &Reading| judge(&setup, memory, first, &see(&setup, reading));
+        let alias = Reading { strange: Some("an alias".into()), ..reading(6, "a", &[]) };
+        for old in
+            [reading(6, "a", &[11]), reading(6, "a", &[]), reading(6, "a", &[11, 12]), reading(7, "b", &[66]), alias]
+        {
+            assert_eq!(verdict(false, &old), Verdict::Lagging, "{old:?}");
+            assert!(matches!(verdict(true, &old), Verdict::Nothing { .. }), "{old:?}");
+        }
+        // A mistake of the present counts wherever it stands.
+        let now = Memory { seq: 4, ..memory };
+        let two = see(&setup, &reading(7, "b", &[11, 12]));
+        assert!(matches!(judge(&setup, now, false, &two), Verdict::Nothing { .. }));
+        assert_eq!(judge(&setup, now, true, &see(&setup, &reading(7, "b", &[12]))), Verdict::Here);
+    }
 }

@@ -27,8 +27,8 @@ const UDP_BUFFER: usize = 4096;
 /// How many datagrams that are no answer to the question are passed over before the question is given up as failed.
 const MAX_STRAYS: u32 = 64;
 
-/// How long a signed question listens on after an answer that does not count: whoever can throw a forged datagram at us,
-/// but not stop the server's own, shall not silence the witness (RFC 8945 section 5.3).
+/// How long a signed question listens on after an answer that does not count: whoever can throw a forged datagram at
+/// us, but not stop the server's own, shall not silence the witness (RFC 8945 section 5.3).
 const LISTEN_ON: Duration = Duration::from_millis(300);
 
 /// How long [`find_authorities`] looks; after that it fails.

@@ -306,7 +306,8 @@ fn dns_that_says_nothing_cuts_within_a_poll_never_fences_and_opens_by_itself() {
             (
                 "the marker unreadable",
                 "nothing",
-                "update delete _portcullis.db.example.org TXT\nupdate add _portcullis.db.example.org 5 TXT \"v=1 epoch=x\"",
+                "update delete _portcullis.db.example.org TXT\n\
+                 update add _portcullis.db.example.org 5 TXT \"v=1 epoch=x\"",
                 0,
             ),
             ("the peer's address, put back within W", "elsewhere", &moved, 1),

@@ -98,7 +98,8 @@ fn a_lagging_secondary_neither_cuts_the_promoted_node_nor_prolongs_its_lease() {
         let back = now();
         b.wait_active(secs(4))?;
         println!(
-            "figure: lagging secondary: 0 cuts in 5 s; lapsed {lapsed} ms after the primary server died, open again {} ms after it came back",
+            "figure: lagging secondary: 0 cuts in 5 s; lapsed {lapsed} ms after the primary server died, open again \
+             {} ms after it came back",
             ms(back, now())
         );
         Ok(())
@@ -157,8 +158,8 @@ fn restored_backup(options: Options) {
         ensure!(b.epoch()? > epoch, "the new epoch {} is not above {epoch}", b.epoch()?);
         a.wait_role("fenced", secs(10))?;
         println!(
-            "figure: restored backup: b cut {cut} ms after it; may-start-primary on a said {allowed}; promote on b took \
-             {} ms, epoch {} to {}",
+            "figure: restored backup: b cut {cut} ms after it; may-start-primary on a said {allowed}; promote on b \
+             took {} ms, epoch {} to {}",
             ms(said.started, said.ended),
             epoch,
             b.epoch()?

@@ -130,7 +130,7 @@ pub(super) struct PeerMemory {
     /// Its position as known at the last look at our own PostgreSQL (R6: is the standby ahead?).
     pub(super) lsn_before: Option<(crate::base::ids::TimelineId, crate::base::ids::Lsn)>,
     mismatch_noted: bool,
-    /// A question of this life was answered, or failed: whether the peer holds a later epoch is known, or cannot be.
+    /// A question of this life was answered, or failed: what the peer knows of later epochs is known, or cannot be.
     settled: bool,
 }
 
@@ -162,10 +162,8 @@ impl Guard {
         if now.boot < self.poll_at {
             return;
         }
-        // The lease is a few polls long: two lost answers and it ends. So while it runs on an old proof, ask more often,
-        // and an outage that ends before the lease does costs nothing.
-        let newest = self.proofs.newest();
-        let overdue = self.gate.open && newest.is_some_and(|asked| asked + self.setup.poll * 3 / 2 < now.boot);
+        // On an old proof ask more often: an outage that ends before the lease does shall cost nothing.
+        let overdue = self.gate.open && self.proofs.newest().is_some_and(|at| at + self.setup.poll * 3 / 2 < now.boot);
         self.poll_at = now.boot + if overdue { self.setup.poll / ASK_AGAIN } else { self.setup.poll };
         for server in 0..self.witness.servers.len() {
             self.ask_witness(now, server, AskedFor::Poll, fx);
@@ -286,40 +284,34 @@ impl Guard {
         if let Some(marker) = evidence::marker_of(seen) {
             self.see_epoch(marker.epoch, fx);
         }
-        if !(self.durable.is_holder() || self.durable.won > self.durable.complete) {
-            return;
+        if self.durable.is_holder() || self.durable.won > self.durable.complete {
+            self.act_on_verdict(now, asked, changed, &verdict, seen, fx);
         }
-        self.act_on_verdict(now, asked, first, changed, &verdict, seen, fx);
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn act_on_verdict(
         &mut self,
         now: Now,
         asked: Asked,
-        first: bool,
         changed: bool,
         verdict: &Verdict,
         seen: &Seen,
         fx: &mut Vec<Effect>,
     ) {
         match verdict {
-            Verdict::Here if first || self.setup.mode == Mode::Observe => {
+            Verdict::Here if asked.server == 0 || self.setup.mode == Mode::Observe => {
                 self.counters.witness_proofs += 1;
                 self.extend_unbroken(asked.at);
                 self.proofs.witnessed(asked.at);
                 // R6: an address without an epoch confirms nothing after a start; the peer's pledge does, or a promote.
-                self.witness.confirmed |= self.setup.mode == Mode::Update;
-                if self.setup.mode == Mode::Update
-                    && let Some(marker) = evidence::marker_of(seen)
-                {
+                let update = self.setup.mode == Mode::Update;
+                self.witness.confirmed |= update;
+                if update && let Some(marker) = evidence::marker_of(seen) {
                     self.witness.sync = Some(marker.sync.clone());
                 }
             }
-            Verdict::Higher { epoch, active } => {
-                if self.durable.is_holder() {
-                    self.fence(now, *epoch, format!("{active} took over at epoch {epoch}"), fx);
-                }
+            Verdict::Higher { epoch, active } if self.durable.is_holder() => {
+                self.fence(now, *epoch, format!("{active} took over at epoch {epoch}"), fx);
             }
             Verdict::Nothing { why } => {
                 self.proofs.void();
@@ -337,7 +329,7 @@ impl Guard {
                     self.note(now, fx, "record_elsewhere", format!("{server}: the record names {node}"));
                 }
             }
-            Verdict::Here | Verdict::Lagging => {}
+            Verdict::Here | Verdict::Lagging | Verdict::Higher { .. } => {}
         }
     }
 
@@ -396,14 +388,12 @@ impl Guard {
         match self.setup.mode {
             Mode::Update => {
                 if !self.witness.confirmed {
-                    return Some(format!(
-                        "the witness has not confirmed epoch {} since this start",
-                        self.durable.complete
-                    ));
+                    let epoch = self.durable.complete;
+                    return Some(format!("the witness has not confirmed epoch {epoch} since this start"));
                 }
-                // A zone restored from a backup confirms an epoch that is long over; whoever took over since knows.
+                // A zone restored from a backup confirms an epoch that is long over; who took over since knows.
                 if !self.peer.settled && self.setup.peer != self.setup.me {
-                    return Some(format!("asking {} whether it has taken over meanwhile", self.setup.peer));
+                    return Some(format!("{} is being asked whether it has taken over", self.setup.peer));
                 }
                 (now.boot < self.witness.open_from)
                     .then(|| "a new boot: waiting W before this node may open".to_owned())

@@ -1,5 +1,5 @@
-//! The witness of the lab: BIND 9, Knot or the embedded `portcullis witness`, on a host of its own; records moved by hand
-//! with nsupdate, and direct questions to the authority.
+//! The witness of the lab: BIND 9, Knot or the embedded `portcullis witness`, on a host of its own; records moved by
+//! hand with nsupdate, and direct questions to the authority.
 
 use super::host::{Host, send, wait_dead};
 use super::net::at;
