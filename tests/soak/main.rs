@@ -184,7 +184,10 @@ fn in_parallel(runs: u64, seed: u64, parallel: u64) -> Outcome<bool> {
     for index in 0..parallel {
         let share = runs / parallel + u64::from(index < runs % parallel);
         let words = ["random", "--runs", &share.to_string(), "--seed", &next.to_string()].map(str::to_owned);
-        children.push(Command::new(&me).args(words).stdin(Stdio::null()).spawn()?);
+        // They must not outlive this one, however it ends.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]).arg(&me).args(words).stdin(Stdio::null());
+        children.push(command.spawn()?);
         next += share;
     }
     let mut good = true;
