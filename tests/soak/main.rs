@@ -1,5 +1,5 @@
 //! `make soak`: the long runs on real parts. `steady` is an hour of bad weather without a cut, `random` plays seeded
-//! faults against a pair and looks for two nodes that serve or a write that is gone, `race` promotes both nodes at once.
+//! faults against a pair and looks for two nodes that serve or a write that is gone, `race` promotes both at once.
 //!
 //! Without a word it runs all three with their defaults. It prints a line per step, a summary, and `figure:` lines, and
 //! ends with 1 on any violation; the logs of a failed run are kept below `target/soak`.
@@ -13,14 +13,19 @@ mod steady;
 use clap::{Parser, Subcommand};
 use harness::Lab;
 use harness::config::Options;
-use harness::sys::{Fail, Outcome, ms, now};
+use harness::sys::{Fail, Outcome, ms, now, pause, secs};
 use play::race::{STARTS, race_round};
 use play::run::{Report, random_run};
 use play::stage::{Recovery, Stage};
+use portcullis::base::time::{Duration, Instant};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// All deadlines of one run, its mending and a pair built anew, with room to spare.
+const STEP_LIMIT: Duration = secs(900);
 
 #[derive(Parser)]
 #[command(about = "Long runs against real PostgreSQL, BIND and the daemons, in namespaces of their own (root)")]
@@ -100,6 +105,7 @@ fn run(what: &What) -> Outcome<bool> {
 fn steadily(weather: steady::Weather) -> Outcome<bool> {
     let lab = new_pair("soaksteady")?;
     println!("steady: {} minutes, {} % loss", weather.minutes, weather.loss_percent);
+    let _watchdog = Watchdog::start(secs(weather.minutes * 60) + STEP_LIMIT);
     let report = steady::steady(&lab, &weather, |line| println!("steady: {line}"))?;
     for figure in &report.figures {
         println!("figure: {figure}");
@@ -116,7 +122,9 @@ fn steadily(weather: steady::Weather) -> Outcome<bool> {
 fn random(runs: u64, seed: u64) -> Outcome<bool> {
     let mut pairs = Pairs::new("soakrandom");
     let mut sum = Sum::default();
+    let watchdog = Watchdog::start(STEP_LIMIT);
     for index in 0..runs {
+        watchdog.feed();
         let seed = seed + index;
         let began = now();
         let first_id = pairs.next_ids();
@@ -138,7 +146,9 @@ fn race(rounds: u64) -> Outcome<bool> {
     let mut sum = Sum::default();
     let mut took = [0u64; 3];
     let mut number = 0;
+    let watchdog = Watchdog::start(STEP_LIMIT);
     for start in STARTS.iter().cycle().take(usize::try_from(rounds).unwrap_or(usize::MAX)) {
+        watchdog.feed();
         number += 1;
         let began = now();
         let first_id = pairs.next_ids();
@@ -174,7 +184,10 @@ fn in_parallel(runs: u64, seed: u64, parallel: u64) -> Outcome<bool> {
     for index in 0..parallel {
         let share = runs / parallel + u64::from(index < runs % parallel);
         let words = ["random", "--runs", &share.to_string(), "--seed", &next.to_string()].map(str::to_owned);
-        children.push(Command::new(&me).args(words).stdin(Stdio::null()).spawn()?);
+        // They must not outlive this one, however it ends.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]).arg(&me).args(words).stdin(Stdio::null());
+        children.push(command.spawn()?);
         next += share;
     }
     let mut good = true;
@@ -190,6 +203,56 @@ fn new_pair(name: &'static str) -> Outcome<Lab> {
         Ok(()) => Ok(lab),
         Err(error) => Err(Fail(format!("the pair does not start: {error}\n{}", lab.diagnosis()))),
     }
+}
+
+/// Ends the program when a step takes far longer than all its deadlines together: then a deadline is missing, which is
+/// a bug of this program. The lab goes with it, but its logs are kept.
+struct Watchdog(Arc<AtomicU64>);
+
+impl Watchdog {
+    fn start(limit: Duration) -> Watchdog {
+        let fed = Arc::new(AtomicU64::new(now().as_nanos()));
+        let theirs = fed.clone();
+        std::thread::spawn(move || {
+            while now().since(Instant::from_nanos(theirs.load(Ordering::Relaxed))) < limit {
+                pause(secs(1));
+            }
+            println!("VIOLATION: the step has not ended for {limit:?}; giving up. Repeat it alone with --story");
+            let _ = keep_bare("hung");
+            std::process::exit(1);
+        });
+        Watchdog(fed)
+    }
+
+    fn feed(&self) {
+        self.0.store(now().as_nanos(), Ordering::Relaxed);
+    }
+}
+
+/// The log files of this process's labs, without asking anybody anything.
+fn keep_bare(name: &str) -> Outcome {
+    let to = kept(name)?;
+    let mine = format!("pclab-{}-", std::process::id());
+    for entry in fs::read_dir("/tmp")?.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(&mine))
+    {
+        for file in fs::read_dir(entry.path())?.flatten().map(|file| file.path()) {
+            if file.extension().is_some_and(|end| end == "log") {
+                fs::copy(&file, to.join(file.file_name().unwrap_or_default()))?;
+            }
+        }
+    }
+    println!("  kept in {}", to.display());
+    Ok(())
+}
+
+/// A fresh folder below `target/soak`, beside the built programs.
+fn kept(name: &str) -> Outcome<PathBuf> {
+    let me = std::env::current_exe()?;
+    let target = me.ancestors().nth(3).ok_or("this program is not in a target folder")?;
+    let dir = target.join("soak").join(name);
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir)?;
+    Ok(dir)
 }
 
 /// One pair used again and again; built anew after a violation, or when it cannot be made whole.
@@ -271,14 +334,11 @@ impl Sum {
             self.answers, self.changes
         );
         println!(
-            "figure: {what}: healed, it served by itself {by_itself} times, after a promote {promoted}, after a promote \
+            "figure: {what}: healed, it served by itself {by_itself} times, after a promote {promoted}, after one \
              that accepted loss {with_loss}; loss was accepted in {} runs",
             self.accepted
         );
-        println!(
-            "figure: {what}: the other node was cloned {} times, the pair built {} times",
-            pairs.cloned, pairs.built
-        );
+        println!("figure: {what}: the other node was cloned {} times, pairs built: {}", pairs.cloned, pairs.built);
     }
 }
 
@@ -293,13 +353,9 @@ fn line(report: &Report) -> String {
     format!("seed {}: {} answers, {} services, {recovery}: {verdict}", report.seed, report.answers, report.services)
 }
 
-/// Logs, story and everybody's state below `target/soak/NAME`, beside the built programs.
+/// Logs, story and everybody's state below `target/soak/NAME`.
 fn keep(lab: &Lab, name: &str, story: &str) -> Outcome {
-    let me = std::env::current_exe()?;
-    let target = me.ancestors().nth(3).ok_or("this program is not in a target folder")?;
-    let dir: PathBuf = target.join("soak").join(name);
-    let _ = fs::remove_dir_all(&dir);
-    fs::create_dir_all(&dir)?;
+    let dir = kept(name)?;
     fs::write(dir.join("story.txt"), story)?;
     println!("{story}");
     fs::write(dir.join("diagnosis.txt"), lab.diagnosis())?;

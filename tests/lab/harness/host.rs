@@ -132,6 +132,19 @@ struct Init {
     pid: i32,
 }
 
+impl Init {
+    /// Kills PID 1 and with it the machine. It ends only when those who entered have reaped their commands, so these
+    /// are woken for as long as it takes.
+    fn end(&mut self) -> Outcome {
+        send(self.pid, Signal::KILL)?;
+        let waited = wait_until(secs(10), "PID 1 of a machine to end", || {
+            wake_doors(self.pid);
+            Ok(self.parent.try_wait()?.is_some())
+        });
+        waited.map(drop)
+    }
+}
+
 /// One machine.
 #[derive(Debug)]
 pub struct Host {
@@ -253,9 +266,7 @@ impl Host {
         let init = self.init.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut init = init.ok_or_else(|| format!("{} has no power already", self.name))?;
         let namespace = fs::read_link(format!("/proc/{}/ns/pid", init.pid))?;
-        send(init.pid, Signal::KILL)?;
-        init.parent.wait()?;
-        wake_doors(init.pid);
+        init.end()?;
         wait_until(secs(5), "every process of the machine gone", || Ok(processes_in(&namespace).is_empty()))?;
         self.switch.unplug(&self.plug);
         Ok(dark)
@@ -413,9 +424,7 @@ impl Drop for Host {
     fn drop(&mut self) {
         let init = self.init.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut init) = init {
-            let _ = send(init.pid, Signal::KILL);
-            let _ = init.parent.wait();
-            wake_doors(init.pid);
+            let _ = init.end();
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The stage: the lab, the story of what was done to it, and what a person does to mend it.
 //!
-//! **Invariant:** everything done has a deadline; a command that hangs on a frozen node hangs until the mending thaws it.
+//! **Invariant:** everything done has a deadline; a command that hangs on a frozen node hangs until the mending
+//! thaws it.
 
 use super::plan::{Action, Ask, Who};
 use crate::harness::Lab;
