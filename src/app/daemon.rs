@@ -377,7 +377,7 @@ fn spawn_pages(
     requests: &mpsc::Sender<Request>,
 ) {
     let (asked, beat) = (Arc::clone(gate), Arc::clone(beat));
-    let gate_passes: Ask = Arc::new(move || asked.passes());
+    let gate_passes: Ask = Arc::new(move || asked.passes() && asked.is_listening());
     let beat: Ask =
         Arc::new(move || clock::now().since(Instant::from_nanos(beat.load(Ordering::Relaxed))) < BEAT_LIMIT);
     let views = Views { snapshot: snapshots.clone(), beat, gate_passes };

@@ -134,6 +134,11 @@ impl Driver {
         self.guard.handle(now, counts, &mut effects);
         self.execute(effects);
         let mut snapshot = self.guard.snapshot(now);
+        if snapshot.gate.open && !self.gate.is_listening() {
+            snapshot.gate.open = false;
+            snapshot.gate.reason =
+                Some("the sockets for clients are being opened (see the log if it stays so)".to_owned());
+        }
         let refused = self.peer_counters.each();
         snapshot.counters.peer_refused_connections =
             refused.iter().filter(|(label, _)| *label != "accepted").map(|(_, count)| count).sum();

@@ -45,6 +45,10 @@ const DRAIN_LOOK: Duration = Duration::from_millis(5);
 /// What is left for sessions to end after their queries were cancelled.
 const DRAIN_AFTER_CANCEL: Duration = Duration::from_secs(2);
 
+/// How long the end of a command waits for the sockets of a gate that has just opened.
+const SOCKET_LOOK: Duration = Duration::from_millis(5);
+const SOCKET_LOOKS: u32 = 100;
+
 /// Between a cut and the end of the VIP: nothing leaves from an address that is gone, the sessions' last words neither.
 pub const LAST_WORDS: Duration = Duration::from_millis(30);
 
@@ -173,7 +177,15 @@ impl Hands {
             Effect::End { ticket, exit, text, flag } => {
                 if let Some(reply) = self.commands.remove(&ticket) {
                     let data = flag.map(|flag| serde_json::json!({ flag: true }));
+                    let gate = Arc::clone(&self.gate);
                     tokio::spawn(async move {
+                        // Who is told that the gate is open connects next.
+                        for _ in 0..SOCKET_LOOKS {
+                            if !gate.passes() || gate.is_listening() {
+                                break;
+                            }
+                            tokio::time::sleep(SOCKET_LOOK).await;
+                        }
                         let _client_gone = reply.send(ControlReply::End { exit, text, data }).await;
                     });
                 }

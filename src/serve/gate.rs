@@ -29,6 +29,8 @@ pub struct Gate {
     /// Grows by one with every cut and every lapse that somebody noticed.
     generation: AtomicU64,
     paused: AtomicBool,
+    /// Sockets on which clients are accepted now.
+    doors: AtomicU32,
     draining: AtomicBool,
     /// Wakes every session and listener at once.
     view: watch::Sender<View>,
@@ -57,6 +59,7 @@ impl Gate {
             serve_until: AtomicU64::new(0),
             generation: AtomicU64::new(0),
             paused: AtomicBool::new(false),
+            doors: AtomicU32::new(0),
             draining: AtomicBool::new(false),
             view: watch::Sender::new(View { reason: LAPSED.into(), drain: None, cancels: 0 }),
             slots: Mutex::new(HashMap::new()),
@@ -113,6 +116,19 @@ impl Gate {
     /// Whether the deadline lies ahead. Sessions ask their [`Pass`], which asks this and more.
     pub fn passes(&self) -> bool {
         (self.clock)().as_nanos() < self.serve_until.load(Ordering::SeqCst)
+    }
+
+    /// Whether a client that connects now finds a socket. Open is told to people only then.
+    pub fn is_listening(&self) -> bool {
+        self.doors.load(Ordering::SeqCst) > 0
+    }
+
+    pub(crate) fn door_opened(&self) {
+        self.doors.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn door_closed(&self) {
+        self.doors.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Holds clients at their next transaction boundary, new ones before their login.

@@ -213,11 +213,13 @@ async fn keep_listening(address: SocketAddr, proxy: Arc<Proxy>) {
         match bind(address) {
             Ok(listener) => {
                 complained = false;
+                gate.door_opened();
                 tokio::select! {
                     biased;
                     () = pass.ended() => {}
                     () = accept(&listener, &proxy, &pass, &mut sessions) => {}
                 }
+                gate.door_closed();
             }
             Err(error) => {
                 if !complained {

@@ -48,7 +48,7 @@ impl Guard {
         if procedure && self.join_running(ticket, fx) {
             return;
         }
-        if procedure && self.durable.maintenance {
+        if procedure && self.in_maintenance() {
             let text = "refused: maintenance is on here; `portcullis maintenance off` first".to_owned();
             fx.push(Effect::End { ticket, exit: 3, text, flag: None });
             return;
@@ -95,6 +95,7 @@ impl Guard {
                 fx.push(Effect::End { ticket, exit: 0, text, flag: None });
             }
             Command::Pause => {
+                self.gate.held = true;
                 if !self.gate.paused {
                     self.gate.paused = true;
                     fx.push(Effect::HoldClients);
@@ -105,6 +106,7 @@ impl Guard {
             }
             Command::Maintenance { on } => self.on_maintenance(now, ticket, on, fx),
             Command::Resume => {
+                self.gate.held = false;
                 if self.gate.paused && self.handover.is_none() {
                     self.release_clients(fx);
                     self.note(now, fx, "resumed", "clients go on".to_owned());
@@ -257,7 +259,7 @@ impl Guard {
             PeerAnswer::Running { id: brief.id }
         } else {
             match command {
-                _ if self.durable.maintenance => PeerAnswer::Refused { why: MAINTENANCE.to_owned() },
+                _ if self.in_maintenance() => PeerAnswer::Refused { why: MAINTENANCE.to_owned() },
                 Command::Switchover { dry_run, .. } => {
                     self.begin_takeover(now, 0, Kind::Switchover, dry_run, true, false, None, fx);
                     PeerAnswer::Running { id: self.takeover.as_ref().map_or(0, |t| t.id) }

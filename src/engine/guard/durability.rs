@@ -145,6 +145,10 @@ impl Guard {
             let what = if report.in_recovery { "a standby" } else { "a primary" };
             self.note(now, fx, "postgres_up", format!("PostgreSQL is up as {what}, timeline {}", report.timeline));
         }
+        let grew = self.pg.report.as_ref().is_some_and(|r| r.streaming && report.streaming && r.lsn < report.lsn);
+        if grew && report.in_recovery {
+            self.peer.wal_heard = Some(now.boot);
+        }
         self.pg.up = true;
         self.pg.error = None;
         // Whoever stops it from here on is obeyed.
@@ -490,7 +494,7 @@ impl Guard {
 
     fn end_boot_wait(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let pending = self.durable.boot_pending.is_some() && self.job.is_none() && !self.has_new_boot();
-        let over = now.boot >= self.witness.open_from && self.witness.confirmed;
+        let over = now.boot >= self.open_from() && self.witness.confirmed;
         if pending && over && !self.writing.iter().any(|(_, e, _)| e.contains(&Entry::BootWaited)) {
             self.record(fx, vec![Entry::BootWaited], Then::Nothing);
         }

@@ -30,6 +30,7 @@ impl Guard {
         self.shut(now, GateState::Fenced, reason.clone(), fx);
         self.end_handover(fx);
         self.pg.demoted = false;
+        self.pg.demoted_to_start = false;
         self.pg.following = false;
         self.pg.retry_at = now.boot;
         self.note(now, fx, "fenced", format!("fenced at {number}: {reason}"));

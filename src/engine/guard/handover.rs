@@ -65,8 +65,14 @@ fn refuse(ticket: Ticket, why: &str) -> Effect {
 }
 
 impl Guard {
+    /// On, or being written as on.
+    pub(super) fn in_maintenance(&self) -> bool {
+        let writing = |(_, entries, _): &(u64, Vec<Entry>, Then)| entries.contains(&Entry::Maintenance { on: true });
+        self.durable.maintenance || self.writing.iter().any(writing)
+    }
+
     pub(super) fn on_prepare(&mut self, now: Now, ticket: Ticket, attempt: u64, epoch: Epoch, fx: &mut Vec<Effect>) {
-        if self.durable.maintenance {
+        if self.in_maintenance() {
             fx.push(refuse(ticket, MAINTENANCE));
         } else if self.takeover.is_some() || self.rejoin.is_some() {
             fx.push(refuse(ticket, "another procedure is under way on the old node"));
@@ -130,7 +136,9 @@ impl Guard {
     pub(super) fn end_handover(&mut self, fx: &mut Vec<Effect>) {
         self.handover = None;
         self.forget_waiting(PgOwner::Handover);
-        self.release_clients(fx);
+        if !self.gate.held {
+            self.release_clients(fx);
+        }
     }
 
     pub(super) fn on_handover_pg(
@@ -140,6 +148,7 @@ impl Guard {
         result: Result<PgOutput, String>,
         fx: &mut Vec<Effect>,
     ) {
+        let gave_up = self.taker_gave_up();
         let Some(handover) = self.handover.as_mut().filter(|h| h.waits_for == Some(op)) else { return };
         handover.deadline = now.boot + SILENCE_LIMIT;
         let attempt = handover.attempt;
@@ -155,6 +164,12 @@ impl Guard {
                 handover.stage = Stage::Stopped;
                 let answer = PeerAnswer::Stopped { attempt, checkpoint: data.checkpoint, timeline: data.timeline };
                 fx.push(Effect::AnswerPeer { ticket, answer: Box::new(answer) });
+            }
+            (Stage::StoppingToConsent { ticket, .. }, Ok(_)) if gave_up => {
+                // Nobody waits for this consent any more: to give it would only leave nobody to serve.
+                fx.push(refuse(ticket, "the taker gave up before PostgreSQL here was down"));
+                handover.stage = Stage::PuttingBack { ticket: None };
+                self.handover_task(PgTask::Start, fx);
             }
             (Stage::StoppingToConsent { ticket, epoch }, Ok(_)) => self.latch_consent(now, ticket, attempt, epoch, fx),
             (Stage::Stopping { ticket }, Ok(_)) => {
@@ -193,7 +208,7 @@ impl Guard {
         handed_over: bool,
         fx: &mut Vec<Effect>,
     ) {
-        if self.durable.maintenance {
+        if self.in_maintenance() {
             fx.push(refuse(ticket, MAINTENANCE));
             return;
         }

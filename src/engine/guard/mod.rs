@@ -29,6 +29,7 @@ mod handover;
 mod judge;
 mod observe;
 mod pause;
+mod pledge;
 mod proofs;
 mod record;
 mod rejoin;
@@ -63,7 +64,10 @@ const RETRY_AFTER: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, PartialEq, Hash)]
 enum Then {
     Nothing,
-    Takeover,
+    /// Of the attempt with this number: what an abandoned one still writes moves no later one on.
+    Takeover {
+        attempt: u64,
+    },
     Rejoin,
     Durability,
     Arm,
@@ -119,6 +123,8 @@ struct PgMemory {
     retry_at: Instant,
     /// Demoted once in this life: an operator who stops it afterwards is obeyed.
     demoted: bool,
+    /// Started read-only once for a promote or unfence of a node whose fence stops PostgreSQL.
+    demoted_to_start: bool,
     /// Demoted to follow the winner of a switchover.
     following: bool,
     consented_at: Instant,
@@ -136,6 +142,8 @@ struct GateMemory {
     open: bool,
     until: Instant,
     paused: bool,
+    /// By an operator: the end of a switchover does not let clients go.
+    held: bool,
     state: GateState,
     reason: String,
     sessions: u64,
@@ -209,6 +217,7 @@ impl Guard {
                 open: false,
                 until: Instant::ZERO,
                 paused: false,
+                held: false,
                 state: GateState::Shut,
                 reason: "the daemon has just started".to_owned(),
                 sessions: 0,
@@ -235,7 +244,7 @@ impl Guard {
             fx.push(Effect::KernelGate { until: None });
         }
         if guard.durable.boot_pending.as_ref() == Some(&guard.setup.boot) {
-            guard.witness.open_from = now.boot + guard.wait();
+            guard.witness.boot_from = Some(now.boot);
         }
         if let Some((id, kind, step)) = guard.durable.procedure.clone() {
             guard.note(
@@ -526,7 +535,8 @@ impl Guard {
         }
         match then {
             Then::Nothing | Then::Fenced { .. } => {}
-            Then::Takeover => self.on_takeover_recorded(now, fx),
+            Then::Takeover { attempt } if self.is_attempt(attempt) => self.on_takeover_recorded(now, fx),
+            Then::Takeover { .. } => {}
             Then::Rejoin => self.on_rejoin_recorded(now, fx),
             Then::Durability => self.on_sync_journaled(now, Ok(()), fx),
             Then::Arm => self.on_arm_recorded(now, true, fx),
@@ -552,7 +562,10 @@ impl Guard {
                 fx.push(Effect::End { ticket, exit: 1, text, flag: None });
             }
             Then::Arm => self.on_arm_recorded(now, false, fx),
-            Then::Takeover => self.fail_takeover(now, 1, &format!("the journal cannot be written: {why}"), fx),
+            Then::Takeover { attempt } if self.is_attempt(attempt) => {
+                self.fail_takeover(now, 1, &format!("the journal cannot be written: {why}"), fx);
+            }
+            Then::Takeover { .. } => {}
             Then::Rejoin => self.fail_rejoin(now, 1, &format!("the journal cannot be written: {why}"), fx),
             Then::Durability => {
                 self.on_sync_journaled(now, Err(format!("the journal cannot be written: {why}")), fx);

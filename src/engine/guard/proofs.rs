@@ -61,8 +61,8 @@ pub(super) struct WitnessMemory {
     pub(super) confirmed: bool,
     /// What the record of our epoch says as `sync=`, by our own last update or as read; outer `None`: not known yet.
     pub(super) sync: Option<Option<NodeName>>,
-    /// A new boot waits W before it opens (S6).
-    pub(super) open_from: Instant,
+    /// A new boot waits W from here before it opens (S6); W follows the longest lease seen.
+    pub(super) boot_from: Option<Instant>,
     /// Observe mode: since when proofs have been unbroken.
     pub(super) unbroken_since: Option<Instant>,
     seen_writing: Epoch,
@@ -78,7 +78,7 @@ impl WitnessMemory {
             ignore_before: Instant::ZERO,
             confirmed: false,
             sync: None,
-            open_from: Instant::ZERO,
+            boot_from: None,
             unbroken_since: None,
             seen_writing: Epoch::NONE,
         }
@@ -122,11 +122,13 @@ pub(super) struct PeerMemory {
     /// When anything was heard from it.
     pub(super) heard: Option<Instant>,
     pub(super) heard_wall: Option<String>,
+    /// When new WAL came from its PostgreSQL: it is not off, whatever its daemon says.
+    pub(super) wal_heard: Option<Instant>,
     /// An answer to a question of ours came (its channel works both ways).
     pub(super) answered: Option<Instant>,
     questions: BTreeMap<u64, (Instant, PeerAskedFor, Epoch)>,
     /// To which start of the peer we last pledged, and when.
-    pledged_to: Option<(u64, Instant)>,
+    pub(super) pledged_to: Option<(u64, Instant)>,
     /// Its position as known at the last look at our own PostgreSQL (R6: is the standby ahead?).
     pub(super) lsn_before: Option<(crate::base::ids::TimelineId, crate::base::ids::Lsn)>,
     mismatch_noted: bool,
@@ -383,6 +385,11 @@ impl Guard {
         self.elsewhere_since().map(|(since, _)| since + self.wait())
     }
 
+    /// When W after a new boot is over.
+    pub(super) fn open_from(&self) -> Instant {
+        self.witness.boot_from.map_or(Instant::ZERO, |from| from + self.wait())
+    }
+
     /// Proof in hand, but not yet enough to open after a start or a lapse (R5, R6).
     pub(super) fn not_confirmed(&self, now: Now) -> Option<String> {
         match self.setup.mode {
@@ -395,8 +402,7 @@ impl Guard {
                 if !self.peer.settled && self.setup.peer != self.setup.me {
                     return Some(format!("{} is being asked whether it has taken over", self.setup.peer));
                 }
-                (now.boot < self.witness.open_from)
-                    .then(|| "a new boot: waiting W before this node may open".to_owned())
+                (now.boot < self.open_from()).then(|| "a new boot: waiting W before this node may open".to_owned())
             }
             // A lease without DNS begins with a pledge or a promote of this life (R3): to have one is to be confirmed.
             Mode::VipOnly => None,
@@ -408,8 +414,7 @@ impl Guard {
                     ));
                 }
                 let since = self.witness.unbroken_since;
-                let enough =
-                    since.is_some_and(|since| since + self.wait() <= now.boot) && now.boot >= self.witness.open_from;
+                let enough = since.is_some_and(|since| since + self.wait() <= now.boot) && now.boot >= self.open_from();
                 (!self.gate.open && !enough)
                     .then(|| "observe mode: proofs must be unbroken for W before the gate opens".to_owned())
             }
@@ -510,55 +515,6 @@ impl Guard {
             PeerQuestion::PrepareRejoin { id } => self.on_prepare_rejoin(now, ticket, id, fx),
             PeerQuestion::Run { command } => self.on_run_for_peer(now, ticket, command, fx),
         }
-    }
-
-    /// May this node promise not to take over from the asker's epoch? (design.md section 3, Proof 2.) Writes nothing.
-    fn pledge(&self, now: Now, asker: &PeerState, ask: &PledgeAsk) -> Result<(), String> {
-        let no = |why: &str| Err(why.to_owned());
-        if !self.durable.initialised {
-            return no("this node has lost its state (or never had one): rejoin it");
-        }
-        if self.durable.is_holder() && self.fenced().is_none() {
-            return no("this node is active itself");
-        }
-        if self.durable.served_unheard() && !self.durable.consented {
-            return no("this node served an epoch that was taken without that node's word: promote there, or rejoin");
-        }
-        if self.takeover.as_ref().is_some_and(|t| !t.dry_run) {
-            return no("a promote is under way here");
-        }
-        if self.durable.refused >= ask.epoch || self.durable.won >= ask.epoch {
-            return no("a later epoch was taken or asked for here");
-        }
-        if ask.epoch > self.durable.seen {
-            return no("this epoch is being recorded");
-        }
-        if asker.digest != self.setup.digest {
-            return no("the configurations differ");
-        }
-        if let Some((start, at)) = self.peer.pledged_to
-            && start != ask.start
-            && now.boot < at + self.wait()
-        {
-            return no("another start of that node was pledged to less than W ago");
-        }
-        if let Some(server) = self.witness.servers.first()
-            && let (Some(asked), Some(seen)) = (server.asked, &server.seen)
-            && now.boot < asked + self.setup.timing.lease
-            && asked >= self.witness.ignore_before
-        {
-            let here = match (self.setup.mode, seen) {
-                (Mode::Update, Seen::Agreed { marker }) => {
-                    marker.active == asker.node && marker.epoch == ask.epoch && marker.boot == ask.boot
-                }
-                (Mode::Observe | Mode::VipOnly, seen) => evidence::points_at(seen) == Some(&asker.node),
-                (Mode::Update, _) => false,
-            };
-            if !here {
-                return no("the witness does not name that node here");
-            }
-        }
-        Ok(())
     }
 
     /// The peer answered or asked something lately.

@@ -338,11 +338,11 @@ impl Guard {
             Purpose::Boot => {
                 if matches!(end, JobEnd::Unknown(_)) {
                     // It may land, and would then be read as "here": W is waited all the same (S6).
-                    self.witness.open_from = now.boot + self.wait();
+                    self.witness.boot_from = Some(now.boot);
                 }
                 if let JobEnd::Settled(marker) = end {
                     self.witness.forget(now.boot);
-                    self.witness.open_from = now.boot + self.wait();
+                    self.witness.boot_from = Some(now.boot);
                     self.note(now, fx, "boot_recorded", "wrote this boot into the marker; waiting W".to_owned());
                     self.record(fx, vec![sync_entry(&marker)], Then::Nothing);
                 }

@@ -18,6 +18,7 @@ use super::judge::Loss;
 use super::proofs::{AskedFor, PEER_LIMIT, PeerAskedFor};
 use super::record::{JobEnd, Purpose, sync_entry};
 use super::{Guard, PgOwner, Then};
+use crate::base::config::FencePostgres;
 use crate::base::ids::{Epoch, Lsn, NodeName, OpId, TimelineId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
@@ -152,7 +153,7 @@ pub(super) struct Takeover {
     /// The peer was asked to hold its clients; it must be told if we give up.
     prepared: bool,
     planned: bool,
-    consent_asked: bool,
+    pub(super) consent_asked: bool,
     /// The peer consented, or the third point of R2 is void (the marker names this node's own complete epoch).
     pub(super) consented: bool,
     void: bool,
@@ -275,6 +276,16 @@ impl Guard {
         }
     }
 
+    pub(super) fn is_attempt(&self, attempt: u64) -> bool {
+        self.takeover.as_ref().is_some_and(|t| t.id == attempt)
+    }
+
+    /// Goes on in `on_takeover_recorded` when they are durable.
+    pub(super) fn record_attempt(&mut self, entries: Vec<Entry>, fx: &mut Vec<Effect>) {
+        let Some(attempt) = self.takeover.as_ref().map(|t| t.id) else { return };
+        self.record(fx, entries, Then::Takeover { attempt });
+    }
+
     pub(super) fn end_takeover(&mut self, now: Now, exit: u8, text: &str, fx: &mut Vec<Effect>) {
         let Some(t) = self.takeover.take() else { return };
         for ticket in &t.tickets {
@@ -319,7 +330,7 @@ impl Guard {
             let epoch = t.refused_before;
             let exit = if t.consent_asked { 4 } else { exit };
             self.step(now, Step::Lowering { exit }, None, fx);
-            self.record(fx, vec![Entry::RefusedLowered { epoch }], Then::Takeover);
+            self.record_attempt(vec![Entry::RefusedLowered { epoch }], fx);
             return;
         }
         self.end_takeover(now, exit, why, fx);
@@ -435,12 +446,15 @@ impl Guard {
         if (peer.is_some() || witness.is_some()) && t.deadline.is_some_and(|d| now.boot < d) {
             return;
         }
+        if self.start_for_takeover(now, fx) {
+            return;
+        }
         // A demotion under way (fence, then unfence at once) is waited for rather than complained about.
         let demoting = matches!(self.pg.task, Some((_, PgOwner::Demotion | PgOwner::Follow)));
         let unseen = self.pg.demoted && !self.pg.up;
         if let Some(t) = &mut self.takeover
             && ((demoting && now.boot < t.started + DEMOTION_LIMIT)
-                || (unseen && now.boot < t.started + PEER_LIMIT * 2))
+                || (unseen && now.boot < t.started.max(self.pg.look_from) + PEER_LIMIT * 2))
         {
             t.deadline = Some(now.boot + Duration::from_millis(200));
             return;
@@ -454,6 +468,24 @@ impl Guard {
             return;
         }
         self.judge_takeover(now, alive, fx);
+    }
+
+    /// A PostgreSQL that the fence stopped (`fence.postgres = "stop"`) is started as a standby of nobody: without it there
+    /// is nothing to judge and nothing to promote.
+    fn start_for_takeover(&mut self, now: Now, fx: &mut Vec<Effect>) -> bool {
+        let Some(t) = &self.takeover else { return false };
+        let stopped = self.fenced().is_some() && !self.pg.up && self.pg_present;
+        let stop = self.setup.fence_postgres == FencePostgres::Stop;
+        if t.dry_run || t.kind == Kind::Switchover || !stop || !stopped || self.pg.demoted_to_start {
+            return false;
+        }
+        self.pg.demoted_to_start = true;
+        self.say(now, "PostgreSQL is down, as fence.postgres = \"stop\" says; starting it read-only", fx);
+        self.pg_task(PgOwner::Demotion, PgTask::Demote { follow_peer: false }, fx);
+        if let Some(t) = &mut self.takeover {
+            t.deadline = Some(now.boot + Duration::from_millis(200));
+        }
+        true
     }
 
     fn judge_takeover(&mut self, now: Now, alive: bool, fx: &mut Vec<Effect>) {
@@ -483,7 +515,10 @@ impl Guard {
             let holds = p.complete > Epoch::NONE && p.complete == p.won && p.fence <= p.complete;
             holds && p.role != Role::Fenced && p.pg.as_ref().is_some_and(|pg| !pg.in_recovery)
         });
-        let planned = peer_serves && self.pg.report.as_ref().is_some_and(|r| r.in_recovery && self.pg.up);
+        // A holder that serves nobody and whose WAL does not come hands nothing over; it consents.
+        let serving = peer_state.as_ref().is_some_and(|p| p.gate_open);
+        let planned = peer_serves
+            && self.pg.report.as_ref().is_some_and(|r| r.in_recovery && self.pg.up && (r.streaming || serving));
         // A record older than an epoch known here (a restored zone) says nothing of what was acknowledged since.
         let stale = marker.as_ref().map_or(Epoch::NONE, |m| m.epoch) < highest && self.durable.complete < highest;
         let stale = stale.then_some(highest);
@@ -566,7 +601,7 @@ impl Guard {
     /// Anything was heard from the peer within the last W (R2's condition on `--peer-is-off`, S12).
     pub(super) fn heard_within_wait(&self, now: Now, alive: bool) -> bool {
         // What was heard in a former life is forgotten, so a start counts as a word of the peer.
-        let at = self.peer.heard.unwrap_or(self.started).max(self.started);
+        let at = self.peer.heard.max(self.peer.wal_heard).unwrap_or(self.started).max(self.started);
         alive || now.boot < at + self.wait()
     }
 
@@ -581,7 +616,7 @@ impl Guard {
             t.consented = t.void;
             t.planned = (t.planned || alive) && !t.void;
         }
-        self.record(fx, vec![Entry::Refused { epoch: refuse }], Then::Takeover);
+        self.record_attempt(vec![Entry::Refused { epoch: refuse }], fx);
     }
 
     pub(super) fn on_takeover_recorded(&mut self, now: Now, fx: &mut Vec<Effect>) {
@@ -713,7 +748,7 @@ impl Guard {
                 self.note(now, fx, "record_moved", text);
                 self.step(now, Step::Winning, None, fx);
                 let won = Entry::Won { epoch: marker.epoch, seq: marker.seq, loss: marker.loss, old_lease_ms };
-                self.record(fx, vec![won, sync_entry(&marker)], Then::Takeover);
+                self.record_attempt(vec![won, sync_entry(&marker)], fx);
             }
             JobEnd::Changed(why) => {
                 let text = format!("the record was not changed: {why}; run promote again to judge it anew");
@@ -747,7 +782,9 @@ impl Guard {
     }
 
     fn begin_naming(&mut self, now: Now, fx: &mut Vec<Effect>) {
-        if let Some(why) = self.overtaken() {
+        // Observe mode: an edit that was put back while W ran promotes nothing.
+        let put_back = self.against().filter(|_| self.setup.mode == Mode::Observe);
+        if let Some(why) = self.overtaken().or(put_back) {
             self.fail_takeover(now, 4, &why, fx);
             return;
         }
@@ -821,7 +858,7 @@ impl Guard {
     fn complete_takeover(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let Some(epoch) = self.takeover.as_ref().map(|t| t.epoch) else { return };
         self.step(now, Step::Completing, None, fx);
-        self.record(fx, vec![Entry::Complete { epoch }], Then::Takeover);
+        self.record_attempt(vec![Entry::Complete { epoch }], fx);
     }
 
     /// Time has passed, or something came in: is the step over?
@@ -870,6 +907,12 @@ impl Guard {
             Step::Recording if late && self.job.is_none() => self.begin_recording(now, fx),
             Step::GoingAlone if late => self.after_promotion(now, fx),
             Step::Watching { all_since } => self.watch_authorities(now, all_since, fx),
+            // R3: the promote itself is what opens; a probe of the VIP or R6's wait may take longer than one lease.
+            Step::Opening
+                if !self.gate.open && !late && self.setup.mode == Mode::VipOnly && self.overtaken().is_none() =>
+            {
+                self.proofs.pledged(now.boot);
+            }
             Step::Opening if self.gate.open => {
                 let text = format!(
                     "{} is active at epoch {}; total {:.2} s",

@@ -4,9 +4,9 @@
 //! **Invariant:** with a VIP alone nothing is won before the peer has consented, or was switched off after this node
 //! had durably refused; what would be lost is judged again at that moment.
 
+use super::Guard;
 use super::judge::Loss;
 use super::takeover::Step;
-use super::{Guard, Then};
 use crate::base::ids::OpId;
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
@@ -37,15 +37,36 @@ impl Guard {
         let Some(t) = &mut self.takeover else { return };
         t.step = Step::Watching { all_since: since };
         if enough {
-            let epoch = t.epoch;
+            if self.consent_is_doubtful(now) {
+                let peer = &self.setup.peer;
+                let why = format!("{peer}, which consented, is not heard any more and may serve again");
+                self.fail_takeover(now, 1, &why, fx);
+                return;
+            }
+            let Some(epoch) = self.takeover.as_ref().map(|t| t.epoch) else { return };
             self.proofs.void();
             self.witness.forget(now.boot);
             self.say(now, "every authority shows this node", fx);
             self.step(now, Step::Winning, None, fx);
             let (seq, since) = (self.durable.seq + 1, now.rfc3339());
             let won = Entry::Won { epoch, seq, loss: false, old_lease_ms: 0 };
-            self.record(fx, vec![won, Entry::Sync { epoch, seq, sync: None, since }], Then::Takeover);
+            self.record_attempt(vec![won, Entry::Sync { epoch, seq, sync: None, since }], fx);
         }
+    }
+
+    /// Without compare-and-swap a consent counts only while its giver is heard to stand by it: it may have been promoted
+    /// again under the same number meanwhile. A person who accepts loss waits W instead.
+    fn consent_is_doubtful(&mut self, now: Now) -> bool {
+        let reachable = self.peer_reachable(now);
+        let peer = self.peer.state.as_ref().filter(|_| reachable);
+        let Some(t) = &mut self.takeover else { return false };
+        if !t.consented || !t.consent_asked || peer.is_some_and(|p| p.fence >= t.epoch && p.won < t.epoch) {
+            return false;
+        }
+        if t.accept_data_loss {
+            (t.consented, t.handed_over) = (false, false);
+        }
+        !t.accept_data_loss
     }
 
     /// R2 with a VIP alone: the peer's durable acknowledgement (its consent), or it is surely off.
@@ -106,7 +127,7 @@ impl Guard {
         let won = Entry::Won { epoch, seq, loss: false, old_lease_ms: 0 };
         let mut entries = vec![won, Entry::Sync { epoch, seq, sync: None, since }];
         entries.extend((!alive).then_some(Entry::Unheard { epoch }));
-        self.record(fx, entries, Then::Takeover);
+        self.record_attempt(entries, fx);
     }
 
     /// Has `fence.stonith` switch the peer off.

@@ -1,9 +1,12 @@
 //! Interleavings that a second look found: each broke a rule before it was mended.
 
-use super::world::{Act, Delivery, World, name, secs};
+use super::world::{Act, Delivery, World, address, name, secs};
+use crate::base::config::FencePostgres;
 use crate::base::ids::Epoch;
 use crate::engine::setup::Mode;
-use crate::engine::turn::{Command, PeerQuestion};
+use crate::engine::status::GateState;
+use crate::engine::turn::{Command, Event, PeerQuestion};
+use crate::wire::dns::RecordPair;
 
 /// The question for consent is 55 s on the wire (a partition, then TCP sends it again): the old node puts everything
 /// back and serves on alone. What comes at last must not be taken for the end of that hand-over: whatever was
@@ -72,4 +75,78 @@ fn a_node_that_served_unheard_pledges_nothing_to_an_older_life_of_the_other() {
     let ticket = world.promote(0, true);
     let (exit, text) = world.end_of(0, ticket);
     assert_eq!((exit, world.is_open(0)), (0, true), "{text}");
+}
+
+/// The taker gave up (its daemon started again) while the old primary was still going down for its consent: what nobody
+/// waits for is not given, or nobody would serve.
+#[test]
+fn a_consent_that_nobody_waits_for_any_more_is_not_given() {
+    let mut world = World::running();
+    let question = PeerQuestion::Consent { attempt: 77, epoch: Epoch(9), handed_over: false };
+    world.give(0, Event::PeerAsked { ticket: 9, question: Box::new(question) });
+    assert!(!world.is_open(0), "cut first");
+    let stop = |d: &Delivery| matches!(d, Delivery::Pg { node: 0, .. });
+    let key = world.queue.iter().find(|(_, d)| stop(d)).map(|(key, _)| *key).expect("PostgreSQL is being stopped");
+    let slow = world.queue.remove(&key).expect("there");
+    world.post(secs(7), slow);
+    world.run_until(secs(20), "it serves on", |w| w.is_open(0));
+    assert_eq!((world.durable(0).fenced, world.durable(0).fence), (None, Epoch::NONE));
+}
+
+#[test]
+fn an_operators_pause_outlives_a_switchover_that_was_given_up() {
+    let mut world = World::running();
+    world.command(0, Command::Pause);
+    world.promote(1, false);
+    world.run_until(secs(10), "clients are held", |w| w.snapshot(0).procedure.is_some());
+    world.kill(1);
+    world.start(1);
+    world.run_until(secs(20), "given up", |w| w.snapshot(0).procedure.is_none());
+    world.run_for(secs(3));
+    assert_eq!(world.snapshot(0).gate.state, GateState::Paused);
+    world.command(0, Command::Resume);
+    assert_eq!(world.snapshot(0).gate.state, GateState::Open);
+}
+
+#[test]
+fn unfence_starts_the_postgresql_that_the_fence_stopped() {
+    let mut world = World::unstarted(Mode::Update, 1);
+    world.fence_postgres = FencePostgres::Stop;
+    world.begin();
+    world.run_until(secs(20), "in sync", |w| w.snapshot(0).replication.in_sync);
+    world.command(0, Command::Fence { reason: "test".into() });
+    world.run_until(secs(10), "stopped", |w| !w.nodes[0].pg.up);
+    let ticket = world.command(0, Command::Unfence);
+    let (exit, text) = world.end_of(0, ticket);
+    assert_eq!((exit, world.is_open(0)), (0, true), "{text}");
+    assert!(world.nodes[0].pg.up && !world.nodes[0].pg.in_recovery);
+}
+
+/// Observe mode. b has a's consent and waits for the edit; the nodes lose each other, a is promoted again under the very
+/// number and serves; then the edit is made. b never heard of it, and the consent must not count.
+#[test]
+fn a_consent_whose_giver_is_not_heard_any_more_does_not_count_at_the_edit() {
+    let mut world = World::with(Mode::Observe, 1);
+    let ticket = world.promote(0, false);
+    assert_eq!(world.end_of(0, ticket).0, 0);
+    world.run_until(secs(30), "in sync", |w| w.snapshot(0).replication.in_sync);
+    let waiting = world.promote(1, false);
+    world.run_until(secs(10), "told to edit", |w| {
+        w.nodes[1].said.iter().any(|line| line.contains("change the address"))
+    });
+    world.wire_up = false;
+    world.run_for(secs(1));
+    world.nodes[0].pg.up = true;
+    world.nodes[0].pg.start += 1;
+    world.run_for(secs(3));
+    world.loss_accepted = true;
+    let again = world.promote(0, true);
+    assert_eq!(world.end_of(0, again).0, 0);
+    world.loss_accepted = false;
+    world.run_for(secs(5));
+    assert!(world.is_open(0) && world.acks > 0);
+    world.record = RecordPair::new(vec![address(1)], 5, Vec::new());
+    let (exit, text) = world.end_of(1, waiting);
+    assert_eq!(exit, 4, "{text}");
+    assert!(world.nodes[1].pg.in_recovery, "{text}");
 }
