@@ -154,7 +154,8 @@ fn no_side_door_in_any_state() {
         }
         ensure!(tally.refused + tally.rejected == tally.tried, "{tally:?}");
         eprintln!(
-            "figure: C11 {} attempts past the gate in 5 states: {} refused by the kernel, {} rejected by pg_hba, 0 open",
+            "figure: C11 {} attempts past the gate in 5 states: {} refused by the kernel, {} rejected by pg_hba, \
+             0 open",
             tally.tried, tally.refused, tally.rejected
         );
         Ok(())

@@ -138,7 +138,8 @@ fn units_follow_the_gate_and_never_hold_it_up() {
         eprintln!("units: the gate was open again {open} ms after the start of a killed daemon");
         eprintln!(
             "figure: service.units started {} ms after the gate opened, stopped {} ms after the fence (last \
-             acknowledgement {} ms after it); a stop hanging 4 s: gate open again after {} ms, that unit after {hung} ms; \
+             acknowledgement {} ms after it); a stop hanging 4 s: gate open again after {} ms, that unit after {hung} \
+             ms; \
              killed and started without proof: stopped {} ms after the start (lease 3 s)",
             ms(opened, started),
             ms(cut, stopped),

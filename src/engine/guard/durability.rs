@@ -1,25 +1,21 @@
 //! Synchronous or alone (R4): the list in PostgreSQL always agrees with the record, and the record comes first on the
-//! way down and last on the way up. Also R6's wait after a start, and what the guard keeps in order by itself.
+//! way down and last on the way up. Also R6's wait after a start.
 
 use super::record::{JobEnd, Purpose};
 use super::{Guard, PgOwner, Then};
-use crate::base::ids::{Epoch, Lsn, NodeName};
+use crate::base::ids::{Lsn, NodeName};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
-use crate::engine::evidence::Seen;
 use crate::engine::report::{PgReport, StandbyRow};
 use crate::engine::setup::Mode;
-use crate::engine::status::Role;
 use crate::engine::turn::{Effect, Now, PeerAnswer, PgOutput, PgTask, Ticket};
 
 /// How long the standby may take to confirm that it has flushed and replayed past the barrier.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(30);
 /// Pause after a failed attempt to arm.
 const ARM_AGAIN: Duration = Duration::from_secs(2);
-/// How often a standby that does not stream is told to look for its primary.
-const NUDGE_EVERY: Duration = Duration::from_secs(1);
-/// How often, at most, the position our primary confirmed is written down.
-const CONFIRMED_EVERY: Duration = Duration::from_secs(10);
+/// How long a rejoin waits for a record or a PostgreSQL that is busy.
+const REJOIN_WAITS: Duration = Duration::from_secs(10);
 /// Looks in a row at which the standby was ahead before this primary fences itself.
 const AHEAD_LOOKS: u32 = 3;
 
@@ -31,7 +27,7 @@ pub(super) enum AloneFor {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-enum Phase {
+pub(super) enum Phase {
     #[default]
     Idle,
     /// Correcting a list that disagrees with the record.
@@ -60,10 +56,12 @@ enum Phase {
 /// Where the change between synchronous and alone stands.
 #[derive(Debug, Clone, Hash, Default)]
 pub(super) struct Durability {
-    phase: Phase,
-    retry_at: Instant,
-    confirmed_at: Instant,
-    clean: bool,
+    pub(super) phase: Phase,
+    pub(super) retry_at: Instant,
+    /// A rejoin of the peer that waits until the record is free: whom to answer, its number, until when.
+    rejoin_waits: Option<(Ticket, u64, Instant)>,
+    pub(super) confirmed_at: Instant,
+    pub(super) clean: bool,
 }
 
 impl Guard {
@@ -337,6 +335,7 @@ impl Guard {
 
     /// Keeps list and record together, and arms when the standby streams.
     pub(super) fn advance_durability(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        self.try_waiting_rejoin(now, fx);
         match self.durability.phase {
             Phase::Confirming { lsn, until } => self.confirm(now, lsn, until, fx),
             Phase::Idle => self.begin_durability(now, fx),
@@ -429,140 +428,21 @@ impl Guard {
         } else if self.takeover.is_some() || self.handover.is_some() {
             fx.push(refuse("another procedure is under way here"));
         } else if !self.go_alone(now, AloneFor::Rejoin { ticket, id }, fx) {
-            fx.push(refuse("the active node is busy with its record; try again in a few seconds"));
+            // Arming, or role and slot after a promote: it is over in a moment.
+            self.durability.rejoin_waits = Some((ticket, id, now.boot + REJOIN_WAITS));
         }
     }
 
-    /// What the guard keeps in order by itself: the first marker, a new boot, role and slot, a standby made by hand.
-    pub(super) fn advance_housekeeping(&mut self, now: Now, fx: &mut Vec<Effect>) {
-        if self.takeover.is_some() || self.handover.is_some() || self.rejoin.is_some() {
-            return;
-        }
-        self.keep_confirmed(now, fx);
-        if self.setup.mode == Mode::Update && self.job.is_none() {
-            if self.may_write_first_marker(now) {
-                self.start_job(now, Purpose::First, fx);
-            } else if self.has_new_boot() {
-                self.begin_boot(fx);
-            }
-        }
-        self.end_boot_wait(now, fx);
-        self.start_what_was_refused(now, fx);
-        if self.durable.maintenance {
-            return;
-        }
-        if self.pg.task.is_some() || now.boot < self.pg.retry_at || !self.pg.up {
-            return;
-        }
-        let Some(report) = &self.pg.report else { return };
-        let idle = matches!(self.durability.phase, Phase::Idle);
-        if self.gate.open && idle && self.pg.prepared_start != Some(report.start) {
-            self.pg.prepared_start = Some(report.start);
-            self.pg_task(PgOwner::Housekeeping, PgTask::PrepareStandby, fx);
-        } else if report.in_recovery
-            && !self.pg.adopted
-            && self.fenced().is_none()
-            && self.peer.state.as_ref().is_some_and(|p| p.gate_open && p.prepared && p.complete >= self.durable.seen)
-        {
-            self.pg.adopted = true;
-            self.pg_task(PgOwner::Housekeeping, PgTask::Adopt, fx);
-        } else if report.in_recovery
-            && !report.streaming
-            && self.pg.adopted
-            && self.peer_reachable(now)
-            && self.peer.state.as_ref().and_then(|p| p.pg.as_ref()).is_some_and(|pg| !pg.in_recovery)
-        {
-            self.pg.retry_at = now.boot + NUDGE_EVERY;
-            self.pg_task(PgOwner::Housekeeping, PgTask::Nudge, fx);
-        }
-    }
-
-    /// Record before you act (S6): a start after this one, within W of the update, has to wait as well.
-    fn begin_boot(&mut self, fx: &mut Vec<Effect>) {
-        if self.writing.iter().any(|(.., then)| *then == Then::Boot) {
-            return;
-        }
-        let boot = self.setup.boot.clone();
-        self.record(fx, vec![Entry::BootPending { boot }], Then::Boot);
-    }
-
-    pub(super) fn on_boot_recorded(&mut self, now: Now, fx: &mut Vec<Effect>) {
-        if self.has_new_boot() && self.takeover.is_none() {
-            self.start_job(now, Purpose::Boot, fx);
-        }
-    }
-
-    fn end_boot_wait(&mut self, now: Now, fx: &mut Vec<Effect>) {
-        let pending = self.durable.boot_pending.is_some() && self.job.is_none() && !self.has_new_boot();
-        let over = now.boot >= self.open_from() && self.witness.confirmed;
-        if pending && over && !self.writing.iter().any(|(_, e, _)| e.contains(&Entry::BootWaited)) {
-            self.record(fx, vec![Entry::BootWaited], Then::Nothing);
-        }
-    }
-
-    /// R6: a PostgreSQL that `may-start-primary` refused is started once the proof has come that it may be the primary.
-    fn start_what_was_refused(&mut self, now: Now, fx: &mut Vec<Effect>) {
-        if !self.pg.start_refused || self.pg.up || self.pg.task.is_some() || now.boot < self.pg.retry_at {
-            return;
-        }
-        let proven = self.role() == Role::Active && self.not_confirmed(now).is_none();
-        // A fresh pair: nobody has ever held an epoch, and the other PostgreSQL is no primary.
-        let fresh = self.durable.is_virgin()
-            && self.durable.initialised
-            && self.peer_reachable(now)
-            && self.peer.state.as_ref().is_some_and(|p| {
-                let primary = p.pg.as_ref().is_some_and(|pg| !pg.in_recovery);
-                p.seen == Epoch::NONE && p.won == Epoch::NONE && !primary
-            });
-        if self.durable.maintenance || !(proven || fresh) {
-            return;
-        }
-        self.pg.start_refused = false;
-        self.note(now, fx, "postgres_start", "proof has come: starting the PostgreSQL that was refused".to_owned());
-        self.pg_task(PgOwner::Housekeeping, PgTask::Start, fx);
-    }
-
-    fn may_write_first_marker(&self, now: Now) -> bool {
-        let fresh = self.durable.is_virgin() && self.durable.initialised;
-        let primary = self.pg.up && self.pg.report.as_ref().is_some_and(|r| !r.in_recovery && !r.read_only);
-        let shows_me = matches!(
-            self.witness.servers.first().and_then(|s| s.seen.as_ref()),
-            Some(Seen::Unmarked { address_of }) if address_of.as_ref().is_none_or(|name| *name == self.setup.me)
-        );
-        let peer_agrees = self.peer_reachable(now)
-            && self.peer.state.as_ref().is_some_and(|p| {
-                let standby = p.pg.as_ref().is_some_and(|pg| {
-                    pg.in_recovery && self.pg.report.as_ref().is_some_and(|r| r.system_id == pg.system_id)
-                });
-                p.seen == Epoch::NONE && p.won == Epoch::NONE && (standby || !p.pg_present)
-            });
-        fresh && primary && shows_me && peer_agrees && self.fenced().is_none()
-    }
-
-    fn has_new_boot(&self) -> bool {
-        let seen = self.witness.servers.first().and_then(|s| s.seen.as_ref());
-        self.durable.is_holder()
-            && !self.witness.confirmed
-            && self.fenced().is_none()
-            && matches!(seen, Some(Seen::Agreed { marker }) if marker.active == self.setup.me
-                && marker.epoch == self.durable.won && marker.boot != self.setup.boot)
-    }
-
-    /// A standby remembers what its primary confirmed, now and then: data behind that is not promotable.
-    fn keep_confirmed(&mut self, now: Now, fx: &mut Vec<Effect>) {
-        if now.boot < self.durability.confirmed_at + CONFIRMED_EVERY {
-            return;
-        }
-        let Some(report) = self.pg.report.as_ref().filter(|r| self.pg.up && r.in_recovery && r.streaming) else {
-            return;
-        };
-        let confirmed = self.peer.state.as_ref().and_then(|p| p.pg.as_ref()).and_then(|pg| pg.confirmed);
-        let Some(lsn) = confirmed else { return };
-        let entry = (lsn, report.timeline, report.system_id);
-        if self.durable.confirmed != Some(entry) {
-            self.durability.confirmed_at = now.boot;
-            let (lsn, timeline, system_id) = entry;
-            self.record(fx, vec![Entry::Confirmed { lsn, timeline, system_id }], Then::Nothing);
+    /// A rejoin that came while the record or PostgreSQL was busy.
+    fn try_waiting_rejoin(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let Some((ticket, id, until)) = self.durability.rejoin_waits else { return };
+        let able = self.durable.is_holder() && self.gate.open && self.takeover.is_none() && self.handover.is_none();
+        if able && self.go_alone(now, AloneFor::Rejoin { ticket, id }, fx) {
+            self.durability.rejoin_waits = None;
+        } else if now.boot >= until {
+            self.durability.rejoin_waits = None;
+            let why = "the active node is busy with its record; try again in a few seconds".to_owned();
+            fx.push(Effect::AnswerPeer { ticket, answer: Box::new(PeerAnswer::Refused { why }) });
         }
     }
 }

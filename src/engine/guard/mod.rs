@@ -17,7 +17,8 @@
 //! when `standing` finds every condition of R1 true; a cut is always the first effect of its turn; nothing that needs
 //! the journal is emitted before `Recorded`. The submodules are rooms of this one machine:
 //! `proofs` (witness and peer evidence), `fence`, `vip`, `record` (updates and their settling), `durability` (R4),
-//! `observe` (records edited by hand), `takeover` (promote, switchover, unfence), `handover` (the old side of a
+//! `observe` (records edited by hand), `unmarked` (takeovers no marker decides), `pledge`, `pause`, `units`,
+//! `housekeeping`, `takeover` (promote, switchover, unfence), `handover` (the old side of a
 //! switchover), `rejoin`, `view`.
 //!
 //! Over 600 lines: it is the list of all that a node remembers and the one turn over it; the rooms are below.
@@ -26,6 +27,7 @@ mod commands;
 mod durability;
 mod fence;
 mod handover;
+mod housekeeping;
 mod judge;
 mod observe;
 mod pause;

@@ -470,8 +470,8 @@ impl Guard {
         self.judge_takeover(now, alive, fx);
     }
 
-    /// A PostgreSQL that the fence stopped (`fence.postgres = "stop"`) is started as a standby of nobody: without it there
-    /// is nothing to judge and nothing to promote.
+    /// A PostgreSQL that the fence stopped (`fence.postgres = "stop"`) is started as a standby of nobody: without it
+    /// there is nothing to judge and nothing to promote.
     fn start_for_takeover(&mut self, now: Now, fx: &mut Vec<Effect>) -> bool {
         let Some(t) = &self.takeover else { return false };
         let stopped = self.fenced().is_some() && !self.pg.up && self.pg_present;

@@ -54,8 +54,8 @@ impl Guard {
         }
     }
 
-    /// Without compare-and-swap a consent counts only while its giver is heard to stand by it: it may have been promoted
-    /// again under the same number meanwhile. A person who accepts loss waits W instead.
+    /// Without compare-and-swap a consent counts only while its giver is heard to stand by it: it may have been
+    /// promoted again under the same number meanwhile. A person who accepts loss waits W instead.
     fn consent_is_doubtful(&mut self, now: Now) -> bool {
         let reachable = self.peer_reachable(now);
         let peer = self.peer.state.as_ref().filter(|_| reachable);

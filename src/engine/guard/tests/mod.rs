@@ -586,16 +586,3 @@ fn a_rejoin_that_was_refused_leaves_the_standby_promotable() {
     let (exit, text) = world.end_of(1, ticket);
     assert_eq!(exit, 0, "{text}");
 }
-
-#[test]
-fn a_taker_that_starts_again_lets_the_old_node_serve_on_at_once() {
-    let mut world = World::running();
-    world.promote(1, false);
-    world.run_until(secs(10), "clients are held", |w| w.snapshot(0).procedure.is_some());
-    world.kill(1);
-    world.start(1);
-    let begun = world.now;
-    world.run_until(secs(12), "it serves on", |w| w.is_open(0) && w.snapshot(0).procedure.is_none());
-    assert!(world.now.since(begun) < secs(10), "its pulse says that nothing is under way there");
-    assert_eq!(world.snapshot(0).gate.state, GateState::Open);
-}

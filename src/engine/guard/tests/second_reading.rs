@@ -122,8 +122,8 @@ fn unfence_starts_the_postgresql_that_the_fence_stopped() {
     assert!(world.nodes[0].pg.up && !world.nodes[0].pg.in_recovery);
 }
 
-/// Observe mode. b has a's consent and waits for the edit; the nodes lose each other, a is promoted again under the very
-/// number and serves; then the edit is made. b never heard of it, and the consent must not count.
+/// Observe mode. b has a's consent and waits for the edit; the nodes lose each other, a is promoted again under the
+/// very number and serves; then the edit is made. b never heard of it, and the consent must not count.
 #[test]
 fn a_consent_whose_giver_is_not_heard_any_more_does_not_count_at_the_edit() {
     let mut world = World::with(Mode::Observe, 1);
@@ -149,4 +149,17 @@ fn a_consent_whose_giver_is_not_heard_any_more_does_not_count_at_the_edit() {
     let (exit, text) = world.end_of(1, waiting);
     assert_eq!(exit, 4, "{text}");
     assert!(world.nodes[1].pg.in_recovery, "{text}");
+}
+
+#[test]
+fn a_taker_that_starts_again_lets_the_old_node_serve_on_at_once() {
+    let mut world = World::running();
+    world.promote(1, false);
+    world.run_until(secs(10), "clients are held", |w| w.snapshot(0).procedure.is_some());
+    world.kill(1);
+    world.start(1);
+    let begun = world.now;
+    world.run_until(secs(12), "it serves on", |w| w.is_open(0) && w.snapshot(0).procedure.is_none());
+    assert!(world.now.since(begun) < secs(10), "its pulse says that nothing is under way there");
+    assert_eq!(world.snapshot(0).gate.state, GateState::Open);
 }
