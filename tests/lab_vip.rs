@@ -485,6 +485,14 @@ fn a_witness_is_one_that_answers_the_vip_while_nobody_else_has_it() {
         assert_eq!(lab.a.ask(&hand, &[not_there, "192.0.2.13", "2001:db8:77::13"]), found, "{net}");
         assert!(lab.a.ask(&hand, &[not_there]).is_err_and(|text| text.contains("answered")), "{net}");
         assert!(lab.a.ask(&hand, &["::1", "127.0.0.1"]).is_err(), "{net}");
+        // Another that probes for the VIP meanwhile (the other node does so again and again) asks, and claims nothing.
+        std::thread::scope(|scope| {
+            let probing = scope.spawn(|| lab.b.probe(&other));
+            for _ in 0..3 {
+                assert_eq!(lab.a.ask(&hand, &[there]), found, "{net}: beside another's probe");
+            }
+            assert_eq!(probing.join().expect("no panic"), Ok(Some(lab.a.mac)), "{net}");
+        });
         // The gateway, when none is named; none at all when there is no gateway.
         assert!(lab.a.ask(&hand, &[]).is_err_and(|text| text.contains("gateway")), "{net}");
         lab.a.ip(&format!("route add default via {there}"));

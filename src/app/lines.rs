@@ -1,8 +1,8 @@
 //! Lines for a reader that may be slow, stuck or full: the log on standard error, and the event log on its disk.
 //!
 //! A thread of its own writes them; whoever has something to say hands it over and goes on. What it is NOT: no line is
-//! promised to arrive. **Invariant:** [`Lines::put`] never waits: a turn of the driver that waited for a log would fence
-//! nothing and renew nothing (C18). What finds no room is counted, and the count is told when there is room again.
+//! promised to arrive. **Invariant:** [`Lines::put`] never waits: a turn that waited for a log would fence nothing and
+//! renew nothing (C18). What finds no room is counted, and the count is told when there is room again.
 
 use crate::base::time::Duration;
 use std::io::{self, Write};

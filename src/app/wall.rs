@@ -19,6 +19,10 @@ use tokio::sync::watch;
 /// A table that somebody took away stands again after so long, also on a node that has nothing to renew.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// A change of the wall that took longer is made again; usual is a tenth of a millisecond.
+const LATE: Duration = Duration::from_millis(20);
+const TRIES: u32 = 3;
+
 /// What the thread is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Word {
@@ -114,12 +118,11 @@ fn keep(mut gate: KernelGate, mut next: impl FnMut() -> Word) {
     let mut open_until = Instant::ZERO;
     while let Word::Until(until) = next() {
         let now = clock::now();
-        let left = match until {
-            Some(until) => until.since(now),
-            None => open_until.since(now).min(LAST_WORDS),
+        open_until = match until {
+            Some(until) => until,
+            None => open_until.min(now + LAST_WORDS),
         };
-        open_until = now + left;
-        match gate.set(Some(left)) {
+        match set_in_time(open_until, clock::now, |left| gate.set(Some(left))) {
             Ok(stood) => {
                 if stood == Stood::No {
                     tracing::warn!("somebody took the kernel gate's table away; it stands again");
@@ -137,6 +140,25 @@ fn keep(mut gate: KernelGate, mut next: impl FnMut() -> Word) {
     }
     if let Err(why) = gate.remove() {
         tracing::warn!("{why}");
+    }
+}
+
+/// Opens the wall until then. The kernel counts from when it gets to it: where this thread was stopped in between (the
+/// machine, the process, another's ruleset being loaded), it is said again at once, shorter.
+fn set_in_time<T>(
+    until: Instant,
+    now: impl Fn() -> Instant,
+    mut set: impl FnMut(Duration) -> Result<T, String>,
+) -> Result<T, String> {
+    let mut again = TRIES;
+    loop {
+        let begun = now();
+        let stood = set(until.since(begun))?;
+        again -= 1;
+        // On a machine that is always late the next word matters more: it may be a cut.
+        if now().since(begun) <= LATE || until <= begun || again == 0 {
+            return Ok(stood);
+        }
     }
 }
 
@@ -162,5 +184,34 @@ fn plan(config: &Config, node: &Node) -> Plan {
         gate: config.service.listen.iter().map(|listen| listen.port()).collect(),
         postgres: node.postgres.port,
         nodes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    /// The clock goes on by so many milliseconds while each change is made.
+    fn told(until: u64, delays: &[u64]) -> Vec<u64> {
+        let ms = |ms: u64| Instant::from_nanos(1_000_000 * ms);
+        let (at, mut told) = (Cell::new(0), Vec::new());
+        let mut delays = delays.iter();
+        let set = |left: Duration| {
+            told.push(crate::base::time::millis(left));
+            at.set(at.get() + delays.next().expect("not asked again for ever"));
+            Ok::<(), String>(())
+        };
+        set_in_time(ms(until), || ms(at.get()), set).expect("set");
+        told
+    }
+
+    #[test]
+    fn a_wall_that_was_opened_late_is_shortened_at_once() {
+        assert_eq!(told(3000, &[1]), [3000]);
+        assert_eq!(told(3000, &[500, 1]), [3000, 2500], "another's ruleset was being loaded");
+        assert_eq!(told(3000, &[60_000, 1]), [3000, 0], "stopped for a minute: shut");
+        assert_eq!(told(3000, &[100; 3]), [3000, 2900, 2800], "always late: then the next word");
+        assert_eq!(told(0, &[500]), [0], "shut is shut, however late");
     }
 }

@@ -33,6 +33,10 @@ pub enum Entry {
         #[serde(default)]
         old_lease_ms: u64,
     },
+    /// It was taken with a VIP alone and without the other node's word, which may have taken epochs of its own before.
+    Unheard {
+        epoch: Epoch,
+    },
     /// R2 is satisfied: this node may open the epoch.
     Complete {
         epoch: Epoch,
@@ -107,6 +111,9 @@ pub struct Durable {
     /// While the epoch is not complete: the longest lease that has to be waited out, in milliseconds.
     #[serde(default)]
     pub old_lease_ms: u64,
+    /// An epoch taken without the other node's word, until the two have the same data again.
+    #[serde(default)]
+    pub unheard: Epoch,
     /// This boot was being written into the marker, and W after that is not over (S6).
     #[serde(default)]
     pub boot_pending: Option<String>,
@@ -146,6 +153,7 @@ impl Durable {
                 self.won_loss = *loss;
                 self.old_lease_ms = self.old_lease_ms.max(*old_lease_ms);
             }
+            Entry::Unheard { epoch } => self.unheard = *epoch,
             Entry::Complete { epoch } => {
                 self.complete = self.complete.max(*epoch);
                 self.won_loss = false;
@@ -161,6 +169,9 @@ impl Durable {
                 if *epoch == self.won {
                     self.seq = self.seq.max(*seq);
                     self.sync = sync.clone();
+                    if sync.is_some() {
+                        self.unheard = Epoch::NONE;
+                    }
                     self.sync_since = Some(since.clone());
                 }
             }
@@ -175,6 +186,7 @@ impl Durable {
                 self.consented = true;
             }
             Entry::FenceEnded => {
+                self.unheard = Epoch::NONE;
                 self.fenced = None;
                 self.consented = false;
             }
@@ -182,6 +194,7 @@ impl Durable {
             Entry::RejoinStarted { .. } => self.rejoining = true,
             Entry::RejoinAbandoned { .. } => self.rejoining = false,
             Entry::RejoinDone { .. } => {
+                self.unheard = Epoch::NONE;
                 self.initialised = true;
                 self.rejoining = false;
                 self.fenced = None;
@@ -212,6 +225,11 @@ impl Durable {
     /// This node completed an epoch that nothing recorded here has ended.
     pub fn is_holder(&self) -> bool {
         self.complete > Epoch::NONE && self.complete == self.won && self.fence <= self.complete
+    }
+
+    /// What this node acknowledged last may be unknown to the other: nobody but a person may give the service there.
+    pub fn served_unheard(&self) -> bool {
+        self.complete > Epoch::NONE && self.unheard == self.complete
     }
 
     /// The journal has never held an epoch of any kind.

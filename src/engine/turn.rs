@@ -344,6 +344,9 @@ pub struct PeerState {
     pub adopted: bool,
     /// An unfinished rejoin: its data is not promotable.
     pub rejoining: bool,
+    /// Its epoch was taken without the other node's word, and they have not had the same data since.
+    #[serde(default)]
+    pub unheard: bool,
     pub procedure: Option<ProcedureBrief>,
 }
 
@@ -383,7 +386,14 @@ pub enum PeerQuestion {
     /// Switchover, step 2: cut, checkpoint, stop PostgreSQL; answered with pg_controldata.
     StopPrimary { attempt: u64 },
     /// The last step before the compare-and-swap: fence yourself durably at `epoch` (design.md R2, consent).
-    Consent { attempt: u64, epoch: Epoch },
+    Consent {
+        attempt: u64,
+        epoch: Epoch,
+        /// The asker has replayed the last write of a PostgreSQL that this very attempt stopped: the answer is yes only
+        /// while it is still stopped for it.
+        #[serde(default)]
+        handed_over: bool,
+    },
     /// Before any consent: put everything back.
     PutBack { attempt: u64 },
     /// First step of a rejoin, to the active node: write `sync=none`, empty the list, make role and slot.

@@ -63,6 +63,10 @@ const TYPE_IPV4: u32 = 7;
 const TYPE_IPV6: u32 = 8;
 const TYPE_PROTO: u32 = 12;
 
+/// Less than this is nothing: kernels before 6.12 round a timeout below their tick (up to 10 ms) down to 0, and an
+/// element with that stays for ever.
+const SHORTEST_MS: u64 = 12;
+
 /// What the wall stands before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
@@ -121,7 +125,8 @@ impl KernelGate {
     /// Lets traffic pass for so long from now (whole milliseconds, rounded down), whatever was set before; `None`: not
     /// at all. Fails without harm: what was set before runs out by itself.
     pub fn set(&mut self, left: Option<Duration>) -> Result<Stood, String> {
-        let millis = left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)).filter(|ms| *ms > 0);
+        let millis = left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+        let millis = millis.filter(|ms| *ms >= SHORTEST_MS);
         let mut messages = vec![flush_lease()];
         messages.extend(millis.map(lease_element));
         match self.transact(messages) {

@@ -78,7 +78,8 @@ async fn ask_and_hear(hand: &VipHand, configured: &[IpAddr]) -> Result<IpAddr, S
         let ((first, ..), ()) = tokio::join!(select_all(hearing), tokio::time::sleep(OTHERS_SPEAK));
         first
     };
-    let claim = |frame: &[u8]| arp::foreign_claim(frame, vip, link.mac, true).filter(|mac| !own.contains(mac));
+    // Another's probe is a question, which our kernel answers: it claims nothing that is bound here.
+    let claim = |frame: &[u8]| arp::foreign_claim(frame, vip, link.mac, false).filter(|mac| !own.contains(mac));
     tokio::select! {
         biased;
         claimed = hear(&claims, claim) => Err(format!("{} answers for the VIP {vip} too", arp::mac_text(claimed?))),

@@ -1,4 +1,5 @@
-//! What the claims of issue 3 about processes and PostgreSQL share: the evidence that each cut and opening leaves (C20),
+//! What the claims of issue 3 about processes and PostgreSQL share: the evidence that each cut and opening
+//! leaves (C20),
 //! and how figures are printed.
 
 use crate::ensure;

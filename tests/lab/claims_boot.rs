@@ -136,7 +136,8 @@ fn claim_12_boot_is_safe_in_every_order() {
             evidence(node)?;
         }
         eprintln!(
-            "figure: C12 opened by itself {first} and {second} ms after the last start (PostgreSQL first), {last} ms (witness \
+            "figure: C12 opened by itself {first} and {second} ms after the last start (PostgreSQL first), \
+            {last} ms (witness \
              last); an old primary started by hand was read-only {demoted} ms after its daemon's start"
         );
         Ok(())

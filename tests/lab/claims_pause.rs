@@ -48,7 +48,8 @@ fn a_flowing_crowd(lab: &Lab, node: &Node) -> Outcome<Crowd> {
     Ok(crowd)
 }
 
-/// One pause of the active node, longer than W, while the other is promoted. Returns the answers before it, and how long
+/// One pause of the active node, longer than W, while the other is promoted. Returns the answers before it,
+/// and how long
 /// it lasted.
 fn one_pause(lab: &Lab, kind: Frozen, active: &Node, other: &Node) -> Outcome<(u64, i64)> {
     let crowd = a_flowing_crowd(lab, active)?;
@@ -136,7 +137,8 @@ fn claims_1_and_3_a_pause_or_a_death_passes_nothing() {
         let (killed, killed_vip) = without_daemon(lab, &lab.a, Signal::KILL)?;
         let (stopped, stopped_vip) = without_daemon(lab, &lab.a, Signal::STOP)?;
         eprintln!(
-            "figure: C3 kill -9 of the daemon: last answer {killed} ms, VIP gone {killed_vip} ms after it; SIGSTOP: last \
+            "figure: C3 kill -9 of the daemon: last answer {killed} ms, VIP gone {killed_vip} ms after it; \
+            SIGSTOP: last \
              answer {stopped} ms, VIP gone {stopped_vip} ms (limit {} ms)",
             LEASE_MS + 600
         );
@@ -154,7 +156,8 @@ fn claims_1_and_3_a_pause_or_a_death_passes_nothing() {
             std::mem::swap(&mut active, &mut other);
         }
         eprintln!(
-            "figure: C1 {runs} pauses (daemon, PostgreSQL, everything in turn), each longer than W (shortest {shortest} ms) \
+            "figure: C1 {runs} pauses (daemon, PostgreSQL, everything in turn), each longer than W (shortest \
+            {shortest} ms) \
              while the other node was promoted: 0 answers after the pause, {answers} before; {} ms a run",
             ms(begun, now()) / i64::try_from(runs.max(1)).unwrap_or(1)
         );

@@ -74,7 +74,8 @@ pub(crate) fn the_old_primary_is_taken_out(lab: &Lab) -> Outcome {
     wait_until(secs(2), "one postmaster on the directory", || Ok(a.host.titled(&line)?.len() == 1))?;
     unfence(lab)?;
     eprintln!(
-        "figure: fence.postgres = demote: a standby {frozen} ms after the fence with all of PostgreSQL frozen, {orphans} ms with frozen orphans of a killed postmaster"
+        "figure: fence.postgres = demote: a standby {frozen} ms after the fence with all of PostgreSQL frozen, \
+        {orphans} ms with frozen orphans of a killed postmaster"
     );
     evidence(a)?;
     a_full_disk_keeps_nothing_running(lab)?;
@@ -94,12 +95,14 @@ pub(crate) fn the_old_primary_is_taken_out(lab: &Lab) -> Outcome {
     never(secs(1), "a kept PostgreSQL that was taken out of service", || a.postgres.is_read_only())?;
     unfence(lab)?;
     eprintln!(
-        "figure: fence.postgres = stop: no process left {stopped} ms after the fence, all frozen before; keep: gate cut {kept} ms after it, PostgreSQL writable behind it"
+        "figure: fence.postgres = stop: no process left {stopped} ms after the fence, all frozen before; keep: \
+        gate cut {kept} ms after it, PostgreSQL writable behind it"
     );
     Ok(())
 }
 
-/// The disk of the data directory has neither room nor inodes: PostgreSQL cannot be made a standby, so it is stopped and
+/// The disk of the data directory has neither room nor inodes: PostgreSQL cannot be made a standby, so it is
+/// stopped and
 /// stays so; it becomes one when there is room.
 fn a_full_disk_keeps_nothing_running(lab: &Lab) -> Outcome {
     let a = &lab.a;
@@ -107,7 +110,8 @@ fn a_full_disk_keeps_nothing_running(lab: &Lab) -> Outcome {
     a.stop_daemon()?;
     a.postgres.stop(&a.host, "fast")?;
     let mount = format!(
-        "mkdir {pg}.small && mount -t tmpfs -o size=600m,nr_inodes=6000 tmpfs {pg}.small && cp -a {pg}/. {pg}.small/ && \
+        "mkdir {pg}.small && mount -t tmpfs -o size=600m,nr_inodes=6000 tmpfs {pg}.small && cp -a {pg}/. \
+        {pg}.small/ && \
          mount --bind {pg}.small {pg}"
     );
     a.host.exec("", &["sh", "-c", &mount])?;
@@ -132,7 +136,8 @@ fn a_full_disk_keeps_nothing_running(lab: &Lab) -> Outcome {
     let room = now();
     wait_until(secs(15), "a standby once there is room", || is_standby(a))?;
     eprintln!(
-        "figure: fence.postgres = demote on a full disk: no process left {stopped} ms after the fence, a standby {} ms after \
+        "figure: fence.postgres = demote on a full disk: no process left {stopped} ms after the fence, a \
+        standby {} ms after \
          there was room",
         ms(room, now())
     );

@@ -21,7 +21,8 @@ use std::os::unix::fs::OpenOptionsExt;
 
 /// From the moved record to the last answer and the last session.
 const FLIP_LIMIT_MS: i64 = POLL_MS + 300;
-/// The end of a session is courtesy: nothing passes it any more. Five hundred backends that exit at once take the machine
+/// The end of a session is courtesy: nothing passes it any more. Five hundred backends that exit at once take
+/// the machine
 /// a while, and a busy one longer.
 const COURTESY_MS: i64 = 1000;
 /// A gate that stays open for so long has had its lease renewed.
@@ -116,7 +117,8 @@ fn five_hundred_sessions(lab: &Lab, root: CertificateDer<'static>) -> Outcome {
         crowd.seen().iter().filter(|seen| seen.ended.as_ref().is_some_and(|(_, text)| text.contains("57P01"))).count();
     put_back(lab)?;
     eprintln!(
-        "figure: C4 {count} sessions (opened in {opened} ms): last answer {last} ms, last session ended {ended} ms after the \
+        "figure: C4 {count} sessions (opened in {opened} ms): last answer {last} ms, last session ended {ended} \
+        ms after the \
          record moved (limit {FLIP_LIMIT_MS} ms); {told} were told why"
     );
     Ok(())
@@ -138,7 +140,8 @@ fn postgres_stands_still(lab: &Lab) -> Outcome {
     continue_all(&frozen);
     put_back(lab)?;
     eprintln!(
-        "figure: C18 postmaster, backends, walsender frozen: last answer {last} ms, last session {ended} ms after the flip"
+        "figure: C18 postmaster, backends, walsender frozen: last answer {last} ms, last session {ended} ms \
+        after the flip"
     );
     Ok(())
 }
@@ -160,7 +163,8 @@ fn disk_log_and_processes_are_full(lab: &Lab) -> Outcome {
     while stuck.write(&[b'x'; 4096]).is_ok() {}
     while stuck.write(b"x").is_ok() {}
     let fill = format!(
-        "dd if=/dev/zero of={state}/fill bs=4k 2>/dev/null; dd if=/dev/zero of={state}/fill2 bs=1 count=4096 2>/dev/null; true"
+        "dd if=/dev/zero of={state}/fill bs=4k 2>/dev/null; dd if=/dev/zero of={state}/fill2 bs=1 count=4096 \
+        2>/dev/null; true"
     );
     a.host.exec("", &["sh", "-c", &fill])?;
     let limit = crate::harness::host::processes_limit(a.daemon_pid()?, 1)?;
@@ -185,7 +189,8 @@ fn disk_log_and_processes_are_full(lab: &Lab) -> Outcome {
     lab.witness.move_record_to(a.address())?;
     claims_postgres::unfence(lab)?;
     eprintln!(
-        "figure: C18 state_dir full, log stuck, no processes: renewed for 3.5 s; last answer {last} ms, last session {ended} \
+        "figure: C18 state_dir full, log stuck, no processes: renewed for 3.5 s; last answer {last} ms, last \
+        session {ended} \
          ms after the flip; fenced after {fenced} ms, latched when there was room"
     );
     Ok(())
@@ -234,7 +239,8 @@ fn a_witness_that_only_accepts(lab: &Lab) -> Outcome {
     lab.witness.thaw()?;
     a.wait_active(secs(6))?;
     eprintln!(
-        "figure: C18 witness accepts and never answers: renewed for 3.5 s by the peer; peer frozen too: last answer {} ms, last \
+        "figure: C18 witness accepts and never answers: renewed for 3.5 s by the peer; peer frozen too: last \
+        answer {} ms, last \
          session {} ms later (limit {limit} ms)",
         ms(frozen, last),
         ms(frozen, ended)

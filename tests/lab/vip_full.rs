@@ -18,7 +18,7 @@ use portcullis::wire::arp::{self, Mac};
 use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{IpAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -30,6 +30,9 @@ const EACH: [&str; 3] = [VIP, "192.0.2.101", VIP6];
 /// The lease of every lab here.
 const LEASE_MS: i64 = 3000;
 const KNOCK_PORT: u16 = 7777;
+/// The client, who asks.
+const ASKER4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 20);
+const ASKER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 0x20);
 
 /// Hosts of the lab speak IPv6 too.
 fn speak_ipv6(lab: &Lab) -> Outcome {
@@ -48,16 +51,17 @@ fn host_net(address: IpAddr) -> ipnet::IpNet {
     ipnet::IpNet::new(address, if address.is_ipv4() { 32 } else { 128 }).expect("a host's own prefix")
 }
 
-/// Who answers a probe for the address on the link, asked from this host; 150 ms.
+/// Who answers for the address on the link, asked from the client; 150 ms.
 fn owners(ns: &str, address: &str) -> Outcome<BTreeSet<Mac>> {
     let address: IpAddr = address.parse()?;
     with_runtime(ns, async || {
         let hand = VipHand::new(&host_net(address), Some("eth0")).await?;
         let (index, own) = (hand.vip().interface_index, hand.vip().mac);
         let socket = PacketSocket::open(index, address)?;
+        // An ordinary question: to a probe (RFC 5227) a node that is about to bind would yield.
         let frame = match address {
-            IpAddr::V4(v4) => arp::probe(own, v4),
-            IpAddr::V6(v6) => arp::solicitation_probe(own, v6),
+            IpAddr::V4(v4) => arp::request(own, ASKER4, v4),
+            IpAddr::V6(v6) => arp::solicitation(own, ASKER6, v6),
         };
         let mut heard = BTreeSet::new();
         socket.send(&frame).await?;

@@ -147,6 +147,8 @@ impl Guard {
         }
         self.pg.up = true;
         self.pg.error = None;
+        // Whoever stops it from here on is obeyed.
+        self.pg.start_refused = false;
         self.pg_present = true;
         if !report.in_recovery && self.pg.barrier.is_none() {
             self.pg.barrier = Some(report.lsn);

@@ -184,9 +184,22 @@ impl Guard {
     }
 
     /// The last step before the other node's compare-and-swap.
-    pub(super) fn on_consent(&mut self, now: Now, ticket: Ticket, attempt: u64, epoch: Epoch, fx: &mut Vec<Effect>) {
+    pub(super) fn on_consent(
+        &mut self,
+        now: Now,
+        ticket: Ticket,
+        attempt: u64,
+        epoch: Epoch,
+        handed_over: bool,
+        fx: &mut Vec<Effect>,
+    ) {
         if self.durable.maintenance {
             fx.push(refuse(ticket, MAINTENANCE));
+            return;
+        }
+        if handed_over && !self.stands_handed_over(attempt) {
+            // It was put back (or this daemon started again) and may have acknowledged what the taker has not got.
+            fx.push(refuse(ticket, "that switchover was given up there, and it serves on"));
             return;
         }
         // Two people at once: of two nodes that both ask, the first by name goes on, or neither would.
@@ -230,11 +243,19 @@ impl Guard {
         self.latch_consent(now, ticket, attempt, epoch, fx);
     }
 
+    /// What this attempt stopped has not been started since; a copy of the question finds it stopping or given.
+    fn stands_handed_over(&self, attempt: u64) -> bool {
+        let stopped = |h: &Handover| matches!(h.stage, Stage::Stopped | Stage::StoppingToConsent { .. });
+        self.pg.consented_attempt == Some(attempt)
+            || self.handover.as_ref().is_some_and(|h| h.attempt == attempt && stopped(h))
+    }
+
     fn latch_consent(&mut self, now: Now, ticket: Ticket, attempt: u64, epoch: Epoch, fx: &mut Vec<Effect>) {
         self.end_handover(fx);
         self.pg.demoted = false;
         self.pg.following = false;
         self.pg.consented_at = now.boot;
+        self.pg.consented_attempt = Some(attempt);
         self.fence_now = Some((epoch, format!("consented to {} taking epoch {epoch}", self.setup.peer)));
         self.note(
             now,

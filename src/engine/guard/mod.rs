@@ -122,6 +122,8 @@ struct PgMemory {
     /// Demoted to follow the winner of a switchover.
     following: bool,
     consented_at: Instant,
+    /// The last one that was consented to in this life.
+    consented_attempt: Option<u64>,
     prepared_start: Option<u64>,
     adopted: bool,
     /// `may-start-primary` refused it: the daemon starts it once proof has come (R6).
@@ -150,6 +152,8 @@ pub struct Guard {
     /// A fence that is true although it may not be written yet.
     fence_now: Option<(Epoch, String)>,
     fence_retry: Option<(Instant, Vec<Entry>, u32)>,
+    /// When this life began.
+    started: Instant,
     /// The reading of this turn.
     at: Now,
     poll_at: Instant,
@@ -189,6 +193,7 @@ impl Guard {
             writing: VecDeque::new(),
             fence_now: None,
             fence_retry: None,
+            started: now.boot,
             at: now,
             poll_at: now.boot,
             renew_at: now.boot,
@@ -298,7 +303,8 @@ impl Guard {
             Event::NeighbourAnswered { question, answer } => self.on_neighbour(now, question, answer),
             Event::StonithDone { op, result } => self.on_stonith(now, op, result, fx),
             Event::UnitsDone { start, result } => self.on_units(now, start, result, fx),
-            Event::PgStartRefused => self.pg.start_refused = true,
+            // Said again with every look; while a task runs it may be that very start.
+            Event::PgStartRefused => self.pg.start_refused |= self.pg.task.is_none(),
         }
         self.turn(now, fx);
     }

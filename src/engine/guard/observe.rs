@@ -60,6 +60,13 @@ impl Guard {
         if none_yet && !report.in_recovery {
             return Loss::None("the first epoch, and this PostgreSQL is the primary".to_owned());
         }
+        if peer.unheard {
+            // Whose number is higher says nothing here: neither knew of the other's.
+            return Loss::Possible(format!(
+                "{} served epoch {} without this node's word; what it acknowledged is not here",
+                peer.node, peer.complete
+            ));
+        }
         if self.durable.won > peer.won {
             return Loss::None(format!(
                 "this node had the last epoch ({}), as {} confirms",

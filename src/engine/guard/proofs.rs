@@ -6,8 +6,7 @@ use crate::base::ids::{Epoch, NodeName};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
 use crate::engine::evidence::{self, Memory, Seen, Verdict};
-use crate::engine::setup::Mode;
-use crate::engine::setup::Setup;
+use crate::engine::setup::{Mode, Setup};
 use crate::engine::turn::{Effect, Now, PeerAnswer, PeerPg, PeerQuestion, PeerState, PledgeAsk, Ticket};
 use crate::wire::dns::{Reading, RecordPair};
 use crate::wire::marker::Marker;
@@ -504,7 +503,9 @@ impl Guard {
             }
             PeerQuestion::Prepare { attempt, epoch } => self.on_prepare(now, ticket, attempt, epoch, fx),
             PeerQuestion::StopPrimary { attempt } => self.on_stop_primary(now, ticket, attempt, fx),
-            PeerQuestion::Consent { attempt, epoch } => self.on_consent(now, ticket, attempt, epoch, fx),
+            PeerQuestion::Consent { attempt, epoch, handed_over } => {
+                self.on_consent(now, ticket, attempt, epoch, handed_over, fx)
+            }
             PeerQuestion::PutBack { attempt } => self.on_put_back(now, ticket, attempt, fx),
             PeerQuestion::PrepareRejoin { id } => self.on_prepare_rejoin(now, ticket, id, fx),
             PeerQuestion::Run { command } => self.on_run_for_peer(now, ticket, command, fx),
@@ -519,6 +520,9 @@ impl Guard {
         }
         if self.durable.is_holder() && self.fenced().is_none() {
             return no("this node is active itself");
+        }
+        if self.durable.served_unheard() && !self.durable.consented {
+            return no("this node served an epoch that was taken without that node's word: promote there, or rejoin");
         }
         if self.takeover.as_ref().is_some_and(|t| !t.dry_run) {
             return no("a promote is under way here");
@@ -538,8 +542,7 @@ impl Guard {
         {
             return no("another start of that node was pledged to less than W ago");
         }
-        let first = self.witness.servers.first();
-        if let Some(server) = first
+        if let Some(server) = self.witness.servers.first()
             && let (Some(asked), Some(seen)) = (server.asked, &server.seen)
             && now.boot < asked + self.setup.timing.lease
             && asked >= self.witness.ignore_before
@@ -594,6 +597,7 @@ impl Guard {
             prepared: self.is_prepared(),
             adopted: self.pg.adopted && self.pg.task.is_none(),
             rejoining: self.durable.rejoining,
+            unheard: self.durable.served_unheard(),
             procedure: self.procedure_brief(),
         }
     }

@@ -503,9 +503,12 @@ impl Guard {
                 Some("the configurations of the two nodes differ (nodes, timers or dns.servers)".to_owned())
             }
             (_, Kind::Unfence) => self.unfence_refusal(&seen, alive),
-            _ if peer_is_off && self.heard_within_wait(now, alive) => {
-                Some(format!("--peer-is-off, but {} was heard less than W ago: it is not off", self.setup.peer))
-            }
+            _ if peer_is_off && self.heard_within_wait(now, alive) => Some(format!(
+                "--peer-is-off, but {} was heard less than W ago, or this daemon started since: wait {:.0} s \
+                     without a word of it",
+                self.setup.peer,
+                self.wait().as_secs_f64().ceil()
+            )),
             _ if self.setup.mode == Mode::VipOnly && !alive && !peer_is_off && !self.setup.stonith => Some(format!(
                 "{peer} does not answer, and without DNS nothing says that it has stopped: switch it off and add \
                  --peer-is-off {peer} (or configure fence.stonith)",
@@ -562,7 +565,9 @@ impl Guard {
 
     /// Anything was heard from the peer within the last W (R2's condition on `--peer-is-off`, S12).
     pub(super) fn heard_within_wait(&self, now: Now, alive: bool) -> bool {
-        alive || self.peer.heard.is_some_and(|at| now.boot < at + self.wait())
+        // What was heard in a former life is forgotten, so a start counts as a word of the peer.
+        let at = self.peer.heard.unwrap_or(self.started).max(self.started);
+        alive || now.boot < at + self.wait()
     }
 
     fn begin_refusing(&mut self, now: Now, alive: bool, fx: &mut Vec<Effect>) {
@@ -586,7 +591,8 @@ impl Guard {
                 t.refused_at = now.boot;
                 if t.planned {
                     t.consent_asked = true;
-                    let ask = PeerQuestion::Consent { attempt: t.id, epoch: t.epoch };
+                    let (attempt, epoch, handed_over) = (t.id, t.epoch, t.handed_over);
+                    let ask = PeerQuestion::Consent { attempt, epoch, handed_over };
                     let question = self.ask_peer(now, PeerAskedFor::Takeover, ask, CONSENT_LIMIT, fx);
                     self.say(now, "no more pledges from here; asking for consent", fx);
                     self.step(now, Step::Consenting { question }, Some(CONSENT_LIMIT), fx);

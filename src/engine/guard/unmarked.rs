@@ -104,7 +104,9 @@ impl Guard {
         self.step(now, Step::Winning, None, fx);
         let (seq, since) = (self.durable.seq + 1, now.rfc3339());
         let won = Entry::Won { epoch, seq, loss: false, old_lease_ms: 0 };
-        self.record(fx, vec![won, Entry::Sync { epoch, seq, sync: None, since }], Then::Takeover);
+        let mut entries = vec![won, Entry::Sync { epoch, seq, sync: None, since }];
+        entries.extend((!alive).then_some(Entry::Unheard { epoch }));
+        self.record(fx, entries, Then::Takeover);
     }
 
     /// Has `fence.stonith` switch the peer off.

@@ -14,6 +14,8 @@ use std::net::IpAddr;
 const EXPIRY_SLACK: Duration = Duration::from_millis(400);
 /// How long after a conflict or a failed bind the address is probed again.
 const PROBE_AGAIN: Duration = Duration::from_secs(1);
+/// Beyond one poll, how long nobody may claim the address before it is probed again.
+const CLAIM_QUIET: Duration = Duration::from_millis(300);
 /// A hand that has not answered for so long has lost the question.
 const HAND_LIMIT: Duration = Duration::from_secs(3);
 /// The kernel's word of our own removal may come so late.
@@ -236,12 +238,26 @@ impl Guard {
                 self.on_vip_gone(now, address, fx)
             }
             Event::ForeignClaim { address, mac } => {
-                let bound = self.vips.iter_mut().find(|v| v.address == address && v.phase == Phase::Bound);
-                if let Some(vip) = bound {
-                    vip.conflict = Some(mac.clone());
-                    vip.phase = Phase::Unbound;
-                    vip.probe_from = now.boot + PROBE_AGAIN;
+                // Longer than a holder keeps silent (it asks its witnesses once a poll): one that does not hear our
+                // probe (a one-way partition) must not look like nobody.
+                let quiet = now.boot + self.setup.poll + CLAIM_QUIET;
+                let Some(vip) = self.vips.iter_mut().find(|v| v.address == address) else { return };
+                // Where both let go at a heal, nobody claims any more, and one second is enough.
+                let again = if vip.is_bound() { now.boot + PROBE_AGAIN } else { quiet };
+                vip.probe_from = vip.probe_from.max(again);
+                if vip.phase == Phase::Unbound {
+                    return;
+                }
+                let news = vip.conflict.as_ref() != Some(&mac);
+                vip.conflict = Some(mac.clone());
+                // A bind under way is undone as well, whatever the hand answers later.
+                let taken_off = vip.phase != Phase::Probing;
+                vip.phase = Phase::Unbound;
+                if taken_off {
+                    vip.unbound_at = now.boot;
                     fx.push(Effect::UnbindVip { address });
+                }
+                if taken_off || news {
                     self.note(now, fx, "vip_conflict", format!("{mac} claims the VIP {address}; it is not defended"));
                 }
             }

@@ -79,8 +79,8 @@ impl DebianCluster {
 }
 
 impl Cluster {
-    /// A postmaster of this data directory is alive. A pid file, a zombie or a stranger with its number is not. Where it
-    /// cannot be told, one is: nobody may move or change its directory.
+    /// A postmaster of this data directory is alive. A pid file, a zombie or a stranger with its number is not. Where
+    /// it cannot be told, one is: nobody may move or change its directory.
     pub fn is_running(&self) -> bool {
         Postmaster::find(&self.settings.data_dir).map_or(true, |found| found.is_some())
     }

@@ -207,7 +207,7 @@ impl Cluster {
         .map(drop)
     }
 
-    /// `pg_ctl start`, as a PostgreSQL unit would; Debian's `pg_ctlcluster` removes a pid file that names no PostgreSQL,
+    /// `pg_ctl start`, as a PostgreSQL unit would; Debian's `pg_ctlcluster` removes a pid file that names nobody,
     /// and the sockets of a former boot went with /run.
     pub fn start(&self, host: &Host) -> Outcome {
         let runs = host.named("postgres")?.len() > 1;

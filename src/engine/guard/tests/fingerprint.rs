@@ -26,6 +26,7 @@ impl Hash for Guard {
             writing,
             fence_now,
             fence_retry,
+            started,
             at,
             poll_at,
             renew_at,
@@ -52,7 +53,7 @@ impl Hash for Guard {
             counters: _,
         } = self;
         (setup.start, &setup.boot).hash(state);
-        (durable, next_seq, next_id, writing, fence_now, fence_retry).hash(state);
+        (durable, next_seq, next_id, writing, fence_now, fence_retry, started).hash(state);
         (at, poll_at, renew_at, witness, proofs, peer, pg, pg_present, vips, link_up, gate).hash(state);
         (job, durability, takeover, handover, rejoin).hash(state);
         (watching, neighbours, units, last_ended, shutting_down, proofs_from).hash(state);
@@ -101,6 +102,7 @@ impl Hash for World {
             first_silent: _,
             stonith: _,
             shot: _,
+            asynchronous: _,
             mode: _,
             dns_up,
             dns_cut,

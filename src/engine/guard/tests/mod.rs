@@ -1,5 +1,6 @@
 //! Behaviour of two whole guards in the simulated world; one test per interleaving. `random` runs seeded schedules.
 
+mod fence;
 mod fingerprint;
 mod hands;
 mod laws;
@@ -9,6 +10,7 @@ mod parts;
 mod random;
 mod review;
 mod scenarios;
+mod second_reading;
 mod solo;
 mod world;
 
@@ -491,7 +493,7 @@ fn a_late_update_to_synchronous_never_covers_writes_that_were_acknowledged_alone
 fn a_consent_is_given_only_after_a_postgres_that_was_not_seen_was_stopped() {
     let mut world = World::running();
     world.give(0, Event::PgLost("the database system is in recovery mode".into()));
-    let ask = PeerQuestion::Consent { attempt: 7, epoch: Epoch(2) };
+    let ask = PeerQuestion::Consent { attempt: 7, epoch: Epoch(2), handed_over: false };
     world.give(0, Event::PeerAsked { ticket: 9, question: Box::new(ask) });
     world.run_until(secs(5), "consented", |w| w.durable(0).consented);
     assert!(!world.nodes[0].pg.up);
@@ -502,7 +504,7 @@ fn a_consent_is_given_only_after_a_postgres_that_was_not_seen_was_stopped() {
 fn a_consent_that_cannot_be_written_is_still_a_fence_that_unfence_lifts() {
     let mut world = World::running();
     world.nodes[0].journal_broken = true;
-    let ask = PeerQuestion::Consent { attempt: 7, epoch: Epoch(2) };
+    let ask = PeerQuestion::Consent { attempt: 7, epoch: Epoch(2), handed_over: false };
     world.give(0, Event::PeerAsked { ticket: 9, question: Box::new(ask) });
     world.run_for(MS * 500);
     world.nodes[0].journal_broken = false;
@@ -596,21 +598,4 @@ fn a_taker_that_starts_again_lets_the_old_node_serve_on_at_once() {
     world.run_until(secs(12), "it serves on", |w| w.is_open(0) && w.snapshot(0).procedure.is_none());
     assert!(world.now.since(begun) < secs(10), "its pulse says that nothing is under way there");
     assert_eq!(world.snapshot(0).gate.state, GateState::Open);
-}
-
-#[test]
-fn a_task_that_hangs_with_postgresql_does_not_hold_the_fence_up() {
-    let mut world = World::running();
-    world.kill(0);
-    world.start(0);
-    // Its first task for PostgreSQL, which only prepares, is never answered.
-    let task = |w: &World| {
-        let found = w.queue.iter().find(|(_, delivery)| matches!(delivery, world::Delivery::Pg { node: 0, .. }));
-        found.map(|(at, _)| *at)
-    };
-    world.run_until(secs(10), "a task for PostgreSQL", |w| task(w).is_some());
-    let hung = task(&world).expect("it was there");
-    world.queue.remove(&hung);
-    world.command(0, Command::Fence { reason: "test".to_owned() });
-    world.run_until(secs(2), "PostgreSQL is demoted", |w| w.nodes[0].pg.in_recovery);
 }

@@ -418,7 +418,7 @@ fn number(name: &str) -> Option<u64> {
 fn no_history_with_so_many_deviations_breaks_a_law() {
     let deviations = number("PORTCULLIS_MODEL_DEVIATIONS").unwrap_or(1);
     let threads = number("PORTCULLIS_MODEL_THREADS").unwrap_or(2);
-    let sample = number("PORTCULLIS_MODEL_SAMPLE").unwrap_or(40);
+    let sample = number("PORTCULLIS_MODEL_SAMPLE").unwrap_or(100);
     let only = std::env::var("PORTCULLIS_MODEL_SCENARIO").ok();
     let model = Guards::new(u8::try_from(deviations).expect("few"), sample, only.as_deref());
     let names: Vec<_> = model.scenarios.iter().map(|s| s.name).collect();

@@ -10,7 +10,7 @@ use crate::engine::lease::Timing;
 use crate::engine::report::PgReport;
 use crate::engine::setup::{Mode, NodeSetup, Setup};
 use crate::engine::status::{GateState, Role};
-use crate::engine::turn::{Command, Effect, Event, Now, PeerAnswer, PeerQuestion, PgTask};
+use crate::engine::turn::{Command, Effect, Event, Now, PeerAnswer, PeerQuestion, PgOutput, PgTask};
 use crate::wire::dns::{Reading, RecordPair};
 use crate::wire::marker::Marker;
 use std::net::IpAddr;
@@ -414,7 +414,7 @@ fn maintenance_cuts_and_fences_but_leaves_postgresql_alone() {
     assert!(solo.wanted(|e| matches!(e, Effect::End { ticket: 3, exit: 3, .. })));
     solo.give(Event::PeerAsked {
         ticket: 9,
-        question: Box::new(PeerQuestion::Consent { attempt: 1, epoch: Epoch(9) }),
+        question: Box::new(PeerQuestion::Consent { attempt: 1, epoch: Epoch(9), handed_over: false }),
     });
     let refused = |e: &Effect| match e {
         Effect::AnswerPeer { ticket: 9, answer } => matches!(answer.as_ref(), PeerAnswer::Refused { .. }),
@@ -440,6 +440,25 @@ fn a_postgresql_that_was_refused_at_boot_is_started_once_the_proof_has_come() {
     solo.marker = Some(marker(BOOT));
     solo.run(MS * 1500);
     assert_eq!(tasks(&solo), vec![PgTask::Start]);
+    // The mark stands until PostgreSQL is up; it is started once.
+    solo.give(Event::PgStartRefused);
+    let running = solo.fx.iter().rev().find_map(|effect| match effect {
+        Effect::Pg { op, .. } => Some(*op),
+        _ => None,
+    });
+    solo.give(Event::PgDone { op: running.expect("it starts"), result: Ok(PgOutput::Done) });
+    assert_eq!(tasks(&solo), vec![PgTask::Start]);
+    // Refused, then started by its unit after all: an administrator who stops it later is obeyed.
+    let mut again = Solo::shown(setup(Mode::Update), holder(), None);
+    again.pg = None;
+    again.give(Event::PgStartRefused);
+    again.run(MS * 1000);
+    again.pg = Some(PgReport { read_only: true, ..primary() });
+    again.marker = Some(marker(BOOT));
+    again.run(MS * 1500);
+    again.pg = None;
+    again.run(MS * 5000);
+    assert_eq!(tasks(&again), vec![]);
     // One that an administrator stopped is not started.
     let mut other = Solo::new(setup(Mode::Update), holder());
     other.pg = None;
@@ -502,4 +521,26 @@ fn the_first_turn_after_a_stall_announces_the_vip_anew() {
     solo.give(Event::LinkUp);
     solo.run(MS * 100);
     assert!(solo.wanted(|e| matches!(e, Effect::AnnounceVip { burst: true, .. })), "the carrier is back");
+}
+
+#[test]
+fn s12_the_operators_word_is_refused_within_w_of_a_start_too() {
+    for (after, believed) in [(MS * 100, false), (W + MS * 100, true)] {
+        // A standby whose daemon has just started again: it may have pledged a moment before.
+        let disk = vec![Entry::Initialised, Entry::Seen { epoch: Epoch(3) }];
+        let mut solo = Solo::new(setup(Mode::VipOnly), disk);
+        solo.pg = Some(PgReport { in_recovery: true, ..primary() });
+        solo.run(after);
+        let command = Command::Promote {
+            dry_run: false,
+            yes: true,
+            accept_data_loss: true,
+            peer_is_off: Some("b".parse().expect("valid")),
+        };
+        solo.give(Event::Command { ticket: 5, command });
+        solo.run(MS * 2400);
+        let refused = solo.wanted(|e| matches!(e, Effect::End { ticket: 5, exit: 3, .. }));
+        let won = solo.disk.iter().any(|entry| matches!(entry, Entry::Won { .. }));
+        assert_eq!((refused, won), (!believed, believed), "{:?}", solo.disk);
+    }
 }

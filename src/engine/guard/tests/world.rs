@@ -86,6 +86,8 @@ pub(super) struct World {
     /// Updates are on their way for as long as this is set; `release` lets them land.
     pub(super) hold_updates: bool,
     pub(super) fence_postgres: FencePostgres,
+    /// `replication.mode = "asynchronous"`.
+    pub(super) asynchronous: bool,
     pub(super) held: Vec<(RecordPair, RecordPair)>,
     pub(super) queue: BTreeMap<(Instant, u64), Delivery>,
     pub(super) order: u64,
@@ -176,6 +178,7 @@ impl World {
             lose_update_answers: false,
             hold_updates: false,
             fence_postgres: FencePostgres::Demote,
+            asynchronous: false,
             held: Vec::new(),
             queue: BTreeMap::new(),
             order: 0,
@@ -231,7 +234,7 @@ impl World {
             kernel_gate: false,
             stonith: self.stonith,
             units: false,
-            synchronous: true,
+            synchronous: !self.asynchronous,
             fence_postgres: self.fence_postgres,
             digest: "same".into(),
             start: self.nodes[node].life + 10_000 * node as u64,
