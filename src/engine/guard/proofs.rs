@@ -225,8 +225,7 @@ impl Guard {
                 if let Some(server) = self.witness.servers.get_mut(asked.server) {
                     server.error = Some(why.clone());
                 }
-                self.deliver_reading(now, asked.purpose, question, Err(why), fx);
-                return;
+                return self.deliver_reading(now, asked.purpose, question, Err(why), fx);
             }
         };
         self.compare_clocks(now, asked, reading.signed_time, fx);
@@ -298,6 +297,7 @@ impl Guard {
         seen: &Seen,
         fx: &mut Vec<Effect>,
     ) {
+        let server = self.setup.servers.get(asked.server).cloned().unwrap_or_default();
         match verdict {
             Verdict::Here if asked.server == 0 || self.setup.mode == Mode::Observe => {
                 self.counters.witness_proofs += 1;
@@ -316,7 +316,6 @@ impl Guard {
             Verdict::Nothing { why } => {
                 self.proofs.void();
                 if changed {
-                    let server = self.setup.servers.get(asked.server).cloned().unwrap_or_default();
                     self.note(now, fx, "record_says_nothing", format!("{server}: {why}"));
                 }
             }
@@ -325,7 +324,6 @@ impl Guard {
                     self.proofs.void();
                 }
                 if changed {
-                    let server = self.setup.servers.get(asked.server).cloned().unwrap_or_default();
                     self.note(now, fx, "record_elsewhere", format!("{server}: the record names {node}"));
                 }
             }
@@ -377,10 +375,8 @@ impl Guard {
 
     /// When a record that names the peer becomes a fence.
     pub(super) fn elsewhere_due(&self) -> Option<Instant> {
-        if !self.durable.is_holder() || self.fenced().is_some() {
-            return None;
-        }
-        self.elsewhere_since().map(|(since, _)| since + self.wait())
+        let served = self.durable.is_holder() && self.fenced().is_none();
+        self.elsewhere_since().filter(|_| served).map(|(since, _)| since + self.wait())
     }
 
     /// Proof in hand, but not yet enough to open after a start or a lapse (R5, R6).
@@ -395,8 +391,8 @@ impl Guard {
                 if !self.peer.settled && self.setup.peer != self.setup.me {
                     return Some(format!("{} is being asked whether it has taken over", self.setup.peer));
                 }
-                (now.boot < self.witness.open_from)
-                    .then(|| "a new boot: waiting W before this node may open".to_owned())
+                let early = now.boot < self.witness.open_from;
+                early.then(|| "a new boot: waiting W before this node may open".to_owned())
             }
             // A lease without DNS begins with a pledge or a promote of this life (R3): to have one is to be confirmed.
             Mode::VipOnly => None,
