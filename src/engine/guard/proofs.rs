@@ -227,8 +227,7 @@ impl Guard {
                 if let Some(server) = self.witness.servers.get_mut(asked.server) {
                     server.error = Some(why.clone());
                 }
-                self.deliver_reading(now, asked.purpose, question, Err(why), fx);
-                return;
+                return self.deliver_reading(now, asked.purpose, question, Err(why), fx);
             }
         };
         self.compare_clocks(now, asked, reading.signed_time, fx);
@@ -300,6 +299,7 @@ impl Guard {
         seen: &Seen,
         fx: &mut Vec<Effect>,
     ) {
+        let server = self.setup.servers.get(asked.server).cloned().unwrap_or_default();
         match verdict {
             Verdict::Here if asked.server == 0 || self.setup.mode == Mode::Observe => {
                 self.counters.witness_proofs += 1;
@@ -318,7 +318,6 @@ impl Guard {
             Verdict::Nothing { why } => {
                 self.proofs.void();
                 if changed {
-                    let server = self.setup.servers.get(asked.server).cloned().unwrap_or_default();
                     self.note(now, fx, "record_says_nothing", format!("{server}: {why}"));
                 }
             }
@@ -327,7 +326,6 @@ impl Guard {
                     self.proofs.void();
                 }
                 if changed {
-                    let server = self.setup.servers.get(asked.server).cloned().unwrap_or_default();
                     self.note(now, fx, "record_elsewhere", format!("{server}: the record names {node}"));
                 }
             }
@@ -379,10 +377,8 @@ impl Guard {
 
     /// When a record that names the peer becomes a fence.
     pub(super) fn elsewhere_due(&self) -> Option<Instant> {
-        if !self.durable.is_holder() || self.fenced().is_some() {
-            return None;
-        }
-        self.elsewhere_since().map(|(since, _)| since + self.wait())
+        let served = self.durable.is_holder() && self.fenced().is_none();
+        self.elsewhere_since().filter(|_| served).map(|(since, _)| since + self.wait())
     }
 
     /// When W after a new boot is over.

@@ -189,7 +189,8 @@ async fn talk(
         let setup = client.batch_execute("SET synchronous_commit = local");
         tokio::time::timeout(who.patience, setup).await.map_err(|_| silent())??;
     }
-    const FROM: &str = "current_setting('listen_addresses'), left(pg_walfile_name(pg_current_wal_lsn()), 8)";
+    const FROM: &str =
+        "split_part(current_setting('listen_addresses'), ', ', 2), left(pg_walfile_name(pg_current_wal_lsn()), 8)";
     while !stop.load(Ordering::Relaxed) {
         *next += 1;
         let (id, n) = (who.id, *next);
