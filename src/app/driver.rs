@@ -27,6 +27,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub const EVENTS_WAITING: usize = 1024;
 /// The snapshot is published at least this often, so that ages and the lease shown are true.
 const PUBLISH_EVERY: Duration = Duration::from_millis(200);
+/// Two snapshots are at least so far apart, and a turn is shown at the latest after twice this.
+const PUBLISH_APART: Duration = Duration::from_millis(20);
 /// Bytes after which the event log becomes `events.log.1` (replacing the one before) and a new one is begun.
 const EVENT_LOG_MAX: u64 = 4 * 1024 * 1024;
 /// How long a shutdown may take to unbind and to tell sessions.
@@ -84,11 +86,13 @@ impl Driver {
         self.execute(first);
         let mut effects = Vec::new();
         let mut published = Instant::ZERO;
+        let mut unpublished = false;
         let mut stopping: Option<Instant> = None;
         let mut status_at = Instant::ZERO;
         tokio::pin!(stop);
         loop {
-            let wait = self.guard.next_deadline().since(clock::now()).min(PUBLISH_EVERY);
+            let soon = if unpublished { PUBLISH_APART } else { PUBLISH_EVERY };
+            let wait = self.guard.next_deadline().since(clock::now()).min(soon);
             let event = tokio::select! {
                 biased;
                 Some(event) = self.events.recv() => event,
@@ -110,9 +114,12 @@ impl Driver {
                 self.publish(now);
                 self.execute(ends);
             }
-            if now.boot.since(published) >= Duration::from_millis(20) || stopping.is_some() {
+            unpublished = now.boot.since(published) < PUBLISH_APART && stopping.is_none();
+            if !unpublished {
                 published = now.boot;
                 self.publish(now);
+                // The sockets of a gate that has just opened follow in a moment.
+                unpublished = self.gate.passes() && !self.gate.is_listening();
             }
             if now.boot.since(status_at) >= Duration::from_secs(1) {
                 status_at = now.boot;
