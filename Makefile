@@ -18,7 +18,8 @@ help:
 	@echo 'make demo       set up, then a failover of two real PostgreSQL nodes on this machine; KEEP=1 leaves it running'
 	@echo 'make demo-stop  end what KEEP=1 left running'
 	@echo 'make deb        the Debian package, in $${CARGO_TARGET_DIR:-target}/debian'
-	@echo 'make soak       the fence for hours: races, randomized runs, an hour of bad weather; SOAK="random --seed 7" runs one'
+	@echo 'make soak-sim   the model with two deviations and 10,000 simulated schedules (a quarter of an hour)'
+	@echo 'make soak       soak-sim, then the fence for hours: races, randomized runs, an hour of bad weather; SOAK="random --seed 7" runs one'
 	@echo 'make bench      not built yet'
 
 check:
@@ -55,7 +56,7 @@ build-demo:
 bench:
 	@echo 'bench: not built yet; it comes with the data path'
 
-soak:
+soak: $(if $(SOAK),,soak-sim)
 	packaging/setup.sh
 	$(CARGO) build --locked --quiet --bin portcullis --example soak
 	$${CARGO_TARGET_DIR:-target}/debug/examples/soak $(SOAK)
