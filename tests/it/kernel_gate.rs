@@ -405,11 +405,15 @@ fn the_wall_outlives_the_socket_that_made_it() {
     let set_at = clock::now();
     drop(gate);
     assert_eq!(lab.knock("client", SERVER[0], GATE), Ok(()));
+    // When the last knock that was let in began: how long a refused one takes is the machine's business.
+    let mut let_in = clock::now();
+    let mut knocks = clock::now();
     while lab.knock("client", SERVER[0], GATE) == Ok(()) {
         assert!(clock::now().since(set_at) < PATIENCE, "it never shut");
+        (let_in, knocks) = (knocks, clock::now());
     }
-    let shut = clock::now().since(set_at).as_millis();
-    assert!((350..=700).contains(&shut), "shut after {shut} ms");
+    let (shut, refused) = (let_in.since(set_at).as_millis(), clock::now().since(set_at).as_millis());
+    assert!(shut <= 650 && refused >= 350, "let in {shut} ms after it was set, refused after {refused} ms");
 }
 
 #[test]
