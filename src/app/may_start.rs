@@ -1,8 +1,8 @@
 //! `may-start-primary`: may the local cluster start writable (R6)? Asked by the PostgreSQL unit, with or without the
 //! daemon: the journal first, then the witness, at most 10 s.
 //!
-//! **Invariant:** the answer is yes only with a record, read now, that names this node at the very epoch it completed;
-//! everything unknown is no.
+//! **Invariant:** the answer is yes only with a record, read now, that names this node at the very epoch it completed, or
+//! for a start that the daemon itself has just ordered (it had the proof, or the procedure); everything unknown is no.
 
 use crate::base::config::{Config, DnsMode, Node};
 use crate::base::fault::Fault;
@@ -12,6 +12,7 @@ use crate::engine::evidence::{self, Memory, Seen, Verdict};
 use crate::engine::setup::Setup;
 use crate::io::dns::Authority;
 use crate::io::journal::replay;
+use crate::io::postgres::start_was_ordered;
 use crate::io::{clock, files};
 use crate::wire::dns::{ServiceNames, TsigKey};
 use std::sync::Arc;
@@ -42,6 +43,9 @@ pub async fn may_start(config: &Config, node: &Node) -> Result<Result<String, St
     }
     if !durable.is_holder() && !durable.is_virgin() {
         return Ok(Err("this node is not the active one; rejoin it, or promote".to_owned()));
+    }
+    if start_was_ordered(&config.state_dir) {
+        return Ok(Ok("the daemon itself has ordered this start".to_owned()));
     }
     let Some(dns) = config.dns.as_ref().filter(|dns| dns.mode == DnsMode::Update) else {
         return Ok(Err("only the peer can confirm the epoch here: start the daemon, it starts PostgreSQL".to_owned()));
@@ -97,5 +101,41 @@ fn judge(setup: &Setup, durable: &Durable, seen: &Seen) -> Result<String, String
         Verdict::Elsewhere { node } => Err(format!("the record names {node}")),
         Verdict::Nothing { why } => Err(format!("the record says nothing: {why}")),
         Verdict::Lagging => Err("the witness gave an old answer".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With a VIP alone only the daemon can know; its own start passes the unit's question, nobody else's does.
+    #[tokio::test]
+    async fn without_a_witness_only_the_daemons_own_start_may() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = dir.path().display();
+        let node = |name: &str, last: u8| {
+            format!(
+                "[[node]]\nname = \"{name}\"\naddress = \"192.0.2.{last}\"\n[node.postgres]\ndata_dir = \"{at}\"\nbin_dir = \"/b\"\n"
+            )
+        };
+        let text = format!(
+            "state_dir = \"{at}\"\n[service]\nname = \"db.example.org\"\n{}{}[cluster]\nkey_file = \"/k\"\n\
+             [vip]\naddress = \"192.0.2.100/24\"\n",
+            node("alp", 11),
+            node("midna", 12)
+        );
+        let config = Config::parse(&text, std::path::Path::new("portcullis.toml")).expect("it parses");
+        let ask = async || may_start(&config, &config.nodes[0]).await.expect("no fault of the configuration");
+        let refused = ask().await.expect_err("nobody can confirm it");
+        assert!(refused.contains("only the peer can confirm"), "{refused}");
+
+        let boot = clock::boot_id().expect("a boot id");
+        let order = dir.path().join("start-ordered");
+        std::fs::write(&order, format!("{boot} {}", clock::now().as_nanos())).expect("written");
+        assert_eq!(ask().await, Ok("the daemon itself has ordered this start".to_owned()));
+
+        let minutes_ago = clock::now().as_nanos().saturating_sub(60_000_000_000);
+        std::fs::write(&order, format!("{boot} {minutes_ago}")).expect("written");
+        assert!(ask().await.is_err(), "what a killed daemon left behind still counts");
     }
 }

@@ -7,7 +7,7 @@
 //! the owner lacks, it can be bounded, and a unit whose postmaster ends so is simply inactive.
 
 use super::postmaster::{self, Phase, Postmaster};
-use super::{Cluster, PgError, autoconf, files, tool};
+use super::{Cluster, PgError, autoconf, errand, files, tool};
 use crate::base::ids::{Lsn, SystemId};
 use crate::base::time::Instant;
 use crate::engine::report::ControlData;
@@ -147,6 +147,7 @@ impl Cluster {
             tracing::info!(file = %file.display(), "removed a stale lock file: its process is not this PostgreSQL");
         }
         let debian = debian_cluster(Path::new(DEBIAN_ETC), data_dir);
+        let _taken_back_at_the_end = errand::begin(&self.state_dir);
         match self.runner(debian.as_ref()).await {
             Runner::Command(list) => {
                 let log = self.state_dir.join("postgresql-start-command.log");

@@ -23,6 +23,7 @@
 mod autoconf;
 mod clone;
 mod control;
+mod errand;
 mod files;
 mod postmaster;
 mod role;
@@ -34,6 +35,7 @@ pub(in crate::io) mod tool;
 
 pub use clone::SET_ASIDE_INFIX;
 pub use control::{StopHow, StopMode, Stopped};
+pub use errand::start_was_ordered;
 pub use role::SourceFacts;
 pub use session::{PgLost, Watcher, watch};
 pub use settings::slot_name;
