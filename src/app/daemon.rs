@@ -150,6 +150,9 @@ async fn serve(config: Config, node: Node, secrets: Secrets, config_file: PathBu
     // Behind the state directory's lock, which proves that no other daemon has a wall; before anything listens.
     let wall = Wall::raise(&config, &node).map_err(bad)?;
     let gate = Gate::new(clock::now);
+    if wall.is_some() {
+        gate.stand_behind_the_wall();
+    }
     let boot = clock::boot_id().map_err(|error| bad(format!("/proc is needed for the boot_id: {error}")))?;
     let start = random()?;
     let names: Vec<String> = servers.iter().map(ToString::to_string).collect();

@@ -28,6 +28,10 @@ pub struct Gate {
     serve_until: AtomicU64,
     /// Grows by one with every cut and every lapse that somebody noticed.
     generation: AtomicU64,
+    /// The last generation ended by its lease, not by a cut before that.
+    ran_out: AtomicBool,
+    /// `fence.kernel_gate`: when a lease runs out, the kernel stops passing this host's packets too.
+    walled: AtomicBool,
     paused: AtomicBool,
     /// Sockets on which clients are accepted now.
     doors: AtomicU32,
@@ -58,6 +62,8 @@ impl Gate {
             clock,
             serve_until: AtomicU64::new(0),
             generation: AtomicU64::new(0),
+            ran_out: AtomicBool::new(false),
+            walled: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             doors: AtomicU32::new(0),
             draining: AtomicBool::new(false),
@@ -69,6 +75,11 @@ impl Gate {
         })
     }
 
+    /// The kernel gate stands before this one.
+    pub fn stand_behind_the_wall(&self) {
+        self.walled.store(true, Ordering::SeqCst);
+    }
+
     /// Opens the gate or prolongs it: it passes until `until`, a deadline on CLOCK_BOOTTIME. Where the former deadline
     /// ran out before, the sessions of that time end: a lapse nobody noticed is still a lapse.
     pub fn extend(&self, until: Instant) {
@@ -76,7 +87,7 @@ impl Gate {
         let before = self.serve_until.load(Ordering::SeqCst);
         let was_open = now < before;
         if !was_open && before != 0 {
-            self.end_generation(LAPSED);
+            self.end_generation(LAPSED, true);
         }
         self.serve_until.store(until.as_nanos(), Ordering::SeqCst);
         if !was_open {
@@ -89,7 +100,7 @@ impl Gate {
         // The cut itself; what follows is courtesy.
         let before = self.serve_until.swap(0, Ordering::SeqCst);
         if before != 0 {
-            self.end_generation(reason);
+            self.end_generation(reason, (self.clock)().as_nanos() >= before);
         }
     }
 
@@ -100,11 +111,12 @@ impl Gate {
             && (self.clock)().as_nanos() >= before
             && self.serve_until.compare_exchange(before, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
         {
-            self.end_generation(reason);
+            self.end_generation(reason, true);
         }
     }
 
-    fn end_generation(&self, reason: &str) {
+    fn end_generation(&self, reason: &str, ran_out: bool) {
+        self.ran_out.store(ran_out, Ordering::SeqCst);
         self.generation.fetch_add(1, Ordering::SeqCst);
         self.draining.store(false, Ordering::SeqCst);
         self.view.send_modify(|view| {
@@ -255,6 +267,14 @@ impl Pass {
     /// Why it passes no more.
     pub(crate) fn reason(&self) -> Arc<str> {
         if self.is_over() { Arc::clone(&self.gate.view.borrow().reason) } else { LAPSED.into() }
+    }
+
+    /// It is over, and no word gets out to the client any more: the kernel gate shut with the lease. A cut before its
+    /// time leaves the kernel gate open for a last word.
+    pub(crate) fn is_walled_off(&self) -> bool {
+        let gate = &self.gate;
+        let ran_out = if self.is_over() { gate.ran_out.load(Ordering::SeqCst) } else { !gate.passes() };
+        ran_out && gate.walled.load(Ordering::SeqCst)
     }
 
     /// Returns when it passes no more, as far as somebody noticed.

@@ -75,6 +75,8 @@ async fn session(mut client: ClientStream, peer: SocketAddr, startup: Startup, p
     };
     let backend = match backend {
         Ok(backend) => backend,
+        // A reset passes the kernel gate, and a client that waits for an answer hears of nothing else.
+        Err(_) if pass.is_walled_off() => return client.reset(),
         Err(stop) => return dismiss(client, stop).await,
     };
     drop(startup);
@@ -99,6 +101,9 @@ async fn session(mut client: ClientStream, peer: SocketAddr, startup: Startup, p
     let last_word = last_word(end, &proxy, &pass);
     let (client, whole) = pump.into_client();
     drop(entry);
+    if end == End::Shut && pass.is_walled_off() {
+        return client.reset();
+    }
     // A lapse is told like a cut, but nothing is told into the middle of a message.
     match last_word {
         Some(refusal) if whole => dismiss(client, refusal.into()).await,

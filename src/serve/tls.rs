@@ -48,6 +48,17 @@ impl ClientStream {
     pub(crate) fn is_tls(&self) -> bool {
         matches!(self, ClientStream::Tls(_))
     }
+
+    /// Closes with a reset, telling nothing.
+    pub(crate) fn reset(self) {
+        let stream = match &self {
+            ClientStream::Plain(stream) => stream,
+            ClientStream::Tls(stream) => stream.get_ref().0,
+        };
+        if let Err(error) = stream.set_zero_linger() {
+            tracing::debug!(%error, "a client's connection is closed without a reset");
+        }
+    }
 }
 
 impl AsyncRead for ClientStream {

@@ -4,8 +4,10 @@ use crate::front::{Setup, eventually, open, open_with, shut_with};
 use crate::raw::*;
 use portcullis::base::time::Instant;
 use portcullis::io::clock;
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 const REASON: &str = "portcullis: node alp no longer serves (the record moved); the active node is midna (192.0.2.12)";
@@ -263,4 +265,30 @@ async fn show_pool_nodes_is_answered_by_the_gate() {
     assert_eq!(raw.ask(&query("begin")).await, "Ct");
     assert_eq!(raw.ask(&show).await, "TDDCt");
     assert_eq!(raw.ask(&query("show nonsense")).await, "Ee", "all else is PostgreSQL's");
+}
+
+/// `fence.kernel_gate`: at the end of the lease the kernel stops passing our words, so a client that waits for an answer
+/// would wait for ever; only a reset still gets through. A cut before that is told as ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_the_kernel_gate_a_lapse_is_a_reset() {
+    let front = shut_with(Setup::default()).await;
+    front.gate.stand_behind_the_wall();
+    front.extend(Duration::from_secs(2));
+    front.wait_for_door().await;
+    let mut waiting = Raw::trusty(&front).await;
+    waiting.send(&query("select pg_sleep(20)")).await;
+    let mut idle = Raw::trusty(&front).await;
+    eventually("one is busy", async || front.gate.busy() == 1).await;
+    for client in [&mut waiting, &mut idle] {
+        let end = tokio::time::timeout(Duration::from_secs(10), client.stream.read_u8()).await.expect("it hangs");
+        assert_eq!(end.expect_err("a word that the kernel gate would have eaten").kind(), ErrorKind::ConnectionReset);
+    }
+
+    front.extend(Duration::from_secs(60));
+    front.wait_for_door().await;
+    let mut told = Raw::trusty(&front).await;
+    told.send(&query("select pg_sleep(20)")).await;
+    eventually("it is busy", async || front.gate.busy() == 1).await;
+    front.gate.cut(REASON);
+    assert_eq!(told.error().await.1, REASON);
 }
