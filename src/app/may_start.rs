@@ -1,8 +1,9 @@
 //! `may-start-primary`: may the local cluster start writable (R6)? Asked by the PostgreSQL unit, with or without the
 //! daemon: the journal first, then the witness, at most 10 s.
 //!
-//! **Invariant:** the answer is yes only with a record, read now, that names this node at the very epoch it completed, or
-//! for a start that the daemon itself has just ordered (it had the proof, or the procedure); everything unknown is no.
+//! **Invariant:** the answer is yes only with a record, read now, that names this node at the very epoch it completed,
+//! or for a start that the daemon itself has just ordered (it had the proof, or the procedure); everything unknown is
+//! no.
 
 use crate::base::config::{Config, DnsMode, Node};
 use crate::base::fault::Fault;
@@ -115,7 +116,8 @@ mod tests {
         let at = dir.path().display();
         let node = |name: &str, last: u8| {
             format!(
-                "[[node]]\nname = \"{name}\"\naddress = \"192.0.2.{last}\"\n[node.postgres]\ndata_dir = \"{at}\"\nbin_dir = \"/b\"\n"
+                "[[node]]\nname = \"{name}\"\naddress = \"192.0.2.{last}\"\n\
+                 [node.postgres]\ndata_dir = \"{at}\"\nbin_dir = \"/b\"\n"
             )
         };
         let text = format!(

@@ -117,7 +117,10 @@ fn run_may_start(globals: &Globals) -> Result<u8, Fault> {
         Err(why) => {
             // The daemon looks for it: it starts this PostgreSQL once the proof has come (R6).
             let mark = config.state_dir.join(daemon::START_REFUSED);
-            if let Err(error) = std::fs::write(&mark, b"") {
+            // Asked by root before, it is there and is root's.
+            if let Err(error) = std::fs::write(&mark, b"")
+                && !mark.exists()
+            {
                 eprintln!("portcullis: {} cannot be written: {error}; start PostgreSQL again by hand", mark.display());
             }
             Err(Fault::new(ExitCode::Refused, format!("PostgreSQL must not start as a primary: {why}")))

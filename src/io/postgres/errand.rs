@@ -2,8 +2,8 @@
 //! that asks like one), the daemon's own start passes the very question that keeps a former primary down; without a
 //! witness to ask, or with a silent one, it would be refused for ever.
 //!
-//! What it is NOT: no right that lasts. The file stands only while the daemon waits for the start it ordered; one that a
-//! killed daemon left is worth nothing after [`GOOD_FOR`], nor after a boot.
+//! What it is NOT: no right that lasts. The file stands only while the daemon waits for the start it ordered; one that
+//! a killed daemon left is worth nothing after [`GOOD_FOR`], nor after a boot.
 
 use crate::base::time::Instant;
 use crate::io::clock;

@@ -267,8 +267,8 @@ async fn show_pool_nodes_is_answered_by_the_gate() {
     assert_eq!(raw.ask(&query("show nonsense")).await, "Ee", "all else is PostgreSQL's");
 }
 
-/// `fence.kernel_gate`: at the end of the lease the kernel stops passing our words, so a client that waits for an answer
-/// would wait for ever; only a reset still gets through. A cut before that is told as ever.
+/// `fence.kernel_gate`: at the end of the lease the kernel stops passing our words, so a client that waits for an
+/// answer would wait for ever; only a reset still gets through. A cut before that is told as ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn behind_the_kernel_gate_a_lapse_is_a_reset() {
     let front = shut_with(Setup::default()).await;
