@@ -81,6 +81,9 @@ pub fn prove_files(config: &Config, lines: &Lines, file: &Path) -> (Vec<ConfigEr
     if let Some(key) = &config.auth.tls_key_file {
         prove("auth.tls_key_file", read_secret(key).map(drop));
     }
+    if let Some(program) = config.fence.stonith.first().map(Path::new) {
+        prove("fence.stonith", runnable(program));
+    }
     let password = &config.replication.password_file;
     match replication_password(password) {
         Ok(Some(_)) => {}
@@ -93,6 +96,15 @@ pub fn prove_files(config: &Config, lines: &Lines, file: &Path) -> (Vec<ConfigEr
     }
     errors.extend(hba_errors(&config.auth.hba_file, lines, file));
     (errors, warnings)
+}
+
+fn runnable(program: &Path) -> Result<(), String> {
+    let why = match fs::metadata(program) {
+        Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => return Ok(()),
+        Ok(_) => "is no program that can be run".to_owned(),
+        Err(error) => format!("cannot be run: {error}"),
+    };
+    Err(format!("{} {why}; install it on both nodes, or take the key out", program.display()))
 }
 
 /// Every line of `hba_file` that the gate would not understand, named by that file and its own line. The file may be
@@ -296,6 +308,20 @@ mod tests {
         let gone = cluster_key(&dir.path().join("gone")).expect_err("gone");
         assert!(gone.contains("does not exist; "), "{gone}");
         assert!(tsig_secret(&dir.path().join("gone")).expect_err("gone").contains("tsig-keygen"));
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_run_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert_eq!(runnable(&file(&dir, "x", b"#!/bin/sh\n", 0o755)), Ok(()));
+        for (path, words) in [
+            (file(&dir, "n", b"#!/bin/sh\n", 0o644), "is no program that can be run; install it on both nodes"),
+            (dir.path().to_owned(), "is no program"),
+            (dir.path().join("gone"), "cannot be run: No such file"),
+        ] {
+            let why = runnable(&path).expect_err("not runnable");
+            assert!(why.starts_with(&path.display().to_string()) && why.contains(words), "{why}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// Under `state_dir`.
 const FILE: &str = "start-ordered";
-/// From the order to the unit's question; less than the shortest wait before a take-over (R2).
+/// From the order to the unit's question. With a shorter lease, a killed daemon's order may outlive its proof.
 const GOOD_FOR: Duration = Duration::from_secs(2);
 
 /// Taken back when dropped.
