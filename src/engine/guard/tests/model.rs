@@ -252,7 +252,8 @@ fn choices(head: &Delivery) -> (Vec<Step>, Vec<usize>, Vec<Cut>) {
 fn serves_again(mut world: World) -> bool {
     world.heal();
     world.run_for(secs(20));
-    for accepted in [false, true] {
+    // A promote may find one that still waits for a lost answer, and only join it: the person tries once more.
+    for accepted in [false, false, true] {
         for node in [0, 1] {
             if world.somebody_is_open() || world.broken.is_some() {
                 return world.broken.is_none();
