@@ -31,6 +31,8 @@ pub struct Proofs {
     pledge: Option<Instant>,
     /// A VIP witness answered (R3): it only prolongs.
     neighbour: Option<Instant>,
+    /// A promote under all of R2 (R3: it opens where there is no witness).
+    grant: Option<Instant>,
     /// The last good one, also after all were voided; only shown.
     last: Option<Instant>,
 }
@@ -46,6 +48,12 @@ impl Proofs {
     pub fn pledged(&mut self, asked: Instant) {
         self.pledge = self.pledge.max(Some(asked));
         self.last = self.last.max(Some(asked));
+    }
+
+    /// R2 held at `at`: what a promote with a VIP alone opens on.
+    pub fn granted(&mut self, at: Instant) {
+        self.grant = self.grant.max(Some(at));
+        self.last = self.last.max(Some(at));
     }
 
     /// A VIP witness answered a question sent at `asked`; it only prolongs a lease that is good at `now` (R3, P10).
@@ -76,13 +84,14 @@ impl Proofs {
             None => "no proof",
             asked if asked == self.witness => "the witness said so",
             asked if asked == self.pledge => "the peer pledged",
+            asked if asked == self.grant => "promoted",
             Some(_) => "the VIP's witness answered",
         }
     }
 
     /// When the last proof was asked for.
     pub fn newest(&self) -> Option<Instant> {
-        self.witness.max(self.pledge).max(self.neighbour)
+        self.witness.max(self.pledge).max(self.neighbour).max(self.grant)
     }
 
     pub fn witness(&self) -> Option<Instant> {

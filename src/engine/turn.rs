@@ -347,6 +347,9 @@ pub struct PeerState {
     /// Its epoch was taken without the other node's word, and they have not had the same data since.
     #[serde(default)]
     pub unheard: bool,
+    /// Its PostgreSQL is left alone, so it consents to nothing.
+    #[serde(default)]
+    pub maintenance: bool,
     pub procedure: Option<ProcedureBrief>,
 }
 

@@ -85,6 +85,11 @@ fn names(config: &Config, notes: &Notes<'_>) {
 }
 
 fn nodes(config: &Config, notes: &Notes<'_>) {
+    let own = |unit: &&String| unit.starts_with("portcullis") || unit.starts_with("postgresql");
+    if let Some(unit) = config.service.units.iter().find(own) {
+        let problem = format!("{unit} would be stopped with every cut of the gate");
+        notes.error("service.units", problem, "name only the applications that belong to the active node");
+    }
     for (index, node) in config.nodes.iter().enumerate() {
         if node.name.as_str() == NO_STANDBY {
             let problem = format!("\"{NO_STANDBY}\" is the marker's word for \"no standby\"");
@@ -111,6 +116,19 @@ fn nodes(config: &Config, notes: &Notes<'_>) {
         notes.error("node", problem, "write voter = false in every [[node]] but two (default: true in the first two)");
     }
     if let Some(vip) = &config.vip {
+        let addresses: Vec<IpAddr> = vip.addresses.iter().map(|vip| vip.addr()).collect();
+        if let Some(twice) =
+            addresses.iter().enumerate().find(|(at, vip)| addresses.iter().take(*at).any(|v| v == *vip))
+        {
+            notes.error("vip.address", format!("{} is there twice", twice.1), "name each VIP once");
+        }
+        let strange = |witness: &&IpAddr| {
+            addresses.contains(witness) || config.nodes.iter().any(|node| node.addresses.contains(witness))
+        };
+        if let Some(own) = vip.witness.iter().find(strange) {
+            let problem = format!("{own} is a VIP or a node, whose answer would prove nothing");
+            notes.error("vip.witness", problem, "name the gateway, or another machine that is always there");
+        }
         for (index, node) in config.nodes.iter().enumerate() {
             if let Some(taken) = vip.addresses.iter().find(|vip| node.addresses.contains(&vip.addr())) {
                 let problem = format!("{} is the VIP, which belongs to no node", taken.addr());

@@ -171,6 +171,14 @@ fn each_error_names_file_line_key_and_remedy() {
         // not built yet
         (with("[[node]]", "passive = \"forward\"\n[[node]]"), 4, "service.passive", &["not built yet", "\"refuse\""]),
         (with("[[node]]", "units = [\"web service\"]\n[[node]]"), 4, "service.units", &["not the name of a unit"]),
+        (with("[[node]]", "units = [\"postgresql@15-main.service\"]\n[[node]]"), 4, "service.units", &["every cut"]),
+        (plus("[vip]\naddress = [\"192.0.2.100/24\", \"192.0.2.100/24\"]\n"), 22, "vip.address", &["twice"]),
+        (
+            plus("[vip]\naddress = \"192.0.2.100/24\"\nwitness = [\"192.0.2.12\"]\n"),
+            23,
+            "vip.witness",
+            &["prove nothing"],
+        ),
         (plus("[fence]\nstonith = [\"true\"]\n"), 22, "fence.stonith", &["full path"]),
         (plus("[pool]\nmode = \"transaction\"\n"), 22, "pool.mode", &["not built yet", "\"session\""]),
         (plus("[pool]\nsize = 20\n"), 22, "pool.size", &["not built yet", "40"]),

@@ -133,6 +133,7 @@ impl Guard {
                 let shows = evidence::points_at(seen).map_or("nobody", NodeName::as_str);
                 format!("the address record names {shows}; it has to be {} when this says so", self.wanted_record())
             }
+            None if self.setup.mode == Mode::VipOnly => format!("without DNS the record is {peer}'s word"),
             None => "there is no marker yet".to_owned(),
         });
         if let Some(report) = &self.pg.report {

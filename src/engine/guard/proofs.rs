@@ -90,7 +90,11 @@ impl WitnessMemory {
     }
 
     /// The node the records point at, by the newest conclusive answer.
-    pub(super) fn points_at(&self, _setup: &Setup) -> Option<&NodeName> {
+    pub(super) fn points_at(&self, setup: &Setup) -> Option<&NodeName> {
+        if setup.mode == Mode::Update {
+            // The others may lag.
+            return evidence::points_at(self.servers.first()?.seen.as_ref()?);
+        }
         let newest = self.servers.iter().filter(|s| s.seen.is_some()).max_by_key(|s| s.asked)?;
         evidence::points_at(newest.seen.as_ref()?)
     }
@@ -550,6 +554,7 @@ impl Guard {
             adopted: self.pg.adopted && self.pg.task.is_none(),
             rejoining: self.durable.rejoining,
             unheard: self.durable.served_unheard(),
+            maintenance: self.in_maintenance(),
             procedure: self.procedure_brief(),
         }
     }

@@ -204,6 +204,7 @@ impl Guard {
         fx: &mut Vec<Effect>,
     ) {
         let id = self.procedure_id(now);
+        self.pg.demoted_to_start = false;
         let alive_unknown = Step::Asking { peer: None, witness: None, alive: false };
         self.takeover = Some(Takeover {
             id,
@@ -470,17 +471,19 @@ impl Guard {
         self.judge_takeover(now, alive, fx);
     }
 
-    /// A PostgreSQL that the fence stopped (`fence.postgres = "stop"`) is started as a standby of nobody: without it
+    /// A PostgreSQL that the fence stopped, or that its unit was refused, is started as a standby of nobody: without it
     /// there is nothing to judge and nothing to promote.
     fn start_for_takeover(&mut self, now: Now, fx: &mut Vec<Effect>) -> bool {
         let Some(t) = &self.takeover else { return false };
-        let stopped = self.fenced().is_some() && !self.pg.up && self.pg_present;
-        let stop = self.setup.fence_postgres == FencePostgres::Stop;
-        if t.dry_run || t.kind == Kind::Switchover || !stop || !stopped || self.pg.demoted_to_start {
+        // One that a holder's crash recovery will bring up by itself is left alone.
+        let wanted = self.fenced().is_some() || self.pg.start_refused || !self.durable.is_holder();
+        let stopped = wanted && !self.pg.up && self.pg_present;
+        let seen_down = self.pg.error.is_some() || self.setup.fence_postgres == FencePostgres::Stop;
+        if t.dry_run || t.kind == Kind::Switchover || !stopped || !seen_down || self.pg.demoted_to_start {
             return false;
         }
         self.pg.demoted_to_start = true;
-        self.say(now, "PostgreSQL is down, as fence.postgres = \"stop\" says; starting it read-only", fx);
+        self.say(now, "PostgreSQL here is down; starting it read-only", fx);
         self.pg_task(PgOwner::Demotion, PgTask::Demote { follow_peer: false }, fx);
         if let Some(t) = &mut self.takeover {
             t.deadline = Some(now.boot + Duration::from_millis(200));
@@ -537,6 +540,13 @@ impl Guard {
             {
                 Some("the configurations of the two nodes differ (nodes, timers or dns.servers)".to_owned())
             }
+            _ if !self.vips.is_empty() && !self.link_up => {
+                Some("the link of the VIP's interface is down here, so the VIP could not be bound".to_owned())
+            }
+            _ if peer_state.as_ref().is_some_and(|p| p.maintenance) => Some(format!(
+                "maintenance is on at {0}, which leaves its PostgreSQL alone; `portcullis maintenance off` there first",
+                self.setup.peer
+            )),
             (_, Kind::Unfence) => self.unfence_refusal(&seen, alive),
             _ if peer_is_off && self.heard_within_wait(now, alive) => Some(format!(
                 "--peer-is-off, but {} was heard less than W ago, or this daemon started since: wait {:.0} s \
@@ -670,7 +680,7 @@ impl Guard {
                 }
                 if self.setup.mode == Mode::VipOnly {
                     // R3: a promote under all of R2 opens; from here on a pledge or the VIP's witness prolongs.
-                    self.proofs.pledged(now.boot);
+                    self.proofs.granted(now.boot);
                 }
                 self.step(now, Step::Opening, Some(limit), fx);
             }
@@ -911,7 +921,7 @@ impl Guard {
             Step::Opening
                 if !self.gate.open && !late && self.setup.mode == Mode::VipOnly && self.overtaken().is_none() =>
             {
-                self.proofs.pledged(now.boot);
+                self.proofs.granted(now.boot);
             }
             Step::Opening if self.gate.open => {
                 let text = format!(

@@ -94,13 +94,24 @@ impl Guard {
 
     fn witness_status(&self, now: Now) -> WitnessStatus {
         let newest = self.witness.servers.iter().filter_map(|s| s.asked).max();
-        let seen = self.witness.servers.iter().filter(|s| s.seen.is_some()).max_by_key(|s| s.asked);
+        let seen = match self.setup.mode {
+            // The others may lag.
+            Mode::Update => self.witness.servers.first(),
+            Mode::Observe | Mode::VipOnly => {
+                self.witness.servers.iter().filter(|s| s.seen.is_some()).max_by_key(|s| s.asked)
+            }
+        };
         let seen = seen.and_then(|s| s.seen.as_ref());
+        let newest_epoch = seen.and_then(evidence::marker_of).map(|m| m.epoch);
         let servers = self.witness.servers.iter().enumerate().map(|(index, s)| {
             let word = match (&s.error, &s.seen) {
                 (Some(_), _) | (None, None) => VerdictWord::Silent,
                 (None, Some(seen)) => self.word(s.verdict.as_ref(), seen),
             };
+            let epoch = s.seen.as_ref().and_then(evidence::marker_of).map(|m| m.epoch);
+            let lags = index > 0 && self.setup.mode == Mode::Update && epoch.is_some() && epoch < newest_epoch;
+            let word = if lags { VerdictWord::Silent } else { word };
+            let lagging = lags.then(|| "it lags behind: its marker is of an older epoch".to_owned());
             let nothing = match &s.verdict {
                 Some(Verdict::Nothing { why }) if word == VerdictWord::Nothing => Some(why.clone()),
                 _ => None,
@@ -109,7 +120,7 @@ impl Guard {
                 server: self.setup.servers.get(index).cloned().unwrap_or_default(),
                 verdict: word,
                 age_ms: s.asked.map(|at| millis(now.boot.since(at))),
-                error: s.error.clone().or(nothing),
+                error: s.error.clone().or(lagging).or(nothing),
             }
         });
         WitnessStatus {

@@ -179,7 +179,7 @@ impl Guard {
                 );
             }
             if let Some(why) = &vip.error {
-                return format!("the VIP {} cannot be bound: {why}", vip.address);
+                return format!("the VIP {} is not bound: {why}", vip.address);
             }
         }
         "the VIP is being bound".to_owned()
@@ -326,6 +326,7 @@ impl Guard {
                 format!("somebody removed the VIP {address}; it stays off until promote"),
             );
         } else {
+            vip.error = Some("nothing renewed it: its kernel lifetime ran out".to_owned());
             self.note(now, fx, "vip_expired", format!("the VIP {address} is gone: its kernel lifetime ran out"));
         }
     }

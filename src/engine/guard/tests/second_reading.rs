@@ -163,3 +163,24 @@ fn a_taker_that_starts_again_lets_the_old_node_serve_on_at_once() {
     assert!(world.now.since(begun) < secs(10), "its pulse says that nothing is under way there");
     assert_eq!(world.snapshot(0).gate.state, GateState::Open);
 }
+
+/// VIP only. Both machines lost their power and one comes back: its unit may not start PostgreSQL, nobody pledges, and a
+/// person who says that the other one is off has to get the service back with our own verbs.
+#[test]
+fn a_promote_starts_the_postgresql_that_its_unit_was_refused() {
+    let mut world = World::with(Mode::VipOnly, 0);
+    let ticket = world.promote(0, true);
+    assert_eq!(world.end_of(0, ticket).0, 0);
+    world.run_until(secs(30), "in sync", |w| w.snapshot(0).replication.in_sync);
+    world.act(Act::PowerOff(0));
+    world.act(Act::PowerOff(1));
+    world.run_for(secs(5));
+    world.start(0);
+    world.give(0, Event::PgStartRefused);
+    world.run_for(secs(5));
+    assert!(!world.nodes[0].pg.up, "nothing proves that it may be the primary");
+    let peer_is_off = Some(name(1));
+    let ticket = world.command(0, Command::Promote { dry_run: false, yes: true, accept_data_loss: true, peer_is_off });
+    let (exit, text) = world.end_of(0, ticket);
+    assert_eq!((exit, world.is_open(0)), (0, true), "{text}");
+}
