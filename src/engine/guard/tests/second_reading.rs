@@ -164,8 +164,8 @@ fn a_taker_that_starts_again_lets_the_old_node_serve_on_at_once() {
     assert_eq!(world.snapshot(0).gate.state, GateState::Open);
 }
 
-/// VIP only. Both machines lost their power and one comes back: its unit may not start PostgreSQL, nobody pledges, and a
-/// person who says that the other one is off has to get the service back with our own verbs.
+/// VIP only. Both machines lost their power and one comes back: its unit may not start PostgreSQL, nobody pledges, and
+/// a person who says that the other one is off has to get the service back with our own verbs.
 #[test]
 fn a_promote_starts_the_postgresql_that_its_unit_was_refused() {
     let mut world = World::with(Mode::VipOnly, 0);
