@@ -28,6 +28,8 @@ impl Guard {
         self.proofs.void();
         self.unbind_vips(fx);
         self.shut(now, GateState::Fenced, reason.clone(), fx);
+        // The service is gone from here, and an operator's pause of it with it.
+        self.gate.held = false;
         self.end_handover(fx);
         self.pg.demoted = false;
         self.pg.demoted_to_start = false;

@@ -266,6 +266,7 @@ impl Guard {
     }
 
     fn latch_consent(&mut self, now: Now, ticket: Ticket, attempt: u64, epoch: Epoch, fx: &mut Vec<Effect>) {
+        self.gate.held = false;
         self.end_handover(fx);
         self.pg.demoted = false;
         self.pg.following = false;

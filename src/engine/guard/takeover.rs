@@ -475,11 +475,13 @@ impl Guard {
     /// there is nothing to judge and nothing to promote.
     fn start_for_takeover(&mut self, now: Now, fx: &mut Vec<Effect>) -> bool {
         let Some(t) = &self.takeover else { return false };
-        // One that a holder's crash recovery will bring up by itself is left alone.
-        let wanted = self.fenced().is_some() || self.pg.start_refused || !self.durable.is_holder();
+        // An ordinary standby that is down is not ours to turn into a standby of nobody, and one that recovers from a
+        // crash comes up by itself; nothing is touched before a person has confirmed.
+        let wanted = self.fenced().is_some() || self.pg.start_refused;
+        let confirmed = t.yes || t.kind == Kind::Unfence;
         let stopped = wanted && !self.pg.up && self.pg_present;
         let seen_down = self.pg.error.is_some() || self.setup.fence_postgres == FencePostgres::Stop;
-        if t.dry_run || t.kind == Kind::Switchover || !stopped || !seen_down || self.pg.demoted_to_start {
+        if t.dry_run || !confirmed || t.kind == Kind::Switchover || !stopped || !seen_down || self.pg.demoted_to_start {
             return false;
         }
         self.pg.demoted_to_start = true;

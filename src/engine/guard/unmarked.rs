@@ -39,7 +39,8 @@ impl Guard {
         if enough {
             if self.consent_is_doubtful(now) {
                 let peer = &self.setup.peer;
-                let why = format!("{peer}, which consented, is not heard any more and may serve again");
+                let why =
+                    format!("{peer}, which consented, is not heard any more and may serve again; run promote again");
                 self.fail_takeover(now, 1, &why, fx);
                 return;
             }

@@ -184,3 +184,28 @@ fn a_promote_starts_the_postgresql_that_its_unit_was_refused() {
     let (exit, text) = world.end_of(0, ticket);
     assert_eq!((exit, world.is_open(0)), (0, true), "{text}");
 }
+
+#[test]
+fn an_operators_pause_ends_with_the_service_here() {
+    let mut world = World::running();
+    world.command(0, Command::Pause);
+    world.command(0, Command::Fence { reason: "test".into() });
+    world.run_for(secs(5));
+    let ticket = world.command(0, Command::Unfence);
+    let (exit, text) = world.end_of(0, ticket);
+    assert_eq!((exit, world.snapshot(0).gate.state), (0, GateState::Open), "{text}");
+}
+
+/// Only a fence or a refused unit makes a PostgreSQL that is down ours to start, and only once a person confirmed:
+/// "refused" means that nothing was changed.
+#[test]
+fn a_refused_promote_leaves_a_standby_that_is_down_alone() {
+    let mut world = World::running();
+    world.nodes[1].pg.up = false;
+    world.run_for(secs(2));
+    let ticket = world.promote(1, false);
+    let (exit, text) = world.end_of(1, ticket);
+    assert_eq!(exit, 3, "{text}");
+    world.run_for(secs(3));
+    assert!(!world.nodes[1].pg.up && world.nodes[1].pg.follows, "it still belongs to its primary");
+}

@@ -64,8 +64,6 @@ struct Solo {
     fx: Vec<Effect>,
     /// Does the VIP's witness answer?
     neighbour: bool,
-    /// Records are written, but the daemon is not told.
-    slow_disk: bool,
     /// The first question to the peer has failed: it is not there.
     peer_missed: bool,
 }
@@ -130,7 +128,6 @@ impl Solo {
             pg: Some(primary()),
             fx: Vec::new(),
             neighbour: true,
-            slow_disk: false,
             // Without DNS its first answer is what everything begins with.
             peer_missed: vip_only,
         };
@@ -174,7 +171,7 @@ impl Solo {
             let answer = match &effect {
                 Effect::Record { seq, entries } => {
                     self.disk.extend(entries.clone());
-                    (!self.slow_disk).then_some(Event::Recorded { seq: *seq })
+                    Some(Event::Recorded { seq: *seq })
                 }
                 Effect::AskWitness { question, .. } => {
                     let answer = match &self.marker {
@@ -343,7 +340,6 @@ fn a_pledge_that_was_asked_for_before_a_pause_counts_for_nothing() {
     solo.signed = Some(1_000_030);
     let before = solo.snapshot().counters.gate_cuts;
     while solo.snapshot().counters.gate_cuts == before {
-        solo.marker = solo.marker.clone();
         solo.run(MS * 50);
     }
     // From here on the witness is silent; the late pledge must not open the gate.
@@ -467,7 +463,7 @@ fn a_postgresql_that_was_refused_at_boot_is_started_once_the_proof_has_come() {
 }
 
 #[test]
-fn p11_a_takeover_that_stopped_half_way_still_waits_out_the_longest_lease() {
+fn p11_the_longest_lease_is_remembered_until_the_takeover_is_complete() {
     let mut disk = holder();
     disk.push(Entry::Refused { epoch: Epoch(4) });
     disk.push(Entry::Won { epoch: Epoch(5), seq: 9, loss: false, old_lease_ms: 30_000 });
