@@ -129,4 +129,18 @@ mod tests {
         proofs.void();
         assert_eq!(proofs.deadline(Duration::from_secs(3)), Instant::ZERO);
     }
+
+    #[test]
+    fn p10_a_vip_witness_that_answers_after_the_lease_ran_out_revives_nothing() {
+        let lease = Duration::from_secs(3);
+        let at = |s: u64| Instant::from_nanos(s * 1_000_000_000);
+        let mut proofs = Proofs::default();
+        assert!(!proofs.neighboured(at(1), at(1), lease), "it begins no lease");
+        assert_eq!(proofs.deadline(lease), Instant::ZERO);
+        proofs.pledged(at(10));
+        assert!(proofs.neighboured(at(11), at(12), lease));
+        assert_eq!(proofs.deadline(lease), at(14), "dated from the question");
+        assert!(!proofs.neighboured(at(13), at(14), lease), "asked in time, answered too late");
+        assert_eq!(proofs.deadline(lease), at(14));
+    }
 }
