@@ -277,7 +277,7 @@ impl Guard {
         let still = now.boot.since(self.at.boot);
         self.at = now;
         if still > STALL {
-            self.announce_anew(now, fx);
+            self.announce_anew(now);
         }
         match event {
             Event::DeadlinePassed => {}

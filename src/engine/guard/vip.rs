@@ -264,7 +264,7 @@ impl Guard {
             Event::LinkDown => self.link_up = false,
             Event::LinkUp => {
                 self.link_up = true;
-                self.announce_anew(now, fx);
+                self.announce_anew(now);
             }
             _ => {}
         }
@@ -272,7 +272,7 @@ impl Guard {
 
     /// The carrier came back, or this node stood still: neighbours may have learnt something else, so every bound VIP
     /// is announced as when it was bound.
-    pub(super) fn announce_anew(&mut self, now: Now, _fx: &mut Vec<Effect>) {
+    pub(super) fn announce_anew(&mut self, now: Now) {
         for vip in self.vips.iter_mut().filter(|vip| vip.phase == Phase::Bound) {
             vip.announce(now.boot);
         }
