@@ -9,6 +9,7 @@ packages=(
     postgresql-15 postgresql-client-15      # the database under test
     bind9 bind9-dnsutils bind9-host         # a witness that is not our own, nsupdate, dig
     knot                                    # another one, by other authors
+    faketime                                # a clock of its own for the witness
     iproute2 iputils-arping nftables        # network namespaces, who answers for the VIP, cutting the network
     tcpdump procps util-linux               # looking on; setpriv
     systemd-container dbus polkitd          # a machine with a real service manager

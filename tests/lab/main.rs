@@ -17,6 +17,7 @@ mod harness_itself;
 mod ipv6;
 mod maintenance;
 mod observe;
+mod pause;
 mod planned;
 mod random;
 mod record;

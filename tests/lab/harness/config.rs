@@ -39,6 +39,8 @@ pub struct Options {
     pub fence: &'static str,
     /// Further lines for the end of the file (whole tables).
     pub extra: &'static str,
+    /// The embedded witness runs on a wall clock of its own, which a test can step.
+    pub stepped_clock: bool,
     /// Further lines of `[service]`.
     pub service: &'static str,
     /// The first node runs systemd as its PID 1 (see [`super::host::Boot`]).
@@ -65,6 +67,7 @@ impl Options {
             fence: "",
             extra: "",
             service: "",
+            stepped_clock: false,
             systemd: false,
         }
     }

@@ -83,7 +83,7 @@ impl Lab {
         let witness = match options.witness {
             Kind::Bind => Witness::bind(dns, &keys.tsig, a.address())?,
             Kind::Knot => Witness::knot(dns, &keys.tsig, a.address())?,
-            Kind::Embedded => Witness::embedded(dns, &keys.tsig, &witness_config)?,
+            Kind::Embedded => Witness::embedded(dns, &keys.tsig, &witness_config, options.stepped_clock)?,
         };
         let mut secondary = None;
         if options.secondary {

@@ -108,11 +108,24 @@ impl Witness {
     }
 
     /// The embedded server, with its part of the pair's own configuration file.
-    pub fn embedded(host: Host, key: &str, config: &Path) -> Outcome<Witness> {
+    /// With `stepped`, its wall clock is what the file `witness/clock` adds to the machine's (libfaketime).
+    pub fn embedded(host: Host, key: &str, config: &Path, stepped: bool) -> Outcome<Witness> {
         let dir = host.lab_dir.join("witness");
         fs::create_dir_all(&dir)?;
         let program = host.lab_dir.join("portcullis").display().to_string();
-        let command = vec![program, "--config".to_owned(), config.display().to_string(), "witness".to_owned()];
+        let mut command = vec![program, "--config".to_owned(), config.display().to_string(), "witness".to_owned()];
+        if stepped {
+            let clock = dir.join("clock");
+            fs::write(&clock, "+0\n")?;
+            let words = [
+                "env",
+                "LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+                "DONT_FAKE_MONOTONIC=1",
+                "FAKETIME_NO_CACHE=1",
+            ];
+            let file = format!("FAKETIME_TIMESTAMP_FILE={}", clock.display());
+            command = words.map(str::to_owned).into_iter().chain([file]).chain(command).collect();
+        }
         Witness::new(host, Kind::Embedded, key, dir, command)
     }
 
