@@ -10,11 +10,15 @@ use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The file's name under `state_dir`.
 const FILE: &str = "journal";
 /// Size above which the file is replaced by one that begins with a snapshot.
 const COMPACT_ABOVE: u64 = 256 * 1024;
+/// Tries for the lock, with a pause between them: the last threads of a daemon that was just killed may still hold it.
+const LOCK_TRIES: u32 = 50;
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// The open journal; holds the lock on `state_dir`.
 #[derive(Debug)]
@@ -73,7 +77,13 @@ impl Journal {
     pub fn open(state_dir: &Path) -> Result<(Journal, Durable, bool), String> {
         let told = |what: &str, error: &dyn std::fmt::Display| format!("{}: {what}: {error}", state_dir.display());
         let lock = options().open(state_dir.join("lock")).map_err(|e| told("the lock cannot be opened", &e))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        let taken = (0..LOCK_TRIES).any(|tried| {
+            if tried > 0 {
+                std::thread::sleep(LOCK_RETRY);
+            }
+            flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
+        });
+        taken.then_some(()).ok_or_else(|| {
             format!(
                 "{} is in use by another portcullis daemon; stop it, or give each its own state_dir",
                 state_dir.display()

@@ -160,15 +160,14 @@ async fn answer_ssl(
     }
 }
 
-/// From a startup message to a backend of that very role; everything up to the client's AuthenticationOk was said to
-/// it. The caller bounds the time.
-pub(crate) async fn log_in(
+/// Who the client is, by the rules and its own proof; nothing was said to it yet that lets it in. The caller bounds the
+/// time.
+pub(crate) async fn authenticate(
     client: &mut ClientStream,
     peer: SocketAddr,
     startup: &Startup,
     proxy: &Proxy,
-    pass: &Pass,
-) -> Result<Backend, Stop> {
+) -> Result<Proof, Stop> {
     if startup.wants_replication() {
         return Err(Refusal::new("0A000", "portcullis: replication connections do not pass the gate")
             .hint("Connect to PostgreSQL itself.")
@@ -190,16 +189,26 @@ pub(crate) async fn log_in(
             ),
         )
     };
-    let proof = match proxy.options.rules.hba().method(asker) {
-        None => return Err(refuse("no pg_hba.conf entry").into()),
-        Some(Method::Reject) => return Err(refuse("pg_hba.conf rejects connection").into()),
-        Some(Method::Trust) => Proof::Trust,
-        Some(Method::ScramSha256) => Proof::Scram(prove(client, peer, startup, proxy).await?),
-    };
+    match proxy.options.rules.hba().method(asker) {
+        None => Err(refuse("no pg_hba.conf entry").into()),
+        Some(Method::Reject) => Err(refuse("pg_hba.conf rejects connection").into()),
+        Some(Method::Trust) => Ok(Proof::Trust),
+        Some(Method::ScramSha256) => Ok(Proof::Scram(prove(client, peer, startup, proxy).await?)),
+    }
+}
+
+/// Lets the authenticated client in: AuthenticationOk and what a backend of its own had to say.
+pub(crate) async fn admit(
+    client: &mut ClientStream,
+    startup: &Startup,
+    proof: &Proof,
+    proxy: &Proxy,
+    pass: &Pass,
+) -> Result<Backend, Stop> {
     if !pass.passes() {
         return Err(Refusal::new("57P01", &*pass.reason()).into());
     }
-    let backend = backend::acquire(&proxy.door, startup, &proof).await.map_err(|none| match none {
+    let backend = backend::acquire(&proxy.door, startup, proof).await.map_err(|none| match none {
         NoBackend::Refused(message) => Stop::PassOn(message),
         NoBackend::Refusal(refusal) => {
             tracing::warn!(user = startup.user, reason = refusal.message, "no backend for a client");

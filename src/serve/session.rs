@@ -65,7 +65,10 @@ pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, proxy: Arc<Proxy>
 async fn session(mut client: ClientStream, peer: SocketAddr, startup: Startup, proxy: Arc<Proxy>, pass: Pass) {
     let login = async {
         wait_while_paused(&proxy).await?;
-        let log_in = login::log_in(&mut client, peer, &startup, &proxy, &pass);
+        let log_in = async {
+            let proof = login::authenticate(&mut client, peer, &startup, &proxy).await?;
+            login::admit(&mut client, &startup, &proof, &proxy, &pass).await
+        };
         tokio::time::timeout(LOGIN_TIMEOUT, log_in).await.unwrap_or(Err(Stop::Silent))
     };
     let backend = tokio::select! {

@@ -513,9 +513,9 @@ fn wake_doors(init: i32) {
     }
 }
 
-/// Is the process there and not a zombie?
+/// Is the process there and not a zombie? Its first thread may be one while others still hold descriptors and locks.
 pub fn is_alive(pid: i32) -> bool {
-    state_of(pid).is_some_and(|state| state != 'Z' && state != 'X')
+    stat_of(pid).is_some_and(|(state, threads)| (state != 'Z' && state != 'X') || threads > 1)
 }
 
 pub fn wait_dead(pid: i32) -> Outcome {
@@ -526,10 +526,15 @@ fn is_stopped(pid: i32) -> bool {
     state_of(pid).is_none_or(|state| matches!(state, 'T' | 't' | 'Z' | 'X'))
 }
 
-/// The state letter of /proc/PID/stat; `None` when there is no such process.
 fn state_of(pid: i32) -> Option<char> {
+    stat_of(pid).map(|(state, _)| state)
+}
+
+/// State letter and number of threads (/proc/PID/stat, fields 3 and 20); `None`: no such process.
+fn stat_of(pid: i32) -> Option<(char, u32)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.chars().next()
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    Some((fields.next()?.chars().next()?, fields.nth(16)?.parse().ok()?))
 }
 
 /// The process's pid in its innermost pid namespace.
