@@ -24,8 +24,8 @@ pub const MECHANISM: &str = "SCRAM-SHA-256";
 pub const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
 /// The one channel binding type (RFC 5929).
 const BINDING_TYPE: &str = "tls-server-end-point";
-/// PostgreSQL's own default (`SCRAM_SHA_256_DEFAULT_ITERATIONS`); used for roles that do not exist.
-const MOCK_ITERATIONS: u32 = 4096;
+/// PostgreSQL's own default (`SCRAM_SHA_256_DEFAULT_ITERATIONS`), where `scram_iterations` is no setting (before 16).
+pub const DEFAULT_ITERATIONS: u32 = 4096;
 /// PostgreSQL's `SCRAM_DEFAULT_SALT_LEN`; used for roles that do not exist.
 const MOCK_SALT_LEN: usize = 16;
 /// Longest SCRAM message looked at, in bytes; a longer one ends the exchange. Real ones are below 200.
@@ -83,11 +83,12 @@ impl Verifier {
     }
 
     /// Stands in for a role that does not exist or has no such verifier. The salt depends on the name alone, so that
-    /// asking twice tells nothing (PostgreSQL's `mock_scram_secret`). `secret` is random, one per process.
-    pub fn mock(user: &str, secret: &[u8; 32]) -> Verifier {
+    /// asking twice tells nothing (PostgreSQL's `mock_scram_secret`). `secret` is random, one per process; `iterations`
+    /// is what other roles have.
+    pub fn mock(user: &str, secret: &[u8; 32], iterations: u32) -> Verifier {
         let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), user.as_bytes());
         let salt = tag.as_ref().iter().copied().take(MOCK_SALT_LEN).collect();
-        Verifier { iterations: MOCK_ITERATIONS, salt, stored_key: [0; KEY_LEN], server_key: [0; KEY_LEN], mock: true }
+        Verifier { iterations, salt, stored_key: [0; KEY_LEN], server_key: [0; KEY_LEN], mock: true }
     }
 
     /// What PostgreSQL would store for `password` (already through SASLprep).
@@ -370,10 +371,10 @@ mod tests {
         let bent = client.verify(b"v=7rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=");
         assert_eq!(bent, Err(ScramError::WrongProof));
 
-        let mock = Verifier::mock("nobody", &[7; 32]);
-        let again = Verifier::mock("nobody", &[7; 32]);
+        let mock = Verifier::mock("nobody", &[7; 32], 4096);
+        let again = Verifier::mock("nobody", &[7; 32], 4096);
         assert_eq!(mock.salt, again.salt, "asking twice tells nothing");
-        assert_ne!(mock.salt, Verifier::mock("other", &[7; 32]).salt);
+        assert_ne!(mock.salt, Verifier::mock("other", &[7; 32], 4096).salt);
         let (server, first) = Server::start(mock, NO_CHANNEL, CLIENT_FIRST.as_bytes(), OURS).expect("looks the same");
         assert!(first.ends_with(",i=4096"));
         let last = CLIENT_FINAL.as_bytes();
@@ -460,6 +461,6 @@ mod tests {
         }
     }
     fn verifier_cheap() -> Verifier {
-        Verifier::mock("x", &[0; 32])
+        Verifier::mock("x", &[0; 32], 4096)
     }
 }
