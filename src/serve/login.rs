@@ -86,7 +86,7 @@ pub(crate) async fn open(
 ) -> Result<(ClientStream, Opened), (Option<ClientStream>, Stop)> {
     let mut first = [0; 1];
     let mut client = match (stream.peek(&mut first).await, first) {
-        // sslnegotiation=direct: what follows is TLS or nothing, and nothing was read yet that could be confused with it.
+        // sslnegotiation=direct: what follows is TLS or nothing, and nothing was read yet.
         (Ok(1), [TLS_HANDSHAKE]) => shake_hands(stream, tls, true).await?,
         _ => ClientStream::Plain(stream),
     };

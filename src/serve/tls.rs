@@ -1,8 +1,8 @@
 //! Client-side TLS: certificate, key and CA from their files, the handshake, and a client's stream with or without it.
 //!
 //! What it is NOT: no TLS towards PostgreSQL (that is a Unix socket), no revocation lists, and no resumption: no ticket
-//! is sent and no session kept, as PostgreSQL does it too (libpq never resumes), so that nothing of a handshake outlives
-//! it but the keys in use. Handshakes are the caller's to run where no session waits for them.
+//! is sent and no session kept, as PostgreSQL does it too (libpq never resumes), so that nothing of a handshake
+//! outlives it but the keys in use. Handshakes are the caller's to run where no session waits for them.
 
 use crate::base::fault::{ExitCode, Fault};
 use crate::wire::x509;

@@ -7,8 +7,8 @@
 //! | `rule` | the fields of a line to a rule; whether a rule matches |
 //! | `pattern` | regular expressions |
 //!
-//! What it is NOT: it reads no files, asks no catalogue and resolves no names. Files come through [`Files`]; the rest is
-//! a [`Question`] to the caller, asked only when a rule is reached that needs the answer. Whatever PostgreSQL would
+//! What it is NOT: it reads no files, asks no catalogue and resolves no names. Files come through [`Files`]; the rest
+//! is a [`Question`] to the caller, asked only when a rule is reached that needs the answer. Whatever PostgreSQL would
 //! understand and we do not is an error with its line, never a rule that silently means something else. `local` lines
 //! are parsed and then left out: the gate has no Unix socket.
 //!

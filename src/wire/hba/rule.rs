@@ -76,8 +76,12 @@ impl Rule {
 
     /// Users named without any keyword; `None`: others too.
     pub(super) fn named_users(&self) -> Option<Vec<&str>> {
-        let name = |user| if let &User::Named(ref name) = user { Some(name.as_str()) } else { None };
-        self.users.iter().map(name).collect()
+        let mut names = Vec::new();
+        for user in &self.users {
+            let User::Named(name) = user else { return None };
+            names.push(name.as_str());
+        }
+        Some(names)
     }
 
     pub(super) fn matches(&self, asker: Asker<'_>, facts: &Facts) -> Result<bool, Question> {

@@ -1,5 +1,5 @@
-//! The text of `pg_hba.conf` to lines of fields of words, as PostgreSQL's `tokenize_auth_file` does it: continued lines,
-//! quotes, comma lists, comments, `@file` and the `include` directives.
+//! The text of `pg_hba.conf` to lines of fields of words, as PostgreSQL's `tokenize_auth_file` does it: continued
+//! lines, quotes, comma lists, comments, `@file` and the `include` directives.
 //!
 //! What it is NOT: it knows no keyword beyond `include`, and reads no file itself: [`Files`] does.
 
@@ -131,8 +131,7 @@ impl<'a> Reader<'a> {
         let mut words = Words { rest: line };
         loop {
             let (mut field, mut named) = (Vec::new(), None);
-            loop {
-                let Some((word, goes_on)) = words.next()? else { break };
+            while let Some((word, goes_on)) = words.next()? {
                 match word.text.strip_prefix('@').filter(|name| !word.quoted && !name.is_empty()) {
                     Some(name) => {
                         self.names_of(&beside(path, name), depth + 1, &mut field)?;

@@ -294,7 +294,7 @@ fn python() -> PathBuf {
             let out = command.output().unwrap();
             assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
         };
-        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv));
+        run(Command::new("/usr/bin/python3").args(["-m", "venv", "--clear"]).arg(&venv));
         let package = format!("psycopg[binary]=={WANTED}");
         let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"];
         run(Command::new(&python).args(pip).arg(package));
