@@ -1,7 +1,7 @@
 //! pgbench as the load: one run against one system, and what it and the system's own processes say about it.
 //!
-//! Throughput and CPU time are taken between the first and the last line of progress: connecting, the first second and
-//! the end are left out of both.
+//! Throughput and CPU time are taken between two lines of progress, the first after a warm-up: connecting and the end are
+//! left out of both.
 
 use crate::harness::host::as_user;
 use crate::harness::postgres::SYSTEM_USER;
@@ -17,11 +17,18 @@ pub struct Load {
     /// pgbench's own words: the script and the protocol.
     pub words: Vec<String>,
     pub clients: u32,
-    /// Seconds that count; one more comes before them.
+    /// Seconds that count; [`Load::warm_up`] comes before them.
     pub seconds: u64,
     /// A new connection for each transaction.
     pub reconnect: bool,
     pub scram: bool,
+}
+
+impl Load {
+    /// Seconds for clients to connect and for pools to fill, which do not count: pgbench's own time includes them.
+    pub fn warm_up(&self) -> u64 {
+        1 + u64::from(self.clients / 100)
+    }
 }
 
 /// What one run gave.
@@ -50,18 +57,23 @@ struct Mark {
 pub fn run(rig: &Rig, on: &Running, load: &Load) -> Outcome<Sample> {
     let prefix = rig.dir.join("transactions").display().to_string();
     let sampling = format!("--sampling-rate={}", if load.reconnect { SAMPLING_ALL } else { SAMPLING });
-    let seconds = (load.seconds + 1).to_string();
+    let seconds = (load.seconds + load.warm_up()).to_string();
     let own = ["-T", &seconds, "-P", "1", "--progress-timestamp", "-l", "--log-prefix", &prefix, &sampling];
     let mut marks = Vec::new();
+    let mut early = load.warm_up() - 1;
     let said = pgbench(rig, on, load, &own, |text| {
         if let Some((epoch, tps)) = progress(text) {
+            if early > 0 {
+                early -= 1;
+                return;
+            }
             marks.push(Mark { epoch, tps, cpu: on.pid.map(Cpu::of) });
         }
     });
     let latencies = take_log(rig, marks.first().map_or(0.0, |mark: &Mark| mark.epoch))?;
-    let said = said?;
+    said?;
     let (Some(first), Some(last)) = (marks.first(), marks.last()) else {
-        return Err(Fail(format!("pgbench showed no progress: {said}")));
+        return Err(Fail("pgbench showed no progress".to_owned()));
     };
     let mut transactions = 0.0;
     for pair in marks.windows(2) {
@@ -69,7 +81,7 @@ pub fn run(rig: &Rig, on: &Running, load: &Load) -> Outcome<Sample> {
     }
     let time = last.epoch - first.epoch;
     if time <= 0.0 || transactions <= 0.0 {
-        return Err(Fail(format!("pgbench ran too short: {said}")));
+        return Err(Fail("pgbench showed one line of progress only: connecting took all the time".to_owned()));
     }
     let cpu = match (&first.cpu, &last.cpu) {
         (Some(before), Some(after)) => {
@@ -132,9 +144,9 @@ fn take_log(rig: &Rig, from: f64) -> Outcome<Vec<u32>> {
         for line in fs::read_to_string(entry.path())?.lines() {
             // client, number, microseconds, script, epoch, microseconds of it
             let mut words = line.split(' ');
-            let (Some(took), Some(epoch)) = (words.nth(2), words.nth(1)) else { continue };
-            if let (Ok(took), Ok(epoch)) = (took.parse(), epoch.parse::<f64>())
-                && epoch >= from.ceil()
+            let (Some(took), Some(epoch), Some(micros)) = (words.nth(2), words.nth(1), words.next()) else { continue };
+            if let (Ok(took), Ok(epoch), Ok(micros)) = (took.parse(), epoch.parse::<f64>(), micros.parse::<f64>())
+                && epoch + micros / 1e6 >= from
             {
                 all.push(took);
             }

@@ -19,6 +19,7 @@ mod usage;
 
 use bulk::Bulk;
 use clap::{Parser, ValueEnum};
+use harness::postgres::PROGRAM_VARIABLE;
 use harness::sys::{Fail, Outcome, now};
 use load::Load;
 use plan::{Scenario, Work};
@@ -104,9 +105,14 @@ fn bench(args: Args) -> Outcome {
     if !rustix::process::geteuid().is_root() {
         return Err(Fail("network namespaces need root; run it with sudo".to_owned()));
     }
+    let program = std::env::var(PROGRAM_VARIABLE).map_err(|_| {
+        Fail(format!(
+            "{PROGRAM_VARIABLE} must name the optimised portcullis; `make bench BENCH=...` builds and names it"
+        ))
+    })?;
     let minutes = run.takes().div_ceil(60);
     println!(
-        "bench: {} scenarios, {} systems, {} rounds: about {minutes} minutes",
+        "bench: {program}; {} scenarios, {} systems, {} rounds: about {minutes} minutes",
         run.scenarios.len(),
         run.systems.len(),
         run.rounds
@@ -122,7 +128,8 @@ fn bench(args: Args) -> Outcome {
     let took = now().since(began).as_secs_f64() / 60.0;
     let facts = report::Facts::new(&rig, run.rounds, run.seconds(), run.bulk_megabytes(), took)?;
     let text = results.markdown(&facts);
-    println!("\n{text}");
+    // How it was taken is in the file.
+    println!("\n{}", text.split("\n## How").next().unwrap_or_default());
     fs::write(run.dir.join("report.md"), &text)?;
     fs::write(run.dir.join("figures.tsv"), results.tsv())?;
     println!("bench: {:.1} minutes; report and figures are in {}", took, run.dir.display());
@@ -179,7 +186,9 @@ impl Run {
     }
 
     fn seconds(&self) -> u64 {
-        self.scenarios.iter().find_map(|one| if let Work::Bench(load) = &one.work { Some(load.seconds) } else { None })
+        self.scenarios
+            .iter()
+            .find_map(|one| if let Work::Bench(load) = &one.work { Some(load.seconds) } else { None })
             .unwrap_or(0)
     }
 
@@ -295,13 +304,8 @@ impl Run {
             Work::Slow => Figure::Slow(bulk()?.slowly(rig, on)?),
             Work::Idle { sessions, busy, tls } => {
                 let words = ["-S", "-M", "simple"].map(str::to_owned).to_vec();
-                let busy = (*busy > 0).then_some(Load {
-                    words,
-                    clients: *busy,
-                    seconds: 4,
-                    reconnect: false,
-                    scram: false,
-                });
+                let busy =
+                    (*busy > 0).then_some(Load { words, clients: *busy, seconds: 4, reconnect: false, scram: false });
                 Figure::Idle(idle::measure(rig, on, *sessions, tls.then_some(trust), busy.as_ref())?)
             }
         })

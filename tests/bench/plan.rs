@@ -33,7 +33,10 @@ pub struct Scenario {
 pub const GROUPS: [(&str, &str); 12] = [
     ("select", "pgbench select-only, simple protocol, session mode"),
     ("prepared", "pgbench select-only, prepared statements, session mode"),
-    ("tpcb", "pgbench tpcb-like, simple protocol, session mode, `synchronous_commit = off` (else the disk is measured)"),
+    (
+        "tpcb",
+        "pgbench tpcb-like, simple protocol, session mode, `synchronous_commit = off` (else the disk is measured)",
+    ),
     ("connect", "a new connection for each select, no password, session mode"),
     ("scram", "a new connection for each select, SCRAM-SHA-256, session mode"),
     ("rows", "1,000 rows (38 KiB) a query, simple protocol, session mode"),
@@ -88,7 +91,7 @@ pub fn scenarios(seconds: u64, quick: bool, rows_file: &str) -> Vec<Scenario> {
     other("idle-session", "idle", 500, SESSION, Work::Idle { sessions: 500, busy: 0, tls: false }, true);
     other("idle", "idle", crowd, CROWD, Work::Idle { sessions: crowd, busy: 100, tls: false }, true);
     let tls = Setup { tls: true, ..CROWD };
-    other("idle-tls", "idle", crowd, tls, Work::Idle { sessions: crowd, busy: 100, tls: true }, false);
+    other("idle-tls", "idle", 2_500, tls, Work::Idle { sessions: 2_500, busy: 100, tls: true }, false);
     // Beside the others of their setup.
     all.sort_by_key(|one| SETUPS.iter().position(|setup| *setup == one.setup));
     all
@@ -132,7 +135,7 @@ impl Scenario {
         let start = if matches!(system.kind, Kind::Pgpool) { 2 } else { 1 };
         #[allow(clippy::integer_division, reason = "an estimate")]
         match &self.work {
-            Work::Bench(load) => load.seconds + 1 + start / 2,
+            Work::Bench(load) => load.seconds + load.warm_up() + start / 2,
             Work::Copy => 1 + megabytes / 100,
             Work::Slow => 9 + megabytes / 300,
             Work::Idle { sessions, busy, tls } => {

@@ -251,9 +251,10 @@ impl Results {
     }
 
     fn loads(&self, scenarios: &[&Scenario]) -> String {
-        let mut text = "\n| clients | system | tx/s | : pgb | CPU us/tx | user | : pgb | p50 ms | p95 | p99 | : pgb |\n\
+        let mut text =
+            "\n| clients | system | tx/s | : pgb | CPU us/tx | user | : pgb | p50 ms | p95 | p99 | : pgb |\n\
                         |---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n"
-            .to_owned();
+                .to_owned();
         for scenario in scenarios {
             for system in &self.systems {
                 if !self.figures(scenario, system).iter().any(|one| matches!(one, Figure::Load(_))) {
@@ -330,9 +331,10 @@ impl Results {
     }
 
     fn idle(&self, scenarios: &[&Scenario]) -> String {
-        let mut text = "\n| sessions | system | KiB each | memory without, KiB | with | after the busy ones | busy: tx/s \
+        let mut text =
+            "\n| sessions | system | KiB each | memory without, KiB | with | after the busy ones | busy: tx/s \
                         | CPU us/tx | p99 ms |\n|---|---|---:|---:|---:|---:|---:|---:|---:|\n"
-            .to_owned();
+                .to_owned();
         for scenario in scenarios {
             for system in &self.systems {
                 for figure in self.figures(scenario, system) {
@@ -396,8 +398,7 @@ impl Results {
                 if let Some(calls) = self.calls.get(&key(scenario, system)) {
                     let line = calls_line(calls);
                     let each = line.split_once(": ").map_or("", |(_, each)| each);
-                    let _ =
-                        writeln!(text, "| {} | {} | {:.2} | {each} |", scenario.name, system.name, calls.all);
+                    let _ = writeln!(text, "| {} | {} | {:.2} | {each} |", scenario.name, system.name, calls.all);
                 }
             }
         }

@@ -177,7 +177,8 @@ impl System {
     fn pgbouncer(&self, rig: &Rig, program: &Path, setup: Setup) -> Outcome<Vec<String>> {
         let users = format!("\"{USER}\" \"\"\n\"{SCRAM_USER}\" \"{}\"\n", rig.scram_secret()?);
         let users = rig.write("users.txt", &users)?;
-        let hba = rig.write("pgbouncer-hba.conf", &format!("host all {SCRAM_USER} all scram-sha-256\n{TRUST_HBA}"))?;
+        let hba =
+            rig.write("pgbouncer-hba.conf", &format!("host all {SCRAM_USER} 127.0.0.1/32 scram-sha-256\n{TRUST_HBA}"))?;
         let tls = if setup.tls {
             format!(
                 "client_tls_sslmode = allow\nclient_tls_cert_file = {dir}/tls.pem\nclient_tls_key_file = {dir}/tls.key\n",
@@ -220,7 +221,8 @@ impl System {
     fn pgpool(&self, rig: &Rig, clients: u32) -> Outcome<Vec<String>> {
         let dir = rig.dir.display();
         let users = rig.write("pool_passwd", &format!("{SCRAM_USER}:TEXT{SCRAM_PASSWORD}\n"))?;
-        let hba = rig.write("pool_hba.conf", &format!("host all {SCRAM_USER} all scram-sha-256\n{TRUST_HBA}"))?;
+        let hba =
+            rig.write("pool_hba.conf", &format!("host all {SCRAM_USER} 127.0.0.1/32 scram-sha-256\n{TRUST_HBA}"))?;
         let text = format!(
             "backend_clustering_mode = 'streaming_replication'\nlisten_addresses = '127.0.0.1'\nport = {port}\n\
              socket_dir = '{dir}'\npcp_socket_dir = '{dir}'\npcp_listen_addresses = ''\nwd_ipc_socket_dir = '{dir}'\n\
@@ -266,11 +268,14 @@ impl System {
             node.stop_daemon()?;
         }
         node.start_daemon()?;
+        // Its peer is not there to agree, so a person has to say so.
+        node.cli(&["promote", "--yes", "--accept-data-loss"])?.expect(0)?;
         node.wait_active(secs(30)).map(drop)
     }
 }
 
-const TRUST_HBA: &str = "host all all all trust\n";
+/// Addresses spelled out: Debian's pgbouncer knows no `all` there.
+const TRUST_HBA: &str = "host all all 127.0.0.1/32 trust\n";
 
 fn as_postgres(words: &[&str]) -> Vec<String> {
     let mut line = as_user(SYSTEM_USER);

@@ -78,7 +78,8 @@ pub fn profile(rig: &Rig, on: &Running, load: &Load, name: &str, to: &Path) -> O
         return Err(Fail(format!("perf record ended with {ended}; is linux-perf there, and are we root?")));
     }
     let data_text = data.display().to_string();
-    let words = ["perf", "report", "-i", &data_text, "--stdio", "--no-children", "-g", "none", "--percent-limit", "0.3"];
+    let words =
+        ["perf", "report", "-i", &data_text, "--stdio", "--no-children", "-g", "none", "--percent-limit", "0.3"];
     let report = run_within(secs(60), &words)?;
     let text = String::from_utf8_lossy(&report.stdout).into_owned();
     fs::write(to.join(format!("perf-{name}.txt")), &text)?;
