@@ -181,7 +181,8 @@ impl System {
             rig.write("pgbouncer-hba.conf", &format!("host all {SCRAM_USER} 127.0.0.1/32 scram-sha-256\n{TRUST_HBA}"))?;
         let tls = if setup.tls {
             format!(
-                "client_tls_sslmode = allow\nclient_tls_cert_file = {dir}/tls.pem\nclient_tls_key_file = {dir}/tls.key\n",
+                "client_tls_sslmode = allow\nclient_tls_cert_file = {dir}/tls.pem\n\
+                 client_tls_key_file = {dir}/tls.key\n",
                 dir = rig.dir.display()
             )
         } else {
