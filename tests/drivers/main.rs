@@ -1,0 +1,245 @@
+//! Conformance: the drivers people use, first against PostgreSQL itself, then through the gate in each pool mode.
+//!
+//! A test that passes directly passes through session mode. In transaction mode those in `transaction.txt` fail, with
+//! the reason beside each, and no others. `cargo test --test drivers -- NAME...` runs the suites whose names contain one
+//! of the words; `--pgbouncer` compares with pgbouncer's transaction mode instead (docs/conformance.md).
+//!
+//! What it is NOT: no measurement. It is its own harness, since suites are run and compared as wholes; the gate runs in a
+//! process of its own (`gate.rs`), which is this program once more.
+
+#![allow(clippy::unwrap_used)]
+
+mod cases;
+#[allow(dead_code)]
+#[path = "../it/proxy/front.rs"]
+mod front;
+mod gate;
+mod pg;
+mod pgbouncer;
+mod program;
+#[allow(dead_code)]
+#[path = "../it/proxy/raw.rs"]
+mod raw;
+mod suite;
+
+use gate::{Gate, Mode};
+use pg::Pg;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use suite::{Board, Kind, Outcome, Server, Suite, Target};
+
+/// Suites at a time: they wait more than they work.
+const AT_A_TIME: usize = 4;
+/// What fails in transaction mode by nature: `suite/test: reason`, a line each.
+const TRANSACTION: &str = include_str!("transaction.txt");
+
+fn minutes(n: u64) -> Duration {
+    Duration::from_secs(60 * n)
+}
+
+/// Longest first.
+fn suites() -> Vec<Suite> {
+    let program = |name, command, at_least| Suite {
+        name,
+        limit: minutes(2),
+        at_least,
+        ours: true,
+        kind: Kind::Program(command),
+    };
+    let ours = |name, cases| Suite { name, limit: minutes(3), at_least: 1, ours: true, kind: Kind::Cases(cases) };
+    vec![
+        Suite { ours: false, ..program("asyncpg", program::asyncpg, 250) },
+        ours("stream", cases::stream::cases),
+        ours("cancel", cases::cancel::cases),
+        ours("tools", cases::tools::cases),
+        ours("fuzz", cases::fuzz::cases),
+        ours("tokio-postgres", cases::tokio_postgres::cases),
+        program("psycopg", program::psycopg, 20),
+        program("libpq-pipeline", program::libpq_pipeline, 10),
+        program("node-postgres", program::node_postgres, 15),
+        program("postgres.js", program::postgres_js, 15),
+        program("sqlx", program::sqlx, 10),
+    ]
+}
+
+/// What a run of one suite said.
+struct Verdict {
+    text: String,
+    passed: usize,
+    wrong: Vec<String>,
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|first| first == "gate") {
+        return gate::serve(&arguments[1..]);
+    }
+    // `cargo test` hands its own flags on; a word is a filter.
+    let words: Vec<&String> = arguments.iter().filter(|word| !word.starts_with('-')).collect();
+    let compare = arguments.iter().any(|word| word == "--pgbouncer");
+    let wanted = |suite: &Suite| words.is_empty() || words.iter().any(|word| suite.name.contains(word.as_str()));
+    let chosen: Vec<Suite> = suites().into_iter().filter(wanted).collect();
+    let began = tokio::time::Instant::now();
+    let pg = prepare(&chosen);
+    println!("ready after {:.1} s", began.elapsed().as_secs_f64());
+
+    let queue: Mutex<VecDeque<Suite>> = Mutex::new(chosen.into());
+    let verdicts: Mutex<Vec<Verdict>> = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..AT_A_TIME {
+            scope.spawn(|| {
+                while let Some(suite) = { queue.lock().unwrap().pop_front() } {
+                    let verdict = judge(&suite, &pg, compare);
+                    println!("{}", verdict.text);
+                    verdicts.lock().unwrap().push(verdict);
+                }
+            });
+        }
+    });
+    drop(pg);
+    let verdicts = verdicts.into_inner().unwrap();
+    let wrong: Vec<&String> = verdicts.iter().flat_map(|verdict| &verdict.wrong).collect();
+    for line in &wrong {
+        println!("FAILED {line}");
+    }
+    let passed: usize = verdicts.iter().map(|verdict| verdict.passed).sum();
+    let word = if wrong.is_empty() && passed > 0 { "ok" } else { "FAILED" };
+    let (failed, seconds) = (wrong.len(), began.elapsed().as_secs_f64());
+    println!("\ntest result: {word}. {passed} passed; {failed} failed; 0 ignored; finished in {seconds:.2}s");
+    std::process::exit(i32::from(word != "ok"));
+}
+
+/// Starts PostgreSQL and installs what the chosen suites need.
+fn prepare(chosen: &[Suite]) -> Arc<Pg> {
+    let any = |names: &[&str]| chosen.iter().any(|suite| names.contains(&suite.name));
+    std::thread::scope(|scope| {
+        let needs: [(bool, fn()); 3] = [
+            (any(&["asyncpg", "psycopg", "libpq-pipeline"]), program::install_python),
+            (any(&["node-postgres", "postgres.js"]), program::install_node),
+            (any(&["sqlx"]), program::build_sqlx),
+        ];
+        for (_, install) in needs.into_iter().filter(|(needed, _)| *needed) {
+            scope.spawn(install);
+        }
+        Arc::new(Pg::start())
+    })
+}
+
+/// The servers a suite is run against after PostgreSQL itself.
+fn servers(pg: &Pg, compare: bool) -> Vec<(Server, SocketAddr)> {
+    if compare {
+        let (server, address) = pgbouncer::start(pg);
+        return vec![(server, address)];
+    }
+    let gates = Mode::ALL.iter().map(|mode| {
+        let gate = Gate::start(pg.socket_dir(), *mode);
+        let address = gate.address;
+        (Server::Gate(gate, *mode), address)
+    });
+    gates.collect()
+}
+
+fn judge(suite: &Suite, pg: &Arc<Pg>, compare: bool) -> Verdict {
+    let began = tokio::time::Instant::now();
+    let mut verdict = Verdict { text: suite.name.to_owned(), passed: 0, wrong: Vec::new() };
+    let direct = SocketAddr::from(([127, 0, 0, 1], pg.port));
+    let expected = run(suite, Server::Direct, direct, pg, &mut verdict);
+    if passed(&expected).count() < suite.at_least {
+        verdict.wrong.push(format!("{}: fewer than {} tests pass directly", suite.name, suite.at_least));
+    }
+    if suite.ours {
+        for (test, why) in failed(&expected) {
+            verdict.wrong.push(format!("{}/{test} directly: {why}", suite.name));
+        }
+    } else {
+        verdict.text += &failed(&expected).map(|(test, why)| format!("\n    directly {test}: {why}")).collect::<String>();
+    }
+    for (server, address) in servers(pg, compare) {
+        let mode = if let Server::Gate(_, mode) = &server { Some(*mode) } else { None };
+        let found = run(suite, server, address, pg, &mut verdict);
+        compare_with(suite.name, mode, &expected, &found, &mut verdict);
+    }
+    verdict.text += &format!("\n    {:.1} s", began.elapsed().as_secs_f64());
+    verdict
+}
+
+type Outcomes = BTreeMap<String, Outcome>;
+
+fn passed(outcomes: &Outcomes) -> impl Iterator<Item = &String> {
+    outcomes.iter().filter(|(_, outcome)| **outcome == Outcome::Passed).map(|(test, _)| test)
+}
+
+fn failed(outcomes: &Outcomes) -> impl Iterator<Item = (&String, &String)> {
+    outcomes.iter().filter_map(|(test, outcome)| match outcome {
+        Outcome::Failed(why) => Some((test, why)),
+        _ => None,
+    })
+}
+
+/// One suite against one server, in a database of its own.
+fn run(suite: &Suite, server: Server, address: SocketAddr, pg: &Arc<Pg>, verdict: &mut Verdict) -> Outcomes {
+    let mut target = Target { server, address, database: String::new(), pg: Arc::clone(pg) };
+    target.database = format!("{}_{}", suite.name, target.name()).replace(['-', '.'], "_");
+    let database = &target.database;
+    pg.admin(&format!("create database {database}")).expect("a database");
+    let (target, board) = (Arc::new(target), Board::default());
+    let began = tokio::time::Instant::now();
+    suite.run(&target, &board);
+    if target.gate().is_some_and(|gate| !gate.is_alive()) {
+        board.put("(the gate lives on)", Outcome::Failed("the gate's process ended: it panicked".to_owned()));
+    }
+    let outcomes = board.take();
+    verdict.passed += passed(&outcomes).count();
+    verdict.text += &format!(
+        "\n    {:<12} {:>4} passed, {:>2} failed, {:>2} skipped, {:>5.1} s",
+        target.name(),
+        passed(&outcomes).count(),
+        failed(&outcomes).count(),
+        outcomes.values().filter(|outcome| **outcome == Outcome::Skipped).count(),
+        began.elapsed().as_secs_f64(),
+    );
+    outcomes
+}
+
+/// Tests that pass directly and fail here; and, in transaction mode, whether they are those we know.
+fn compare_with(suite: &str, mode: Option<Mode>, expected: &Outcomes, found: &Outcomes, verdict: &mut Verdict) {
+    let known: BTreeMap<&str, &str> = match mode {
+        Some(Mode::Transaction) => excused(suite).collect(),
+        _ => BTreeMap::new(),
+    };
+    let name = mode.map_or("pgbouncer", Mode::name);
+    let gate_died = found.iter().filter(|(test, _)| test.starts_with('('));
+    for (test, outcome) in expected.iter().filter(|(_, outcome)| **outcome == Outcome::Passed).chain(gate_died) {
+        let why = match (outcome, found.get(test)) {
+            (_, Some(Outcome::Passed)) => {
+                if known.contains_key(test.as_str()) {
+                    verdict.wrong.push(format!("{suite}/{test} in {name} mode passes, but is in transaction.txt"));
+                }
+                continue;
+            }
+            (_, Some(Outcome::Failed(why))) => why.as_str(),
+            (_, Some(Outcome::Skipped)) => "skips itself",
+            (_, None) => "was not run",
+        };
+        if !known.contains_key(test.as_str()) {
+            let line = format!("{suite}/{test} in {name} mode: {why}");
+            if !verdict.wrong.contains(&line) {
+                verdict.wrong.push(line);
+            }
+        }
+    }
+    for test in known.keys().filter(|test| !expected.contains_key(**test)) {
+        verdict.wrong.push(format!("{suite}/{test} is in transaction.txt, but is no test"));
+    }
+}
+
+/// The tests of a suite that fail in transaction mode, and why.
+fn excused(suite: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let lines = TRANSACTION.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines.filter_map(move |line| {
+        let (test, reason) = line.split_once(": ").expect("transaction.txt: suite/test: reason");
+        Some((test.strip_prefix(suite)?.strip_prefix('/')?, reason))
+    })
+}
