@@ -7,6 +7,7 @@ Each test has a time limit.
 import os
 import signal
 import sys
+import time
 import unittest
 
 LIMIT = 25
@@ -29,10 +30,13 @@ class Lines(unittest.TestResult):
     def startTest(self, test):
         super().startTest(test)
         self.bad = None
+        self.began = time.monotonic()
         signal.alarm(LIMIT)
 
     def stopTest(self, test):
         signal.alarm(0)
+        if os.environ.get('TIMES'):
+            print(f'time {time.monotonic() - self.began:.2f} {test.id()}')
         name = test.id().removeprefix("tests.")
         if self.bad is None:
             print("ok", name, flush=True)
