@@ -145,24 +145,50 @@ fn judge(suite: &Suite, pg: &Arc<Pg>, compare: bool) -> Verdict {
     let began = tokio::time::Instant::now();
     let mut verdict = Verdict { text: suite.name.to_owned(), passed: 0, wrong: Vec::new() };
     let direct = SocketAddr::from(([127, 0, 0, 1], pg.port));
-    let expected = run(suite, Server::Direct, direct, pg, &mut verdict);
-    if passed(&expected).count() < suite.at_least {
+    let expected = run(suite, Server::Direct, direct, pg);
+    verdict.note("direct", &expected);
+    if passed(&expected.outcomes).count() < suite.at_least {
         verdict.wrong.push(format!("{}: fewer than {} tests pass directly", suite.name, suite.at_least));
     }
-    if suite.ours {
-        for (test, why) in failed(&expected) {
+    for (test, why) in failed(&expected.outcomes) {
+        if suite.ours {
             verdict.wrong.push(format!("{}/{test} directly: {why}", suite.name));
+        } else {
+            verdict.text += &format!("\n        fails directly: {test}: {why:.200}");
         }
-    } else {
-        verdict.text += &failed(&expected).map(|(test, why)| format!("\n    directly {test}: {why}")).collect::<String>();
     }
-    for (server, address) in servers(pg, compare) {
-        let mode = if let Server::Gate(_, mode) = &server { Some(*mode) } else { None };
-        let found = run(suite, server, address, pg, &mut verdict);
-        compare_with(suite.name, mode, &expected, &found, &mut verdict);
-    }
+    // The modes side by side: each has a gate and a database of its own.
+    std::thread::scope(|scope| {
+        let servers = servers(pg, compare).into_iter().map(|(server, address)| {
+            let mode = if let Server::Gate(_, mode) = &server { Some(*mode) } else { None };
+            (mode, scope.spawn(move || run(suite, server, address, pg)))
+        });
+        for (mode, running) in servers.collect::<Vec<_>>() {
+            let found = running.join().expect("the suite itself does not panic");
+            verdict.note(mode.map_or("pgbouncer", Mode::name), &found);
+            compare_with(suite.name, mode, &expected.outcomes, &found.outcomes, &mut verdict);
+        }
+    });
     verdict.text += &format!("\n    {:.1} s", began.elapsed().as_secs_f64());
     verdict
+}
+
+impl Verdict {
+    fn note(&mut self, name: &str, run: &Run) {
+        self.passed += passed(&run.outcomes).count();
+        self.text += &format!(
+            "\n    {name:<12} {:>4} passed, {:>2} failed, {:>2} skipped, {:>5.1} s",
+            passed(&run.outcomes).count(),
+            failed(&run.outcomes).count(),
+            run.outcomes.values().filter(|outcome| **outcome == Outcome::Skipped).count(),
+            run.took.as_secs_f64(),
+        );
+    }
+}
+
+struct Run {
+    outcomes: Outcomes,
+    took: Duration,
 }
 
 type Outcomes = BTreeMap<String, Outcome>;
@@ -179,28 +205,17 @@ fn failed(outcomes: &Outcomes) -> impl Iterator<Item = (&String, &String)> {
 }
 
 /// One suite against one server, in a database of its own.
-fn run(suite: &Suite, server: Server, address: SocketAddr, pg: &Arc<Pg>, verdict: &mut Verdict) -> Outcomes {
+fn run(suite: &Suite, server: Server, address: SocketAddr, pg: &Arc<Pg>) -> Run {
     let mut target = Target { server, address, database: String::new(), pg: Arc::clone(pg) };
     target.database = format!("{}_{}", suite.name, target.name()).replace(['-', '.'], "_");
-    let database = &target.database;
-    pg.admin(&format!("create database {database}")).expect("a database");
+    pg.admin(&format!("create database {}", target.database)).expect("a database");
     let (target, board) = (Arc::new(target), Board::default());
     let began = tokio::time::Instant::now();
     suite.run(&target, &board);
     if target.gate().is_some_and(|gate| !gate.is_alive()) {
         board.put("(the gate lives on)", Outcome::Failed("the gate's process ended: it panicked".to_owned()));
     }
-    let outcomes = board.take();
-    verdict.passed += passed(&outcomes).count();
-    verdict.text += &format!(
-        "\n    {:<12} {:>4} passed, {:>2} failed, {:>2} skipped, {:>5.1} s",
-        target.name(),
-        passed(&outcomes).count(),
-        failed(&outcomes).count(),
-        outcomes.values().filter(|outcome| **outcome == Outcome::Skipped).count(),
-        began.elapsed().as_secs_f64(),
-    );
-    outcomes
+    Run { outcomes: board.take(), took: began.elapsed() }
 }
 
 /// Tests that pass directly and fail here; and, in transaction mode, whether they are those we know.

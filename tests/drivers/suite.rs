@@ -143,7 +143,8 @@ impl Suite {
 fn run_cases(cases: &[Case], target: &Arc<Target>, board: &Board) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     for case in cases {
-        let task = runtime.spawn(tokio::time::timeout(case.limit, (case.run)(Arc::clone(target))));
+        let (limit, running) = (case.limit, (case.run)(Arc::clone(target)));
+        let task = runtime.spawn(async move { tokio::time::timeout(limit, running).await });
         let outcome = match runtime.block_on(task) {
             Ok(Ok(())) => Outcome::Passed,
             Ok(Err(_)) => Outcome::Failed(format!("hangs: not over within {} s", case.limit.as_secs())),

@@ -33,3 +33,22 @@ pub async fn logged_in(target: &Target) -> (Raw, Vec<u8>) {
         }
     }
 }
+
+/// Waits until a statement with this mark in its text is running.
+pub async fn until_active(target: &Target, mark: &str) {
+    let pg = std::sync::Arc::clone(&target.pg);
+    let sql = format!(
+        "select count(*) from pg_stat_activity where state = 'active' and query like '%{mark}%' \
+         and pid <> pg_backend_pid()"
+    );
+    let waiting = tokio::task::spawn_blocking(move || {
+        for _ in 0..200 {
+            if pg.admin(&sql).unwrap() != "0" {
+                return true;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        false
+    });
+    assert!(waiting.await.unwrap(), "never active: {mark}");
+}

@@ -1,9 +1,10 @@
 //! sqlx as people use it, against the server in PGHOST, PGPORT, ...; prints one line a test.
 
-use futures_util::future::BoxFuture;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::future::LocalBoxFuture;
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions, PgSslMode};
-use sqlx::{Acquire, Connection, Executor, Row};
+use sqlx::{Connection, Executor, Row};
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 type Test = Result<(), Box<dyn std::error::Error + Send + Sync>>;
@@ -204,16 +205,17 @@ async fn copy_in_with_errors() -> Test {
 
 async fn pooled() -> Test {
     let pool = PgPoolOptions::new().max_connections(10).connect_with(options()).await?;
-    let work = (0..400i64).map(|n| {
-        let pool: PgPool = pool.clone();
-        async move {
-            let mut tx = pool.begin().await?;
-            let got: i64 = sqlx::query_scalar("select $1::int8").bind(n).fetch_one(&mut *tx).await?;
-            tx.commit().await?;
-            Ok::<i64, sqlx::Error>(got)
-        }
-    });
-    let all: Vec<i64> = futures_util::stream::iter(work).buffered(50).try_collect().await?;
+    async fn one(pool: PgPool, n: i64) -> Result<i64, sqlx::Error> {
+        let mut tx = pool.begin().await?;
+        let got = sqlx::query_scalar("select $1::int8").bind(n).fetch_one(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(got)
+    }
+    let tasks: Vec<_> = (0..400i64).map(|n| tokio::spawn(one(pool.clone(), n))).collect();
+    let mut all = Vec::new();
+    for task in tasks {
+        all.push(task.await??);
+    }
     assert_eq!(all, (0..400).collect::<Vec<_>>());
     pool.close().await;
     Ok(())
@@ -260,23 +262,23 @@ async fn dropped_while_waiting() -> Test {
 }
 
 macro_rules! tests {
-    ($($name:ident)*) => { [$((stringify!($name), || Box::pin($name()) as BoxFuture<'static, Test>)),*] };
+    ($($name:ident)*) => { [$((stringify!($name), || Box::pin($name()) as LocalBoxFuture<'static, Test>)),*] };
 }
 
 fn main() {
-    let all: &[(&str, fn() -> BoxFuture<'static, Test>)] = &tests!(
+    let all: &[(&str, fn() -> LocalBoxFuture<'static, Test>)] = &tests!(
         scram_login prepared prepared_while_another_has_the_backend statements_evicted not_persistent simple_queries
         described errors_leave_the_session_usable transactions large_result stream_left_half_way big_parameter
         copy_in_and_out copy_in_with_errors pooled listening temporary_table start_up_settings dropped_while_waiting
     );
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     for (name, test) in all {
-        let task = runtime.spawn(tokio::time::timeout(Duration::from_secs(20), test()));
-        match runtime.block_on(task) {
+        let caught = AssertUnwindSafe(test()).catch_unwind();
+        match runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), caught).await }) {
             Ok(Ok(Ok(()))) => println!("ok {name}"),
             Ok(Ok(Err(error))) => println!("not ok {name}: {}", error.to_string().replace('\n', " ")),
-            Ok(Err(_)) => println!("not ok {name}: hangs: not over within 20 s"),
-            Err(panic) => println!("not ok {name}: {}", panic.to_string().replace('\n', " ")),
+            Ok(Err(_)) => println!("not ok {name}: panicked, as standard error says"),
+            Err(_) => println!("not ok {name}: hangs: not over within 20 s"),
         }
     }
     runtime.shutdown_background();
