@@ -98,9 +98,13 @@ pub(crate) async fn tune(lease: Lease, wanted: Settings) -> Option<Lease> {
     Some(lease)
 }
 
-/// What the client has set; the caller makes one value of it.
-pub(crate) async fn learn(lease: Lease) -> Option<(Lease, Vec<(String, String)>)> {
-    let sql = format!("{LEARN}{}", literal(&lease.shape.user));
+/// What the client has set, `customized` options among it; the caller makes one value of it.
+pub(crate) async fn learn(lease: Lease, customized: Vec<String>) -> Option<(Lease, Vec<(String, String)>)> {
+    let mut sql = format!("{LEARN}{}", literal(&lease.shape.user));
+    for name in customized.iter().map(|name| literal(name)) {
+        let value = format!("pg_catalog.current_setting({name}, true)");
+        sql.push_str(&format!(" union all select {name}, {value} where {value} <> ''"));
+    }
     let (lease, rows) = run(lease, &sql, "its settings could not be read").await?;
     let pair = |row: Vec<String>| {
         let mut cells = row.into_iter();

@@ -44,6 +44,8 @@ const _: () = assert!(BUFFER > HEADER + pg::MAX_NOTICE_READ, "a notice to be rea
 const TURNS: u32 = 16;
 /// Rewritten bytes that wait for the backend; while there are more, the client is not read.
 const MAX_OUT: usize = 64 * 1024;
+/// Customized options of one client that are looked after.
+const MAX_CUSTOMIZED: usize = 64;
 /// How long a success in doubt is held (R4); then the session ends with "outcome unknown".
 const CONFIRM_WAIT: Duration = Duration::from_secs(10);
 /// Pause between two questions whether the peer has it.
@@ -111,6 +113,8 @@ struct Sharing {
     settings: Settings,
     /// A setting may have changed that outlives the transaction.
     is_dirty: bool,
+    /// Options that PostgreSQL lists nowhere, of those the client has set.
+    customized: Vec<String>,
     chore: Option<Chore>,
     /// Bytes of the gate's own or rewritten ones, to go before what passes; and how many of them went.
     out: Vec<u8>,
@@ -119,6 +123,18 @@ struct Sharing {
     /// A statement longer than the buffer, as far as it is there, and its length.
     gathered: Vec<u8>,
     whole: usize,
+}
+
+impl Sharing {
+    /// A statement that begins like this comes from the client.
+    fn note_option(&mut self, statement: &[u8]) {
+        if let Some(name) = pg::customized_option(statement)
+            && !self.customized.contains(&name)
+            && self.customized.len() < MAX_CUSTOMIZED
+        {
+            self.customized.push(name);
+        }
+    }
 }
 
 /// One session's two sockets and all its state.
@@ -174,6 +190,7 @@ impl Pump {
                 names: Names::new(data.token()),
                 settings,
                 is_dirty: false,
+                customized: Vec::new(),
                 chore: None,
                 out: Vec::new(),
                 out_at: 0,
@@ -352,8 +369,9 @@ impl Pump {
         (self.confirmed, self.frame) = (0, (0, 0));
         add(&self.pool.stats.transactions, 1);
         if std::mem::take(&mut sharing.is_dirty) {
+            let customized = sharing.customized.clone();
             sharing.chore = Some(Box::pin(async move {
-                chores::learn(lease).await.map(|(lease, changed)| (lease, Done::Learnt(changed)))
+                chores::learn(lease, customized).await.map(|(lease, changed)| (lease, Done::Learnt(changed)))
             }));
         } else {
             lease.give_back();
@@ -499,6 +517,7 @@ impl Pump {
             && let Some(sharing) = self.sharing.as_mut()
         {
             sharing.names.forget_unnamed();
+            sharing.note_option(self.up.bytes().get(self.up.parsed + HEADER..).unwrap_or_default());
         }
         Ok(self.pass(header))
     }
@@ -540,6 +559,10 @@ impl Pump {
         };
         let whole = HEADER + header.body;
         let at = self.up.parsed;
+        if header.kind == b'P' {
+            let mut body = self.up.bytes()[at + HEADER..].splitn(2, |b| *b == 0);
+            sharing.note_option(body.nth(1).unwrap_or_default());
+        }
         if sharing.out.len() >= MAX_OUT {
             return Ok(Step::Blocked);
         }

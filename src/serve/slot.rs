@@ -8,11 +8,11 @@
 
 use super::gate::Gate;
 use crate::base::time::Instant;
-use futures_util::task::AtomicWaker;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::Waker;
 
 /// Why a session is to end, as others asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +67,8 @@ pub(crate) struct Slot {
     cancel_asked: AtomicBool,
     /// The client cancelled while it had no backend.
     cancelled: AtomicBool,
-    waker: AtomicWaker,
+    /// The session's own task; it stays the same.
+    waker: OnceLock<Waker>,
 }
 
 /// Whom a slot is for.
@@ -98,17 +99,19 @@ impl Slot {
             order: AtomicU8::new(0),
             cancel_asked: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
-            waker: AtomicWaker::new(),
+            waker: OnceLock::new(),
         }
     }
 
     pub(crate) fn wake(&self) {
-        self.waker.wake();
+        if let Some(waker) = self.waker.get() {
+            waker.wake_by_ref();
+        }
     }
 
-    /// Its own task is to be woken.
-    pub(crate) fn register(&self, waker: &std::task::Waker) {
-        self.waker.register(waker);
+    /// Its own task is to be woken. Said once, before it first looks.
+    pub(crate) fn register(&self, waker: &Waker) {
+        let _ = self.waker.set(waker.clone());
     }
 
     /// The session has this backend from now on.

@@ -263,6 +263,24 @@ pub fn own_query(body: &[u8]) -> Option<OwnQuery> {
     Some(OwnQuery::Deallocate(name))
 }
 
+/// The name of the customized option (`my.tenant`) that a statement beginning like this sets for its session:
+/// PostgreSQL shows those in no list (GUC_CUSTOM_PLACEHOLDER).
+pub fn customized_option(statement: &[u8]) -> Option<String> {
+    let head = &statement[..statement.len().min(MAX_OWN_QUERY)];
+    let start = head.iter().position(|b| !b.is_ascii_whitespace())?;
+    if !head[start..].get(..4)?.eq_ignore_ascii_case(b"set ") {
+        return None;
+    }
+    let text = String::from_utf8_lossy(&head[start + 4..]);
+    let mut words = text.split(|c: char| c.is_ascii_whitespace() || c == '=').filter(|word| !word.is_empty());
+    let mut name = words.next()?;
+    if name.eq_ignore_ascii_case("session") {
+        name = words.next()?;
+    }
+    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'$'));
+    (plain && name.contains('.')).then(|| name.to_ascii_lowercase())
+}
+
 /// An error the gate tells a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {

@@ -136,6 +136,22 @@ fn acknowledgements_are_shown_whole() {
 }
 
 #[test]
+fn customized_options_are_known_by_their_dot() {
+    for (text, name) in [
+        ("set my.tenant = 'x'", Some("my.tenant")),
+        ("  SET SESSION My.Tenant TO 1", Some("my.tenant")),
+        ("set my.tenant='x.y'", Some("my.tenant")),
+        ("set local my.tenant = 1", None),
+        ("set search_path = a.b", None),
+        ("select 'set a.b'", None),
+        ("set", None),
+        ("", None),
+    ] {
+        assert_eq!(customized_option(text.as_bytes()).as_deref(), name, "{text}");
+    }
+}
+
+#[test]
 fn openings_are_told_apart() {
     assert_eq!(opening(&SSL_REQUEST.to_be_bytes()), Ok(Opening::Ssl));
     assert_eq!(opening(&GSSENC_REQUEST.to_be_bytes()), Ok(Opening::GssEnc));
