@@ -4,6 +4,7 @@
 
 use crate::front::{Front, Setup, shut_with};
 use crate::pg;
+use portcullis::base::config::{Pool, PoolMode};
 use std::io::{BufRead, Read};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -23,7 +24,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub const ALL: &'static [Mode] = &[Mode::Session];
+    pub const ALL: &'static [Mode] = &[Mode::Session, Mode::Transaction];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -38,9 +39,14 @@ impl Mode {
 
     /// The one place where the proxy hears of the mode.
     fn setup(self) -> Setup {
+        let mode = match self {
+            Mode::Session => PoolMode::Session,
+            Mode::Transaction => PoolMode::Transaction,
+        };
         Setup {
-            hba: "host all trusty 127.0.0.1/32 trust\nhost all all all scram-sha-256",
+            hba: "host all trusty,lowly 127.0.0.1/32 trust\nhost all all all scram-sha-256",
             max_clients: MAX_CLIENTS,
+            pool: Pool { mode, threads: 2, ..Pool::default() },
             ..Setup::default()
         }
     }

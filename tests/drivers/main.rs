@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cases;
+mod decoders;
 #[allow(dead_code)]
 #[path = "../it/proxy/front.rs"]
 mod front;
@@ -32,6 +33,8 @@ use suite::{Board, Kind, Outcome, Server, Suite, Target};
 
 /// Suites at a time: they wait more than they work.
 const AT_A_TIME: usize = 4;
+/// A suite that fails as a whole is not run test by test.
+const SECOND_CHANCES: usize = 20;
 /// What fails in transaction mode by nature: `suite/test: reason`, a line each.
 const TRANSACTION: &str = include_str!("transaction.txt");
 
@@ -46,11 +49,12 @@ fn suites() -> Vec<Suite> {
         limit: minutes(2),
         at_least,
         ours: true,
+        apart: false,
         kind: Kind::Program(command),
     };
-    let ours = |name, cases| Suite { name, limit: minutes(3), at_least: 1, ours: true, kind: Kind::Cases(cases) };
+    let ours = |name, cases| Suite { name, limit: minutes(3), at_least: 1, ours: true, apart: false, kind: Kind::Cases(cases) };
     vec![
-        Suite { ours: false, ..program("asyncpg", program::asyncpg, 250) },
+        Suite { ours: false, apart: true, limit: minutes(3), ..program("asyncpg", program::asyncpg, 280) },
         ours("stream", cases::stream::cases),
         ours("cancel", cases::cancel::cases),
         ours("tools", cases::tools::cases),
@@ -127,25 +131,23 @@ fn prepare(chosen: &[Suite]) -> Arc<Pg> {
     })
 }
 
-/// The servers a suite is run against after PostgreSQL itself.
-fn servers(pg: &Pg, compare: bool) -> Vec<(Server, SocketAddr)> {
-    if compare {
-        let (server, address) = pgbouncer::start(pg);
-        return vec![(server, address)];
-    }
-    let gates = Mode::ALL.iter().map(|mode| {
-        let gate = Gate::start(pg.socket_dir(), *mode);
-        let address = gate.address;
-        (Server::Gate(gate, *mode), address)
-    });
-    gates.collect()
+/// What a suite is run against after PostgreSQL itself: pool modes, or pgbouncer.
+fn servers(compare: bool) -> Vec<Option<Mode>> {
+    if compare { vec![None] } else { Mode::ALL.iter().copied().map(Some).collect() }
+}
+
+fn start(pg: &Pg, mode: Option<Mode>) -> (Server, SocketAddr) {
+    let Some(mode) = mode else { return pgbouncer::start(pg) };
+    let gate = Gate::start(pg.socket_dir(), mode);
+    let address = gate.address;
+    (Server::Gate(gate, mode), address)
 }
 
 fn judge(suite: &Suite, pg: &Arc<Pg>, compare: bool) -> Verdict {
     let began = tokio::time::Instant::now();
     let mut verdict = Verdict { text: suite.name.to_owned(), passed: 0, wrong: Vec::new() };
-    let direct = SocketAddr::from(([127, 0, 0, 1], pg.port));
-    let expected = run(suite, Server::Direct, direct, pg);
+    let direct = |pg: &Pg| (Server::Direct, SocketAddr::from(([127, 0, 0, 1], pg.port)));
+    let expected = run(suite, direct, pg, None);
     verdict.note("direct", &expected);
     if passed(&expected.outcomes).count() < suite.at_least {
         verdict.wrong.push(format!("{}: fewer than {} tests pass directly", suite.name, suite.at_least));
@@ -159,11 +161,11 @@ fn judge(suite: &Suite, pg: &Arc<Pg>, compare: bool) -> Verdict {
     }
     // The modes side by side: each has a gate and a database of its own.
     std::thread::scope(|scope| {
-        let servers = servers(pg, compare).into_iter().map(|(server, address)| {
-            let mode = if let Server::Gate(_, mode) = &server { Some(*mode) } else { None };
-            (mode, scope.spawn(move || run(suite, server, address, pg)))
+        let runs = servers(compare).into_iter().map(|mode| {
+            let expected = &expected.outcomes;
+            (mode, scope.spawn(move || run(suite, |pg| start(pg, mode), pg, Some(expected))))
         });
-        for (mode, running) in servers.collect::<Vec<_>>() {
+        for (mode, running) in runs.collect::<Vec<_>>() {
             let found = running.join().expect("the suite itself does not panic");
             verdict.note(mode.map_or("pgbouncer", Mode::name), &found);
             compare_with(suite.name, mode, &expected.outcomes, &found.outcomes, &mut verdict);
@@ -183,11 +185,16 @@ impl Verdict {
             run.outcomes.values().filter(|outcome| **outcome == Outcome::Skipped).count(),
             run.took.as_secs_f64(),
         );
+        if !run.again.is_empty() {
+            self.text += &format!("\n        {} had a second chance alone: {}", run.again.len(), run.again.join(" "));
+        }
     }
 }
 
 struct Run {
     outcomes: Outcomes,
+    /// Those that had a second chance.
+    again: Vec<String>,
     took: Duration,
 }
 
@@ -204,18 +211,54 @@ fn failed(outcomes: &Outcomes) -> impl Iterator<Item = (&String, &String)> {
     })
 }
 
-/// One suite against one server, in a database of its own.
-fn run(suite: &Suite, server: Server, address: SocketAddr, pg: &Arc<Pg>) -> Run {
-    let mut target = Target { server, address, database: String::new(), pg: Arc::clone(pg) };
-    target.database = format!("{}_{}", suite.name, target.name()).replace(['-', '.'], "_");
-    pg.admin(&format!("create database {}", target.database)).expect("a database");
-    let (target, board) = (Arc::new(target), Board::default());
+/// One suite against one server, in a database of its own. Others' tests that fail here and not directly are run once
+/// more, alone and in a fresh database: what another test left behind (transaction mode has no sessions to clean up)
+/// and what is a matter of time is not the gate's. A test written for this is never run twice.
+fn run(
+    suite: &Suite,
+    start: impl Fn(&Pg) -> (Server, SocketAddr),
+    pg: &Arc<Pg>,
+    expected: Option<&Outcomes>,
+) -> Run {
     let began = tokio::time::Instant::now();
-    suite.run(&target, &board);
+    let board = Board::default();
+    attempt(suite, &start, pg, &[], "", &board);
+    let mut outcomes = board.take();
+    let again: Vec<String> = outcomes
+        .iter()
+        .filter(|(test, outcome)| {
+            let passed_directly = expected.and_then(|all| all.get(*test)) == Some(&Outcome::Passed);
+            !suite.ours && passed_directly && matches!(outcome, Outcome::Failed(_))
+        })
+        .map(|(test, _)| test.clone())
+        .collect();
+    for (number, test) in again.iter().enumerate().take(SECOND_CHANCES) {
+        attempt(suite, &start, pg, std::slice::from_ref(test), &format!("_{number}"), &board);
+        outcomes.extend(board.take().into_iter().filter(|(name, _)| name == test));
+    }
+    Run { outcomes, again, took: began.elapsed() }
+}
+
+fn attempt(
+    suite: &Suite,
+    start: &impl Fn(&Pg) -> (Server, SocketAddr),
+    pg: &Arc<Pg>,
+    only: &[String],
+    suffix: &str,
+    board: &Board,
+) {
+    let pg = if suite.apart { Arc::new(Pg::start()) } else { Arc::clone(pg) };
+    let (server, address) = start(&pg);
+    let mut target = Target { server, address, database: "postgres".to_owned(), pg: Arc::clone(&pg) };
+    if !suite.apart {
+        target.database = format!("{}_{}{suffix}", suite.name, target.name()).replace(['-', '.'], "_");
+        pg.admin(&format!("create database {}", target.database)).expect("a database");
+    }
+    let target = Arc::new(target);
+    suite.run(&target, only, board);
     if target.gate().is_some_and(|gate| !gate.is_alive()) {
         board.put("(the gate lives on)", Outcome::Failed("the gate's process ended: it panicked".to_owned()));
     }
-    Run { outcomes: board.take(), took: began.elapsed() }
 }
 
 /// Tests that pass directly and fail here; and, in transaction mode, whether they are those we know.

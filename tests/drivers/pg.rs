@@ -6,6 +6,7 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -25,13 +26,14 @@ autovacuum = off
 ";
 /// The same ways in for gates (local) and direct runs (host).
 const HBA: &str = "
-local all postgres,trusty trust
+local all postgres,trusty,lowly trust
 local all all scram-sha-256
-host all postgres,trusty 127.0.0.1/32 trust
+host all postgres,trusty,lowly 127.0.0.1/32 trust
 host all all 127.0.0.1/32 scram-sha-256
 ";
 const ROLES: &str = "
 create role trusty login superuser;
+create role lowly login;
 create role app login password 'correct horse';
 create database app;
 ";
@@ -129,9 +131,10 @@ impl Drop for Pg {
     }
 }
 
-/// Below the ephemeral range, free now.
+/// Below the ephemeral range, free now, not given out before.
 fn free_port() -> u16 {
-    let offset = u16::try_from(std::process::id() % 6000).unwrap();
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let offset = u16::try_from(std::process::id() % 6000).unwrap() + 7 * NEXT.fetch_add(1, Ordering::SeqCst);
     let mut ports = (0..6000).map(|n| 14_000 + (offset + n) % 6000);
     ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
 }

@@ -114,6 +114,7 @@ pub(crate) use case;
 
 pub enum Kind {
     /// A program that prints `ok TEST`, `not ok TEST: why` or `skip TEST`, a line each.
+    /// It takes the names of tests to run those alone.
     Program(fn(&Target) -> Command),
     Cases(fn() -> Vec<Case>),
 }
@@ -126,14 +127,20 @@ pub struct Suite {
     pub at_least: usize,
     /// Every test of it must pass directly.
     pub ours: bool,
+    /// Its tests make databases and roles under fixed names: every run has a cluster of its own.
+    pub apart: bool,
     pub kind: Kind,
 }
 
 impl Suite {
-    /// Runs all tests against one target.
-    pub fn run(&self, target: &Arc<Target>, board: &Board) {
+    /// Runs all tests, or those named, against one target.
+    pub fn run(&self, target: &Arc<Target>, only: &[String], board: &Board) {
         match &self.kind {
-            Kind::Program(command) => crate::program::run(command(target), self.limit, board),
+            Kind::Program(command) => {
+                let mut command = command(target);
+                command.args(only);
+                crate::program::run(command, self.limit, board);
+            }
             Kind::Cases(cases) => run_cases(&cases(), target, board),
         }
     }

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 /// A raw client, connected, nothing said.
 pub async fn raw(target: &Target) -> Raw {
-    Raw { stream: TcpStream::connect(target.address).await.unwrap(), pid: 0 }
+    Raw { stream: TcpStream::connect(target.address).await.unwrap(), pid: 0, key: Vec::new() }
 }
 
 /// A raw client, logged in as a superuser; with the key for cancel requests.
