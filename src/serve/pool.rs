@@ -59,7 +59,8 @@ pub(crate) fn add(counter: &AtomicU64, n: u64) {
 pub(crate) type Shape = Rc<Startup>;
 
 /// Settings that differ from what the start-up packet made them, by name; `None`: none.
-pub(crate) type Settings = Option<Rc<Vec<(String, String)>>>;
+pub(crate) type Settings = Option<Rc<Pairs>>;
+pub(crate) type Pairs = Vec<(String, String)>;
 
 pub(crate) struct Pool {
     data: Weak<Data>,
@@ -75,8 +76,8 @@ pub(crate) struct Pool {
     queue: RefCell<VecDeque<Rc<Ticket>>>,
     /// What PostgreSQL says to a client of this shape at its login.
     greetings: RefCell<HashMap<Shape, Rc<[u8]>>>,
-    settings: RefCell<Vec<std::rc::Weak<Vec<(String, String)>>>>,
-    shapes: RefCell<Vec<std::rc::Weak<Startup>>>,
+    settings: RefCell<Vec<Weak<Pairs>>>,
+    shapes: RefCell<Vec<Weak<Startup>>>,
 }
 
 /// A place in the queue.
