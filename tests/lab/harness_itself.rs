@@ -39,8 +39,6 @@ fn nothing_is_left_behind() {
         seen = Some((lab.dir.clone(), lab.switch.ns.clone()));
         Ok(())
     });
-    // The next lab of this process takes the same names.
-    let _one = crate::one_lab();
     let (dir, switch) = seen.unwrap();
     assert!(!dir.exists(), "{} is left", dir.display());
     assert!(pids.iter().all(|pid| !host::is_alive(*pid)), "a process is left");
@@ -51,7 +49,7 @@ fn nothing_is_left_behind() {
 
 #[test]
 fn a_kept_lab_lives_until_its_keeper_is_ended() {
-    let _one = crate::one_lab();
+    let _turn = crate::turns::Turn::wait("kept", false);
     let lab = Lab::new(Options::new("kept")).unwrap();
     let (dir, ns, init) = (lab.dir.clone(), lab.a.ns().to_owned(), lab.a.host.init_pid().unwrap());
     let keeper = i32::try_from(lab.keep().unwrap()).unwrap();

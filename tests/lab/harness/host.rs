@@ -265,7 +265,10 @@ impl Host {
         let dark = now();
         let init = self.init.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut init = init.ok_or_else(|| format!("{} has no power already", self.name))?;
-        let namespace = fs::read_link(format!("/proc/{}/ns/pid", init.pid))?;
+        let path = format!("/proc/{}/ns/pid", init.pid);
+        // Held open until nobody is looked for any more, or another lab's machine might get its number.
+        let _held = fs::File::open(&path)?;
+        let namespace = fs::read_link(&path)?;
         init.end()?;
         wait_until(secs(5), "every process of the machine gone", || Ok(processes_in(&namespace).is_empty()))?;
         self.switch.unplug(&self.plug);
