@@ -109,8 +109,8 @@ fn five_hundred_sessions(lab: &Lab, root: CertificateDer<'static>) -> Outcome {
     let begun = now();
     let crowd = Crowd::open(lab.client.ns(), a.gate()?, members, Some(root))?;
     let opened = ms(begun, now());
-    wait_until(secs(5), "all sessions counted", || Ok(a.status()?.pointer("/gate/sessions") == Some(&count.into())))?;
-    crowd.wait_answer_after(now(), secs(5))?;
+    wait_until(secs(15), "all sessions counted", || Ok(a.status()?.pointer("/gate/sessions") == Some(&count.into())))?;
+    crowd.wait_answer_after(now(), secs(10))?;
     let (_, last, ended) = flip(lab, "500 sessions", &crowd, FLIP_LIMIT_MS)?;
     ensure!(count == 500 && sessions_of_last_cut(a)? == 500, "the cut tells of {} sessions", sessions_of_last_cut(a)?);
     let told =
@@ -127,7 +127,7 @@ fn five_hundred_sessions(lab: &Lab, root: CertificateDer<'static>) -> Outcome {
 fn postgres_stands_still(lab: &Lab) -> Outcome {
     let a = &lab.a;
     let crowd = witnesses_of_the_cut(lab, a)?;
-    crowd.wait_answer_after(now(), secs(5))?;
+    crowd.wait_answer_after(now(), secs(10))?;
     let mut frozen = vec![a.postgres.postmaster(&a.host)?];
     for title in ["walsender", "postgres: load app", "checkpointer"] {
         let found = a.host.titled(title)?;
@@ -178,13 +178,13 @@ fn disk_log_and_processes_are_full(lab: &Lab) -> Outcome {
     crate::harness::host::processes_limit(a.daemon_pid()?, limit)?;
     a.host.exec("", &["sh", "-c", &format!("rm {state}/fill {state}/fill2")])?;
     // With room again the latch reaches the disk: it outlives the daemon.
-    wait_until(secs(5), "the latch on the disk", || {
+    wait_until(secs(15), "the latch on the disk", || {
         Ok(String::from_utf8_lossy(&std::fs::read(a.state_seen_from_here("journal")?)?).contains("Fenced"))
     })?;
     a.kill_daemon(Signal::KILL)?;
     drop(stuck);
     a.start_daemon()?;
-    a.wait_role("fenced", secs(5))?;
+    a.wait_role("fenced", secs(10))?;
     wait_until(secs(20), "PostgreSQL read-only", || a.postgres.is_read_only())?;
     lab.witness.move_record_to(a.address())?;
     claims_postgres::unfence(lab)?;
@@ -199,13 +199,13 @@ fn disk_log_and_processes_are_full(lab: &Lab) -> Outcome {
 fn no_descriptors(lab: &Lab) -> Outcome {
     let a = &lab.a;
     let crowd = witnesses_of_the_cut(lab, a)?;
-    crowd.wait_answer_after(now(), secs(5))?;
+    crowd.wait_answer_after(now(), secs(10))?;
     let pid = a.daemon_pid()?;
     let limit = crate::harness::host::descriptors_limit(pid, 4)?;
     // Its status page cannot be asked: the sessions tell.
     let until = now() + LONGER_THAN_A_LEASE;
     while now() < until {
-        crowd.wait_answer_after(now(), secs(1))?;
+        crowd.wait_answer_after(now(), secs(3))?;
     }
     let (_, last, ended) = flip(lab, "no descriptors", &crowd, FLIP_LIMIT_MS)?;
     crate::harness::host::descriptors_limit(pid, limit)?;

@@ -19,7 +19,7 @@ fn a_frozen_and_thawed_never_acknowledges_again() {
         let writer = Writer::start_flowing(client, options)?;
         let frozen = a.host.freeze()?;
         let said = b.cli(&["promote", "--yes"])?.expect(0)?;
-        b.wait_active(secs(5))?;
+        b.wait_active(secs(10))?;
         let second = Writer::start_flowing(client, WriterOptions::once(2, b.gate()?))?;
         let thawed = a.host.thaw()?;
         never(secs(5), "an acknowledgement from the thawed node", || Ok(!writer.log().acks_after(thawed).is_empty()))?;
@@ -29,7 +29,7 @@ fn a_frozen_and_thawed_never_acknowledges_again() {
         a.wait_role("fenced", secs(15))?;
         wait_until(secs(20), "PostgreSQL on a read-only", || a.postgres.is_read_only())?;
         ensure!(!connects(client, a.address(), GATE_PORT)?, "the old gate accepts connections");
-        second.wait_acks(20, secs(5))?;
+        second.wait_acks(20, secs(15))?;
         let log_b = second.finish();
         ensure!(log_b.errors.is_empty(), "errors on the new node: {:?}", log_b.errors);
         for (log, id) in [(&log, 1), (&log_b, 2)] {
@@ -60,8 +60,8 @@ fn kill_9_of_the_daemon_loses_the_vip_by_itself() {
         ensure!(ms(killed, last) <= 300, "an acknowledgement {} ms after kill -9", ms(killed, last));
 
         let said = b.cli(&["promote", "--yes"])?.expect(0)?;
-        b.wait_active(secs(5))?;
-        let first = writer.wait_ack_via(vip_gate, said.started, secs(5))?;
+        b.wait_active(secs(10))?;
+        let first = writer.wait_ack_via(vip_gate, said.started, secs(15))?;
         let answers = who_answers_arp(client, VIP)?;
         ensure!(answers == [b.host.plug.mac.clone()].into(), "ARP after: {answers:?}");
         ensure!(!a.has_vip()? && b.has_vip()?, "the VIP should be on b alone");
@@ -100,7 +100,7 @@ fn node_cut_off_stops_acknowledging_locally_within_lease_plus_300ms() {
         ensure!(!connects(a.ns(), a.address(), GATE_PORT)?, "the gate accepts connections on the node itself");
         // b, told to, takes over; a comes back to a record that is no longer its own and learns it.
         let said = b.cli(&["promote", "--yes"])?.expect(0)?;
-        b.wait_active(secs(5))?;
+        b.wait_active(secs(10))?;
         a.host.rejoin_network()?;
         a.wait_role("fenced", secs(15))?;
         ensure!(b.gate_is_open()?, "the return of a shut b");
@@ -121,8 +121,8 @@ fn a_dead_node_is_replaced_stays_shut_and_rejoins() {
         let writer = Writer::start_flowing(client, WriterOptions::service(1, lab.witness.address()))?;
         let dark = a.power_off()?;
         let said = b.cli(&["promote", "--yes"])?.expect(0)?;
-        b.wait_active(secs(5))?;
-        let first = writer.wait_ack_via(b.gate()?, said.started, secs(5))?;
+        b.wait_active(secs(10))?;
+        let first = writer.wait_ack_via(b.gate()?, said.started, secs(15))?;
         // W + 1.5 s of Enter, plus the 2 s of asking a peer that has just fallen silent.
         ensure!(
             ms(said.started, first) <= 3260 + 1500 + 2000 + 700,
@@ -148,10 +148,10 @@ fn a_dead_node_is_replaced_stays_shut_and_rejoins() {
             text_at(status, "/role") == "passive" && text_at(status, "/nodes/0/role") == "standby"
         })?;
         wait_until(secs(10), "/replica on a", || Ok(a.http("/replica")?.0 == 200))?;
-        writer.wait_acks(20, secs(5))?;
+        writer.wait_acks(20, secs(15))?;
         let log = writer.finish();
         for node in lab.nodes() {
-            wait_until(secs(5), "every acknowledged number on both nodes", || {
+            wait_until(secs(15), "every acknowledged number on both nodes", || {
                 let missing = lost(&log, 1, &node.postgres)?;
                 if missing.is_empty() {
                     Ok(true)
