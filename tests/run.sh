@@ -2,8 +2,9 @@
 # `make test`: every test there is, and a summary that names what failed. No arguments.
 #
 # Everything is built first, so that no compiler runs beside a measurement. Then the quick suites, two beside one
-# another; then, one after another and beside nothing else, those that measure time: kernel_gate, lab_vip, lab (whose
-# labs take turns: tests/lab/turns.rs). All suites run even when one fails.
+# another, each with a loopback of its own, so that no port is taken from the other; then, one after another and beside
+# nothing else, those that measure time: kernel_gate, lab_vip, lab (whose labs take turns: tests/lab/turns.rs).
+# All suites run even when one fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo=${CARGO:-cargo}
@@ -34,19 +35,26 @@ say "building"
 built=$((SECONDS - began))
 
 work=$(mktemp -d)
-trap 'jobs=$(jobs -p); [ -z "$jobs" ] || kill $jobs 2>/dev/null; rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
+trap 'cat "$work"/*.pid 2>/dev/null | xargs -r kill; rm -rf "$work"' EXIT
 failed_names=() summary=$(printf '%-12s %-7s %7s %7s %7s' suite result passed failed seconds)
 bad=0 suites=0 all_passed=0 all_failed=0
 
-# run NAME: runs one suite to its end and leaves its output, result and seconds in $work.
+# run NAME COMMAND...: runs one suite by the command to its end; leaves its result and seconds in $work.
 run() {
     local name=$1 start=$SECONDS result=ok words=(--test "$1")
+    shift
     [ "$name" != lib ] || words=(--lib)
     # Labs wait for their turn, where waiting costs nothing.
     [ "$name" != lab ] || words+=(-- --test-threads 100)
-    timeout --foreground -k 30 "$limit" "$cargo" test "${flags[@]}" "${words[@]}" 2>&1 || result=FAILED
+    # In a process group of its own, whole: cargo does not end its test with itself.
+    timeout -k 30 "$limit" "$@" "$cargo" test "${flags[@]}" "${words[@]}" 2>&1 &
+    echo $! >"$work/$name.pid"
+    wait $! || result=FAILED
+    rm "$work/$name.pid"
     echo "$result $((SECONDS - start))" >"$work/$name.result"
 }
+own_loopback=(unshare --net -- sh -c 'ip link set lo up && exec "$@"' own_loopback)
 
 # tell NAME: its line of the summary, and the names of what failed in it.
 tell() {
@@ -92,7 +100,7 @@ for name in "${beside[@]}"; do
         reap
     done
     say "$name begins"
-    run "$name" >"$work/$name" &
+    run "$name" "${own_loopback[@]}" >"$work/$name" &
     running+=("$name")
 done
 while [ ${#running[@]} -gt 0 ]; do

@@ -4,7 +4,7 @@
 //! `cargo test --test lab -- --test-threads 100`, as tests/run.sh does, lets every test wait here, where waiting costs
 //! nothing; with fewer threads less is done at once, and nothing else changes. `PORTCULLIS_LABS=1` has one at a time.
 
-use crate::harness::sys::{millis, ms, now};
+use crate::harness::sys::{millis, ms, now, pause};
 use portcullis::base::time::Instant;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -13,8 +13,24 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 /// How many labs stand at once on a machine of two cores.
 const LABS: usize = 3;
 
-/// Those that last longest (45 to 80 s) go first, or the others would wait for them in the end.
-const LONG: [&str; 8] = ["dnssilent", "dnsnothing", "sessions", "pauses", "vipfollow", "observed", "byhand", "random"];
+/// Those that last longest (30 to 80 s) go first, or the others would wait for them in the end.
+const LONG: [&str; 15] = [
+    "dnssilent",
+    "dnsnothing",
+    "pauses",
+    "busy",
+    "observed",
+    "byhand",
+    "random",
+    "boot",
+    "sixknot",
+    "viponly",
+    "rejoins",
+    "six",
+    "sixown",
+    "race",
+    "dead",
+];
 
 /// A place in the queue: those that want the machine alone come last, the long ones first, else who came first.
 type Place = (bool, usize, u64);
@@ -29,14 +45,8 @@ struct Turns {
     done: usize,
 }
 
-static TURNS: Mutex<Turns> = Mutex::new(Turns {
-    begun: None,
-    waiting: BTreeSet::new(),
-    next: 0,
-    standing: Vec::new(),
-    alone: false,
-    done: 0,
-});
+static TURNS: Mutex<Turns> =
+    Mutex::new(Turns { begun: None, waiting: BTreeSet::new(), next: 0, standing: Vec::new(), alone: false, done: 0 });
 static CHANGED: Condvar = Condvar::new();
 
 /// Held for as long as a lab stands.
@@ -65,10 +75,10 @@ impl Turn {
         state.next += 1;
         let place = (alone, LONG.iter().position(|long| *long == name).unwrap_or(LONG.len()), ticket);
         state.waiting.insert(place);
-        if ticket == 0 {
-            // Let the others come, so that there is an order.
-            state = CHANGED.wait_timeout(state, millis(100)).unwrap_or_else(PoisonError::into_inner).0;
-        }
+        // Let the others come, so that there is an order.
+        drop(state);
+        pause(millis(100));
+        state = turns();
         loop {
             let room = if alone { state.standing.is_empty() } else { state.standing.len() < labs && !state.alone };
             if room && state.waiting.first() == Some(&place) {

@@ -6,7 +6,7 @@
 //! and the janitor removes the namespaces and the lab's directory.
 
 use super::net::{Plug, Switch};
-use super::sys::{Fail, Outcome, millis, now, run_quietly, secs, wait_until};
+use super::sys::{Fail, Outcome, now, run_quietly, secs, wait_until};
 use portcullis::base::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
@@ -297,7 +297,7 @@ impl Host {
     pub fn freeze(&self) -> Outcome<Instant> {
         let start = now();
         loop {
-            let running: Vec<i32> = self.processes()?.into_iter().filter(|pid| !is_stopped(*pid)).collect();
+            let running: Vec<i32> = self.processes()?.into_iter().filter(|pid| !stands_still(*pid)).collect();
             if running.is_empty() {
                 return Ok(now());
             }
@@ -552,52 +552,4 @@ fn processes_in(namespace: &Path) -> Vec<i32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|link| link == namespace)).collect()
-}
-
-/// Removes what a lab process that died long ago could not: its janitor was killed too, or the machine lost power.
-pub fn sweep_leftovers() {
-    let alive = |pid: &str| Path::new("/proc").join(pid).exists();
-    let mut kept = Vec::new();
-    for entry in fs::read_dir("/tmp").into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(rest) = name.strip_prefix("pclab-") else { continue };
-        let maker = rest.split('-').next().unwrap_or_default().to_owned();
-        if !is_number(&maker) {
-            continue;
-        }
-        let owner = fs::read_to_string(entry.path().join("owner")).unwrap_or_else(|_| maker.clone());
-        if alive(owner.trim()) || alive(&maker) {
-            kept.push(maker);
-        } else {
-            sweep_namespaces(&maker);
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-    for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some((maker, _)) = name.strip_prefix("pc").and_then(|rest| rest.split_once('-')) else { continue };
-        if is_number(maker) && !alive(maker) && !kept.iter().any(|pid| pid == maker) {
-            sweep_namespaces(maker);
-        }
-    }
-}
-
-fn is_number(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-fn sweep_namespaces(maker: &str) {
-    let prefix = format!("pc{maker}-");
-    for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.starts_with(&prefix) {
-            continue;
-        }
-        let pids = super::sys::run(&["ip", "netns", "pids", &name]).unwrap_or_default();
-        for pid in pids.split_whitespace().filter_map(|word| word.parse().ok()) {
-            let _ = send(pid, Signal::KILL);
-        }
-        super::sys::pause(millis(50));
-        run_quietly(&format!("ip netns del {name}"));
-    }
 }

@@ -16,6 +16,7 @@ pub mod net;
 pub mod node;
 pub mod postgres;
 pub mod raw;
+mod sweep;
 pub mod sys;
 pub mod watch;
 pub mod witness;
