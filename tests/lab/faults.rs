@@ -1,45 +1,14 @@
-//! Unplanned: frozen, killed, cut off, dead. What the old node acknowledges afterwards, and what the new one holds.
+//! Unplanned: killed, cut off, dead. What the old node acknowledges afterwards, and what the new one holds. Frozen is
+//! claims_pause.rs.
 
 use crate::ensure;
 use crate::harness::client::{Target, Writer, WriterOptions, lost};
 use crate::harness::config::Options;
 use crate::harness::net::{VIP, address_gone, connects, who_answers_arp};
 use crate::harness::node::{GATE_PORT, text_at};
-use crate::harness::sys::{Fail, millis, ms, never, secs, wait_until};
+use crate::harness::sys::{Fail, ms, never, secs, wait_until};
 use crate::in_lab;
 use rustix::process::Signal;
-
-#[test]
-fn a_frozen_and_thawed_never_acknowledges_again() {
-    in_lab(Options::new("frozen"), |lab| {
-        lab.start_pair()?;
-        let (a, b, client) = (&lab.a, &lab.b, lab.client.ns());
-        // Sixteen statements under way at once: when the node stops, queries and answers lie in every buffer.
-        let options = WriterOptions { depth: 16, every: millis(1), ..WriterOptions::once(1, a.gate()?) };
-        let writer = Writer::start_flowing(client, options)?;
-        let frozen = a.host.freeze()?;
-        let said = b.cli(&["promote", "--yes"])?.expect(0)?;
-        b.wait_active(secs(10))?;
-        let second = Writer::start_flowing(client, WriterOptions::once(2, b.gate()?))?;
-        let thawed = a.host.thaw()?;
-        never(secs(5), "an acknowledgement from the thawed node", || Ok(!writer.log().acks_after(thawed).is_empty()))?;
-        let log = writer.finish();
-        let late = log.acks_after(frozen + millis(50));
-        ensure!(late.is_empty(), "{} acknowledgements after the freeze, first {late:?}", late.len());
-        a.wait_role("fenced", secs(15))?;
-        wait_until(secs(20), "PostgreSQL on a read-only", || a.postgres.is_read_only())?;
-        ensure!(!connects(client, a.address(), GATE_PORT)?, "the old gate accepts connections");
-        second.wait_acks(20, secs(15))?;
-        let log_b = second.finish();
-        ensure!(log_b.errors.is_empty(), "errors on the new node: {:?}", log_b.errors);
-        for (log, id) in [(&log, 1), (&log_b, 2)] {
-            let missing = lost(log, id, &b.postgres)?;
-            ensure!(missing.is_empty(), "acknowledged to writer {id} but missing on b: {missing:?}");
-        }
-        eprintln!("frozen: promote took {} ms; {} acks before", ms(said.started, said.ended), log.acks.len());
-        Ok(())
-    });
-}
 
 #[test]
 fn kill_9_of_the_daemon_loses_the_vip_by_itself() {

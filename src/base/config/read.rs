@@ -335,9 +335,7 @@ fn pool(section: Section<'_>) -> Pool {
         query_wait: section.duration("query_wait", "30s").unwrap_or(d.query_wait),
         login_timeout: section.duration("login_timeout", "60s").unwrap_or(d.login_timeout),
         client_idle_timeout: section.duration("client_idle_timeout", "30m").unwrap_or(Duration::ZERO),
-        idle_in_transaction_timeout: section
-            .duration("idle_in_transaction_timeout", "5m")
-            .unwrap_or(Duration::ZERO),
+        idle_in_transaction_timeout: section.duration("idle_in_transaction_timeout", "5m").unwrap_or(Duration::ZERO),
         max_prepared: section.integer("max_prepared", 1, MOST_PREPARED).unwrap_or(d.max_prepared),
         client_address: section.boolean("client_address").unwrap_or(false),
         threads: section.integer("threads", 0, MOST_THREADS).unwrap_or(0),
