@@ -107,7 +107,7 @@ fn the_old_primary_alone(lab: &Lab, old: &Node, new: &Node) -> Outcome<i64> {
     ensure!(new.start_postgres_as_the_unit_does()?, "the active node's PostgreSQL was refused");
     opens_by_itself(lab, new, old, epoch)?;
     ensure!(!old.gate_is_open()? && old.postgres.is_read_only()?, "the old primary is writable");
-    new.cli(&["rejoin", old.name()])?.expect(0)?;
+    new.rejoin(old.name())?;
     new.wait_in_sync(secs(30))?;
     Ok(demoted)
 }

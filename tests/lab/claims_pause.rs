@@ -89,7 +89,7 @@ fn one_pause(lab: &Lab, kind: Frozen, active: &Node, other: &Node) -> Outcome<(u
 fn bring_back(old: &Node, new: &Node) -> Outcome {
     old.wait_role("fenced", secs(15))?;
     wait_until(secs(20), "PostgreSQL of the old node read-only", || old.postgres.is_read_only())?;
-    new.cli(&["rejoin", old.name()])?.expect(0)?;
+    new.rejoin(old.name())?;
     new.wait_in_sync(secs(30))?;
     old.postgres.forget_old_lives()
 }

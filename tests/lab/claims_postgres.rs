@@ -118,7 +118,7 @@ fn a_full_disk_keeps_nothing_running(lab: &Lab) -> Outcome {
     a.postgres.start(&a.host)?;
     a.start_daemon()?;
     a.wait_active(secs(15))?;
-    a.wait_in_sync(secs(15))?;
+    a.wait_in_sync(secs(30))?;
     let fill = format!(
         "mkdir {pg}/junk && cd {pg}/junk && dd if=/dev/zero of=fill bs=64k 2>/dev/null; \
          dd if=/dev/zero of=fill2 bs=1 count=65536 2>/dev/null; seq 1 6000 | xargs touch 2>/dev/null; true"
@@ -150,5 +150,5 @@ fn reconfigured(lab: &Lab, from: &str, to: &str) -> Outcome {
     lab.a.stop_daemon()?;
     lab.a.start_daemon()?;
     lab.a.wait_active(secs(15))?;
-    lab.a.wait_in_sync(secs(15)).map(drop)
+    lab.a.wait_in_sync(secs(30)).map(drop)
 }

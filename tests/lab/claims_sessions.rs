@@ -159,7 +159,7 @@ fn disk_log_and_processes_are_full(lab: &Lab) -> Outcome {
     let mut stuck = std::fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(&pipe)?;
     a.start_daemon_with_log(&pipe)?;
     a.wait_active(secs(10))?;
-    a.wait_in_sync(secs(10))?;
+    a.wait_in_sync(secs(30))?;
     while stuck.write(&[b'x'; 4096]).is_ok() {}
     while stuck.write(b"x").is_ok() {}
     let fill = format!(
@@ -172,7 +172,7 @@ fn disk_log_and_processes_are_full(lab: &Lab) -> Outcome {
     renewals_go_on(lab, "full disk, stuck log, no processes")?;
     let (moved, last, ended) = flip(lab, "full disk, stuck log, no processes", &crowd, FLIP_LIMIT_MS)?;
     // Left moved for W: fenced, though it cannot be written.
-    a.wait_role("fenced", secs(8))?;
+    a.wait_role("fenced", secs(15))?;
     let fenced = ms(moved, now());
     never(secs(1), "a gate open behind a fence that could not be written", || a.gate_is_open())?;
     crate::harness::host::processes_limit(a.daemon_pid()?, limit)?;

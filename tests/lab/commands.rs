@@ -76,7 +76,7 @@ fn pause_restart_and_switchover() {
         writer.wait_ack_via(vip_gate, stopped, secs(15))?;
         let back = ms(stopped, now());
         ensure!(a.epoch()? == epoch, "a restart changed the epoch from {epoch} to {}", a.epoch()?);
-        a.wait_in_sync(secs(10))?;
+        a.wait_in_sync(secs(30))?;
 
         // Nobody can be made a standby of itself, and nobody switches over to a stopped PostgreSQL.
         a.cli(&["rejoin", "a"])?.expect(3)?;
@@ -87,7 +87,7 @@ fn pause_restart_and_switchover() {
         b.cli(&["switchover"])?.expect(3)?;
         ensure!(a.gate_is_open()? && a.epoch()? == epoch, "a refused switchover changed something");
         b.postgres.start(&b.host)?;
-        a.wait_in_sync(secs(10))?;
+        a.wait_in_sync(secs(30))?;
         writer.wait_acks(20, secs(15))?;
 
         let said = a.cli(&["switchover", "--to", "b"])?.expect(0)?;
@@ -237,19 +237,19 @@ fn embedded_witness_killed_during_a_failover_and_every_rejoin() {
         a.host.power_on()?;
         a.start_daemon()?;
         a.wait_role("fenced", secs(10))?;
-        let crashed = b.cli(&["rejoin", "a"])?.expect(0)?;
-        b.wait_in_sync(secs(10))?;
+        let crashed = b.rejoin("a")?;
+        b.wait_in_sync(secs(30))?;
         // Its PostgreSQL stopped: asked for on a itself.
         a.postgres.stop(&a.host, "immediate")?;
-        let stopped = a.cli(&["rejoin", "a"])?.expect(0)?;
-        b.wait_in_sync(secs(10))?;
+        let stopped = a.rejoin("a")?;
+        b.wait_in_sync(secs(30))?;
         // Its data directory gone: on a, and once more on b.
         let mut absent = Vec::new();
         for (index, asked) in [a, b].into_iter().enumerate() {
             a.postgres.stop(&a.host, "fast")?;
             std::fs::rename(&a.postgres.data_dir, a.dir.join(format!("pg/moved-{index}")))?;
-            let said = asked.cli(&["rejoin", "a"])?.expect(0)?;
-            b.wait_in_sync(secs(10))?;
+            let said = asked.rejoin("a")?;
+            b.wait_in_sync(secs(30))?;
             ensure!(a.postgres.is_read_only()?, "the clone is writable");
             absent.push(ms(said.started, said.ended));
         }

@@ -111,7 +111,7 @@ fn a_dead_node_is_replaced_stays_shut_and_rejoins() {
         let standby = a.postgres.data_dir.join("standby.signal").exists();
         ensure!(!a.may_start_primary()? || standby, "the old primary may start writable while the daemon runs");
 
-        let rejoined = b.cli(&["rejoin", "a"])?.expect(0)?;
+        let rejoined = b.rejoin("a")?;
         b.wait_in_sync(secs(30))?;
         a.wait_status(secs(15), "to be a passive standby", |status| {
             text_at(status, "/role") == "passive" && text_at(status, "/nodes/0/role") == "standby"

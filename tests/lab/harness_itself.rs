@@ -216,7 +216,7 @@ fn the_pair_streams_and_a_writer_counts(lab: &Lab) -> Outcome {
     let writer = Writer::start_flowing(lab.client.ns(), WriterOptions { depth: 4, ..WriterOptions::once(1, door) })?;
     let frozen = a.host.freeze()?;
     pause(millis(600));
-    ensure!(writer.log().acks_after(frozen + millis(20)).is_empty(), "a frozen server acknowledged");
+    ensure!(writer.log().acks_after(frozen + millis(50)).is_empty(), "a frozen server acknowledged");
     let thawed = a.host.thaw()?;
     wait_until(secs(10), "the thawed server to go on", || Ok(!writer.log().acks_after(thawed).is_empty()))?;
     ensure!(writer.log().longest_gap().0 >= millis(500), "the gap was not seen");

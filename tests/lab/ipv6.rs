@@ -47,10 +47,7 @@ fn failover_and_flip(options: Options) {
         a.wait_active(secs(10))?;
         let first = writer.wait_ack_via(a.gate()?, said.started, secs(15))?;
         b.boot()?;
-        wait_until(secs(10), "the peer channel", || {
-            Ok(a.status()?.pointer("/peer/connected").is_none_or(|up| up == true))
-        })?;
-        let rejoined = a.cli(&["rejoin", "b"])?.expect(0)?;
+        let rejoined = a.rejoin("b")?;
         a.wait_in_sync(secs(30))?;
         b.wait_status(secs(15), "to be a passive standby", |status| {
             text_at(status, "/role") == "passive" && text_at(status, "/nodes/1/role") == "standby"

@@ -22,7 +22,7 @@ fn start_observed(lab: &Lab) -> Outcome {
     b.start_daemon()?;
     a.start_daemon()?;
     for node in lab.nodes() {
-        node.wait_status(secs(15), "to hear its peer", |s| s.pointer("/peer/reachable") == Some(&true.into()))?;
+        node.wait_peer()?;
     }
     // Longer than W: the record names a all the while, and without an epoch that opens nothing.
     never(millis(3500), "a gate without an epoch", || Ok(a.gate_is_open()? || b.gate_is_open()?))?;
@@ -81,7 +81,7 @@ fn observe_promote_with_the_peer_alive_and_with_the_peer_dead() {
         b.boot()?;
         b.wait_role("fenced", secs(10))?;
         ensure!(!connects(client, b.address(), GATE_PORT)?, "the old gate accepts connections");
-        a.cli(&["rejoin", "b"])?.expect(0)?;
+        a.rejoin("b")?;
         a.wait_in_sync(secs(30))?;
         let log = writer.finish();
         for node in lab.nodes() {
@@ -136,7 +136,7 @@ fn observe_typo_restart_and_record_moved_by_hand() {
         b.start_daemon()?;
         a.wait_active(secs(8))?;
         ensure!(a.epoch()? == epoch, "a restart changed the epoch");
-        a.wait_in_sync(secs(10))?;
+        a.wait_in_sync(secs(30))?;
 
         // The record moved by hand.
         let writer = Writer::start_flowing(client, WriterOptions::once(1, a.gate()?))?;
@@ -144,7 +144,7 @@ fn observe_typo_restart_and_record_moved_by_hand() {
         lab.witness.move_record_to(b.address())?;
         let moved = now();
         wait_until(secs(10), "the gate of a to be cut", || Ok(!a.gate_is_open()?))?;
-        a.wait_role("fenced", secs(8))?;
+        a.wait_role("fenced", secs(15))?;
         let stood = ms(begun, now());
         let log = writer.finish();
         let last = log.last_ack().ok_or("no acknowledgement")?.at;

@@ -121,10 +121,10 @@ fn surfaces_tell_the_truth() {
 /// Every surface of both nodes while a serves and b stands by.
 fn while_in_service(lab: &Lab) -> Outcome {
     let (a, b) = (&lab.a, &lab.b);
-    b.wait_status(secs(10), "to be a standby in service", |status| {
+    b.wait_status(secs(30), "to be a standby in service", |status| {
         text_at(status, "/role") == "passive" && status.pointer("/postgres/streaming") != Some(&Value::Bool(false))
     })?;
-    a.wait_in_sync(secs(10))?;
+    a.wait_in_sync(secs(30))?;
     expect_pages(a, &[("/active", 200), ("/primary", 200), ("/read-write", 200), ("/replica", 503), ("/health", 200)])?;
     wait_until(secs(15), "/replica on b", || Ok(b.http("/replica")?.0 == 200))?;
     expect_pages(b, &[("/active", 503), ("/read-write", 503), ("/read-only", 200), ("/health", 200)])?;

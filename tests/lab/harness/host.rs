@@ -27,6 +27,7 @@ exec 3<&0
 cat <&3 >/dev/null &
 lifeline=$!
 exec 3<&-
+printf ready >/proc/1/comm
 while kill -0 $lifeline 2>/dev/null; do wait $lifeline; done
 "#;
 
@@ -214,12 +215,11 @@ impl Host {
         let outer = parent.id();
         let mut pid = None;
         let ready = wait_until(secs(20), "PID 1 of a machine", || {
-            // The first child exists before it has its own /proc; its name changes when the script runs.
+            // The first child exists before it has its own /proc, and calls itself so once its lifeline is held.
             let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children"))?;
             pid = children.split_whitespace().next().and_then(|word| word.parse::<i32>().ok());
             let Some(pid) = pid else { return Ok(false) };
-            Ok(fs::read_to_string(format!("/proc/{pid}/comm"))?.trim() == "sh"
-                && !fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?.trim().is_empty())
+            Ok(fs::read_to_string(format!("/proc/{pid}/comm"))?.trim() == "ready")
         });
         let Some(pid) = pid.filter(|_| ready.is_ok()) else {
             let _ = parent.kill();

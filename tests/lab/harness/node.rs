@@ -284,6 +284,19 @@ impl Node {
         })
     }
 
+    pub fn wait_peer(&self) -> Outcome<Duration> {
+        self.wait_status(secs(20), "to hear its peer", |status| {
+            status.pointer("/peer/reachable") == Some(&Value::Bool(true))
+        })
+    }
+
+    /// `rejoin NAME`, asked for here, once the nodes hear each other: a node that just came back is dialled again only
+    /// after a moment.
+    pub fn rejoin(&self, name: &str) -> Outcome<Said> {
+        self.wait_peer()?;
+        self.cli(&["rejoin", name])?.expect(0)
+    }
+
     pub fn wait_in_sync(&self, deadline: Duration) -> Outcome<Duration> {
         self.wait_status(deadline, "to be in sync with its standby", |status| {
             status.pointer("/replication/in_sync") == Some(&Value::Bool(true))

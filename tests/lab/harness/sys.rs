@@ -160,7 +160,7 @@ pub fn enter_netns(name: &str) -> Outcome {
 /// For threads that measure: what came in time must not be noted late because the machine is busy. Only for threads
 /// that start no programs, which would inherit it.
 pub fn be_prompt() {
-    let _as_it_is = rustix::process::setpriority_process(None, -10);
+    let _as_it_is = rustix::process::setpriority_process(None, -15);
 }
 
 pub fn netns_path(name: &str) -> PathBuf {
