@@ -116,7 +116,7 @@ done
 for name in "${alone[@]}"; do
     echo
     say "$name begins"
-    run "$name" "${first[@]}" | grep -v --line-buffered 'has been running for over 60 seconds$' | tee "$work/$name"
+    run "$name" "${first[@]}" | sed -u '/has been running for over 60 seconds$/d' | tee "$work/$name"
     say "$name: $(cat "$work/$name.result") s"
     tell "$name"
 done
