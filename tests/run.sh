@@ -34,6 +34,8 @@ done
 say "plan: build; $lanes at once: ${beside[*]}; one by one: ${alone[*]}"
 say "building"
 "$cargo" test "${flags[@]}" --quiet --no-run --all-targets
+# What the compiler wrote must not be in the way of a PostgreSQL that waits for the disk.
+sync
 built=$((SECONDS - began))
 
 work=$(mktemp -d)
