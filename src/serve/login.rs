@@ -7,8 +7,7 @@
 //! (CVE-2021-23214): the opening packet is read to its last byte and no further, and bytes queued behind it are an
 //! error. A role that does not exist takes the same steps as a wrong password.
 
-use super::backend::{self, Backend, NoBackend, Proof};
-use super::gate::Pass;
+use super::backend::Proof;
 use super::listener::Proxy;
 use super::tls::{ClientStream, TlsAcceptor};
 use crate::wire::hba::{Asker, Method};
@@ -195,35 +194,6 @@ pub(crate) async fn authenticate(
         Some(Method::Trust) => Ok(Proof::Trust),
         Some(Method::ScramSha256) => Ok(Proof::Scram(prove(client, peer, startup, proxy).await?)),
     }
-}
-
-/// Lets the authenticated client in: AuthenticationOk and what a backend of its own had to say.
-pub(crate) async fn admit(
-    client: &mut ClientStream,
-    startup: &Startup,
-    proof: &Proof,
-    proxy: &Proxy,
-    pass: &Pass,
-) -> Result<Backend, Stop> {
-    if !pass.passes() {
-        return Err(Refusal::new("57P01", &*pass.reason()).into());
-    }
-    let backend = backend::acquire(&proxy.door, startup, proof).await.map_err(|none| match none {
-        NoBackend::Refused(message) => Stop::PassOn(message),
-        NoBackend::Refusal(refusal) => {
-            tracing::warn!(user = startup.user, reason = refusal.message, "no backend for a client");
-            refusal.into()
-        }
-    })?;
-    let mut out = BytesMut::new();
-    pg::put(&Authentication::Ok, &mut out);
-    out.extend_from_slice(&backend.greeting);
-    if !pass.passes() {
-        return Err(Refusal::new("57P01", &*pass.reason()).into());
-    }
-    client.write_all(&out).await?;
-    client.flush().await?;
-    Ok(backend)
 }
 
 /// The server side of SCRAM, up to and with AuthenticationSASLFinal.

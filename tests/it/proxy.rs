@@ -14,6 +14,8 @@ mod login;
 mod pg;
 #[path = "proxy/raw.rs"]
 mod raw;
+#[path = "proxy/sharing.rs"]
+mod sharing;
 #[path = "proxy/stream.rs"]
 mod stream;
 #[path = "proxy/success.rs"]

@@ -2,6 +2,7 @@
 
 use crate::pg::{PASSWORD, PORT, Pg, shared};
 use futures_util::FutureExt;
+use portcullis::base::config::Pool;
 use portcullis::base::time::{Duration, Instant};
 use portcullis::engine::status::*;
 use portcullis::io::clock;
@@ -22,6 +23,7 @@ pub struct Setup {
     pub max_clients: u32,
     pub query_wait: Duration,
     pub clock: ReadClock,
+    pub pool: Pool,
 }
 
 impl Default for Setup {
@@ -32,6 +34,7 @@ impl Default for Setup {
             max_clients: 100,
             query_wait: Duration::from_secs(30),
             clock: clock::now,
+            pool: Pool { threads: 2, ..Pool::default() },
         }
     }
 }
@@ -76,8 +79,7 @@ pub async fn shut_with(setup: Setup) -> Front {
         port: PORT,
         admin_user: "postgres".to_owned(),
         rules: Rules::new(HbaFile::parse("hba.conf", setup.hba).unwrap(), setup.tls),
-        max_clients: setup.max_clients,
-        query_wait: setup.query_wait,
+        pool: Pool { max_clients: setup.max_clients, query_wait: setup.query_wait, ..setup.pool },
         node: "alp".parse().unwrap(),
     };
     let (snapshot, snapshots) = watch::channel(Arc::new(snapshot()));
