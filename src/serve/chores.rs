@@ -184,9 +184,6 @@ mod tests {
             "RESET \"search_path\";SELECT pg_catalog.set_config('application_name',  E'b\\\\c', false);\
              SELECT pg_catalog.set_config('x.y', '1', false);SELECT pg_catalog.set_config('role', 'clerk', false);"
         );
-        assert_eq!(
-            difference(&b, &none),
-            "RESET ROLE;RESET \"application_name\";RESET \"x\".\"y\";"
-        );
+        assert_eq!(difference(&b, &none), "RESET ROLE;RESET \"application_name\";RESET \"x\".\"y\";");
     }
 }

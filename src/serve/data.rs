@@ -58,10 +58,8 @@ impl Threads {
         for number in 0..count {
             let (door, newcomers) = mpsc::unbounded_channel();
             let proxy = Arc::clone(proxy);
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .event_interval(EVENT_INTERVAL)
-                .build()?;
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().event_interval(EVENT_INTERVAL).build()?;
             std::thread::Builder::new().name(format!("data-{number}")).spawn(move || {
                 let all = LocalSet::new();
                 all.block_on(&runtime, run(proxy, newcomers, number == 0));

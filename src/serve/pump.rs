@@ -479,7 +479,10 @@ impl Pump {
     /// A client's message begins while nothing is in flight: hold it, answer it, or let it pass.
     fn at_rest(&mut self, cx: &mut Context<'_>, header: Header) -> Result<Step, End> {
         if self.exchange.at_rest() {
-            if header.kind == b'X' && self.mode != Mode::Apart && self.down.is_empty() && self.up.start == self.up.parsed
+            if header.kind == b'X'
+                && self.mode != Mode::Apart
+                && self.down.is_empty()
+                && self.up.start == self.up.parsed
             {
                 self.up.skip_to(self.up.end);
                 return Err(End::Finished);
@@ -665,7 +668,11 @@ impl Pump {
                     sharing.out_at += of_own;
                     if sharing.out_at == sharing.out.len() {
                         // Given back when large: an idle session is small.
-                        if sharing.out.capacity() > MAX_OUT { sharing.out = Vec::new() } else { sharing.out.clear() }
+                        if sharing.out.capacity() > MAX_OUT {
+                            sharing.out = Vec::new()
+                        } else {
+                            sharing.out.clear()
+                        }
                         sharing.out_at = 0;
                     }
                 }
@@ -786,9 +793,7 @@ impl Pump {
             let look = self.exchange.look_backend(self.down.bytes(), &mut at, replies)?;
             self.down.parsed = at;
             match look {
-                Look::Success(_)
-                    if self.entry.slot.doubt.load(Ordering::SeqCst) && at >= self.confirmed =>
-                {
+                Look::Success(_) if self.entry.slot.doubt.load(Ordering::SeqCst) && at >= self.confirmed => {
                     break true;
                 }
                 Look::Success(header) => {

@@ -269,7 +269,9 @@ fn start_daemons(lab: &Lab) -> Outcome {
 /// Alone: five hundred backends take both cores, and would be late for the others' measurements as well.
 #[test]
 fn claim_4_a_moved_record_ends_five_hundred_sessions() {
-    alone_in_lab(Options::new("sessions"), |lab| {
+    // One user's sessions on one database, each with a backend of its own.
+    let extra = "[pool]\nsize = 600\n";
+    alone_in_lab(Options { extra, ..Options::new("sessions") }, |lab| {
         lab.start_servers()?;
         let_the_crowd_in(lab)?;
         let root = with_tls(lab)?;

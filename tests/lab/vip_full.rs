@@ -12,7 +12,7 @@ use crate::harness::postgres::SYSTEM_USER;
 use crate::harness::sys::{
     Fail, Outcome, be_prompt, enter_netns, in_netns, millis, ms, never, now, run, secs, wait_until,
 };
-use crate::in_lab;
+use crate::{alone_in_lab, in_lab};
 use portcullis::base::time::{Duration, Instant};
 use portcullis::io::arp::PacketSocket;
 use portcullis::io::vip::VipHand;
@@ -211,9 +211,10 @@ fn move_to(lab: &Lab, to: &Node, dark: Option<Duration>) -> Outcome<[i64; 2]> {
     Ok(delays)
 }
 
+/// Alone: 50 ms are kept with room on a machine of its own, and not by a client that must wait for a processor.
 #[test]
 fn busy_clients_follow_several_vips_of_both_families() {
-    in_lab(Options { vip_lines: THREE, ..Options::with_vip("vipfollow") }, |lab| {
+    alone_in_lab(Options { vip_lines: THREE, ..Options::with_vip("vipfollow") }, |lab| {
         speak_ipv6(lab)?;
         lab.start_pair()?;
         let (a, b, client) = (&lab.a, &lab.b, lab.client.ns());

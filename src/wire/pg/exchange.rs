@@ -36,7 +36,10 @@ pub enum Settled {
     /// A Close succeeded.
     Closed,
     /// An error: so many Parse and Close messages were not carried out.
-    Failed { parses: u32, closes: u32 },
+    Failed {
+        parses: u32,
+        closes: u32,
+    },
     /// ReadyForQuery.
     Ready,
 }

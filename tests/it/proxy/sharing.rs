@@ -118,8 +118,7 @@ async fn settings_follow_their_client_and_nobody_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn named_statements_follow_their_client_to_any_backend() {
     let front = shared(2).await;
-    let (mut a, mut b, mut c) =
-        (Raw::trusty(&front).await, Raw::trusty(&front).await, Raw::trusty(&front).await);
+    let (mut a, mut b, mut c) = (Raw::trusty(&front).await, Raw::trusty(&front).await, Raw::trusty(&front).await);
     // Both say "s", and mean different things.
     assert_eq!(a.ask(&[parse("s", "select 'a'"), SYNC.to_vec()].concat()).await, "1i");
     assert_eq!(b.ask(&[parse("s", "select 'b', 2"), describe("s"), SYNC.to_vec()].concat()).await, "1tTi");
@@ -272,8 +271,7 @@ async fn who_leaves_amid_a_transaction_leaves_nothing_behind() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_ends_waiting_and_idle_clients_and_closes_idle_backends() {
     let front = shared(1).await;
-    let (mut a, mut b, mut c) =
-        (Raw::trusty(&front).await, Raw::trusty(&front).await, Raw::trusty(&front).await);
+    let (mut a, mut b, mut c) = (Raw::trusty(&front).await, Raw::trusty(&front).await, Raw::trusty(&front).await);
     a.ask(&query("begin")).await;
     b.send(&query("select 1")).await;
     assert!(b.is_silent_for(Duration::from_millis(100)).await);
