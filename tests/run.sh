@@ -76,8 +76,9 @@ tell() {
     summary+=$(printf '\n%-12s %-7s %7s %7s %7d' "$name" "$result" "${passed:--}" "${failed:--}" "$seconds")
     [ "$result" != ok ] || return 0
     bad=$((bad + 1))
-    # After the last line "failures:" each name stands alone.
-    names=$(awk '/^failures:$/ { list = "" } /^    [^ ]+$/ { list = list $1 "\n" } END { printf "%s", list }' "$work/$name")
+    # After the last line "failures:" each name stands alone; drivers, which is no libtest, says FAILED before each.
+    names=$(awk '/^failures:$/ { list = "" } /^    [^ ]+$/ { list = list $1 "\n" }
+        /^FAILED / { list = list substr($0, 8) "\n" } END { printf "%s", list }' "$work/$name")
     if [ -z "$names" ]; then
         failed_names+=("$name: ended without a result after $seconds s (killed after $limit s if it hangs)")
     else
