@@ -41,7 +41,7 @@ built=$((SECONDS - began))
 
 work=$(mktemp -d)
 trap 'exit 130' INT TERM
-trap 'cat "$work"/*.pid 2>/dev/null | xargs -r kill; rm -rf "$work"' EXIT
+trap '{ cat "$work"/*.pid 2>/dev/null | xargs -r kill; } || true; rm -rf "$work"' EXIT
 failed_names=() summary=$(printf '%-12s %-7s %7s %7s %7s' suite result passed failed seconds)
 bad=0 suites=0 all_passed=0 all_failed=0
 
