@@ -78,15 +78,20 @@ pub mod io {
 pub mod serve {
     pub mod backend;
     pub mod cancel;
+    pub mod chores;
+    pub mod data;
+    pub mod flow;
     pub mod gate;
     pub mod http;
     pub mod listener;
     pub mod login;
     pub mod peer;
+    pub mod pool;
     pub mod pump;
     pub mod roles;
     pub mod session;
     pub mod show;
+    pub mod slot;
     pub mod tls;
 }
 

@@ -422,8 +422,7 @@ fn spawn_proxy(
         port: node.postgres.port,
         admin_user: config.postgres.admin_user.clone(),
         rules: secrets.rules,
-        max_clients: config.pool.max_clients,
-        query_wait: config.pool.query_wait,
+        pool: config.pool.clone(),
         node: node.name.clone(),
     });
     let peer = config.voters().into_iter().map(|n| n.name.clone()).find(|n| *n != node.name);

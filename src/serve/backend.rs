@@ -1,30 +1,60 @@
-//! Acquires a backend for a client: one function, so that a pool can stand behind it later. Today it is a fresh
-//! connection to the local PostgreSQL's Unix socket, logged in as the very role, with the client's own start-up
-//! parameters.
+//! Opens a backend: a connection to the local PostgreSQL's Unix socket, logged in as the very role, with start-up
+//! parameters as clients gave them.
 //!
 //! What it is NOT: it never sets another role on a stronger login, and it holds no password: it logs in with what the
 //! client proved, or with nothing where PostgreSQL asks for nothing.
 
+use super::gate::Pass;
+use super::listener::Proxy;
+use super::pool::{Settings, Shape};
+use crate::base::time::Instant;
 use crate::wire::md5;
+use crate::wire::pg::statements::Known;
 use crate::wire::pg::{self, HEADER, Refusal, Startup};
 use crate::wire::scram::{self, Keys};
 use bytes::BytesMut;
 use pgwire::messages::startup::{Password, PasswordMessageFamily, SASLInitialResponse, SASLResponse};
 use std::fmt;
-use std::path::Path;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 /// Bytes of PostgreSQL's greeting (parameters, key, notices) that are kept; a longer one ends the login.
 const MAX_GREETING: usize = 64 * 1024;
+/// How long PostgreSQL may take for a login; then it is hung.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Connections that roles without privileges may have (PostgreSQL 15, chapter 20.3; the second since 16).
+const LIMIT_QUERY: &str = "select current_setting('max_connections')::int \
+     - current_setting('superuser_reserved_connections')::int \
+     - coalesce(current_setting('reserved_connections', true), '0')::int";
 
-/// A backend that is ready for its first query.
+/// A backend at rest.
 pub(crate) struct Backend {
     pub(crate) stream: UnixStream,
     pub(crate) pid: i32,
-    pub(crate) key: Vec<u8>,
-    /// What it said between AuthenticationOk and ReadyForQuery, both excluded the first, to pass on as it is.
-    pub(crate) greeting: Vec<u8>,
+    pub(crate) key: u32,
+    /// What it said between AuthenticationOk and ReadyForQuery, without its key: for clients of this shape.
+    pub(crate) greeting: Rc<[u8]>,
+    /// What it was started with.
+    pub(crate) shape: Shape,
+    /// What was set on top of that (transaction mode).
+    pub(crate) settings: Settings,
+    pub(crate) known: Known,
+    /// The generation of the gate it was opened in.
+    pub(crate) pass: Pass,
+    pub(crate) born: Instant,
+    pub(crate) idle_since: Instant,
+    pub(crate) reconnects: u32,
+}
+
+impl Backend {
+    /// It has said nothing since it came to rest: no last words, no change of a setting, no notification. Costs a
+    /// system call only where the runtime believes that there may be something.
+    pub(crate) fn is_silent(&self) -> bool {
+        matches!(self.stream.try_read(&mut [0; 1]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+    }
 }
 
 /// Why there is no backend.
@@ -34,6 +64,18 @@ pub(crate) enum NoBackend {
     Refused(Vec<u8>),
     /// Ours to say.
     Refusal(Refusal),
+}
+
+impl NoBackend {
+    /// PostgreSQL cannot take a connection just now, and may soon: it starts, stops, or is full.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            NoBackend::Refused(message) => {
+                matches!(pg::field(&message[HEADER..], b'C').as_deref(), Some("57P03" | "53300"))
+            }
+            NoBackend::Refusal(refusal) => refusal.code == "57P03",
+        }
+    }
 }
 
 impl From<Refusal> for NoBackend {
@@ -56,20 +98,43 @@ pub(crate) enum Proof {
     Trust,
 }
 
+impl Proof {
+    /// PostgreSQL takes it for a password's proof; without one its own rules must let the gate in.
+    pub(crate) fn has_secret(&self) -> bool {
+        matches!(self, Proof::Scram(_) | Proof::Md5(_))
+    }
+}
+
 impl fmt::Debug for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Proof(...)")
     }
 }
 
-/// A backend for this client. The caller bounds the time.
-pub(crate) async fn acquire(door: &Path, startup: &Startup, proof: &Proof) -> Result<Backend, NoBackend> {
+/// Opens a backend and brings it to rest.
+pub(crate) async fn open(proxy: &Proxy, shape: &Shape, proof: &Proof, pass: &Pass) -> Result<Backend, NoBackend> {
     let unreachable = |_| Refusal::new("57P03", "portcullis: PostgreSQL on this node does not accept connections now");
-    let mut stream = UnixStream::connect(door).await.map_err(unreachable)?;
-    stream.write_all(&startup.encode()).await.map_err(unreachable)?;
-    let mut login = Login { stream, startup, proof };
-    login.authenticate().await?;
-    login.greeting().await
+    let opening = async {
+        let mut stream = UnixStream::connect(proxy.door.as_path()).await.map_err(unreachable)?;
+        stream.write_all(&shape.encode()).await.map_err(unreachable)?;
+        let mut login = Login { stream, startup: shape, proof };
+        login.authenticate().await?;
+        let mut opened = login.greeting(shape, pass).await?;
+        if !shape.wants_replication() && proxy.backends_max.load(Ordering::SeqCst) == 0 {
+            learn_the_limit(proxy, &mut opened).await?;
+        }
+        Ok(opened)
+    };
+    let slow = |_| Refusal::new("57P03", "portcullis: PostgreSQL on this node did not finish a login in time");
+    tokio::time::timeout(OPEN_TIMEOUT, opening).await.map_err(slow)?
+}
+
+/// Asks how many connections there may be. The answer counts until the gate is cut.
+async fn learn_the_limit(proxy: &Proxy, backend: &mut Backend) -> Result<(), NoBackend> {
+    let answer = super::chores::ask(&mut backend.stream, LIMIT_QUERY).await.map_err(|_| not_understood())?;
+    let limit = answer.first().and_then(|row| row.first()).and_then(|text| text.parse().ok());
+    proxy.backends_max.store(limit.unwrap_or(u32::MAX).max(1), Ordering::SeqCst);
+    Ok(())
 }
 
 struct Login<'a> {
@@ -132,15 +197,32 @@ impl Login<'_> {
     }
 
     /// Everything up to the first ReadyForQuery.
-    async fn greeting(mut self) -> Result<Backend, NoBackend> {
-        let (mut pid, mut key, mut greeting) = (0, Vec::new(), Vec::new());
+    async fn greeting(mut self, shape: &Shape, pass: &Pass) -> Result<Backend, NoBackend> {
+        let (mut pid, mut key, mut greeting) = (0, 0, Vec::new());
         loop {
             let (kind, message) = read_message(&mut self.stream).await?;
             match kind {
                 b'E' => return Err(self.explain(message)),
                 b'K' => {
                     let (id, secret) = message[HEADER..].split_first_chunk::<4>().ok_or_else(not_understood)?;
-                    (pid, key) = (i32::from_be_bytes(*id), secret.to_vec());
+                    let secret = secret.try_into().map_err(|_| not_understood())?;
+                    (pid, key) = (i32::from_be_bytes(*id), u32::from_be_bytes(secret));
+                    continue;
+                }
+                b'Z' => {
+                    return Ok(Backend {
+                        stream: self.stream,
+                        pid,
+                        key,
+                        greeting: greeting.into(),
+                        shape: Rc::clone(shape),
+                        settings: None,
+                        known: Known::default(),
+                        pass: pass.clone(),
+                        born: Instant::ZERO,
+                        idle_since: Instant::ZERO,
+                        reconnects: 0,
+                    });
                 }
                 // We asked for 3.0 without options: there is nothing to negotiate.
                 b'v' => return Err(not_understood()),
@@ -149,9 +231,6 @@ impl Login<'_> {
             greeting.extend_from_slice(&message);
             if greeting.len() > MAX_GREETING {
                 return Err(not_understood());
-            }
-            if kind == b'Z' {
-                return Ok(Backend { stream: self.stream, pid, key, greeting });
             }
         }
     }

@@ -1,11 +1,11 @@
-//! Cancel requests: a client's, passed on to the backend it names, and the gate's own of a bounded drain.
+//! Cancel requests: a client's, passed on to the backend its session has now, and the gate's own of a bounded drain.
 //!
 //! What it is NOT: a request for a backend that is no session's of this gate is not passed on.
 //!
 //! **Invariant (R4):** the session is in doubt *before* the request can reach its backend: a cancelled wait for the
 //! standby looks like a success on the wire, so the pump holds that session's next success.
 
-use super::gate::Slot;
+use super::slot::Slot;
 use crate::wire::pg;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,13 +16,19 @@ use tokio::net::UnixStream;
 /// How long the postmaster may take to act on a request; past it, the session stays in doubt to its end.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Sends a CancelRequest to a session's backend and waits until it was acted on.
+/// Sends a CancelRequest to a session's backend and waits until it was acted on. One that has no backend stops waiting
+/// for one.
 pub(crate) async fn forward(slot: Arc<Slot>) {
     slot.cancels.fetch_add(1, Ordering::SeqCst);
+    let Some((pid, key)) = slot.backend() else {
+        slot.cancels.fetch_sub(1, Ordering::SeqCst);
+        slot.cancel_wait();
+        return;
+    };
     slot.doubt.store(true, Ordering::SeqCst);
     let sent = tokio::time::timeout(CANCEL_TIMEOUT, async {
         let mut stream = UnixStream::connect(slot.door.as_path()).await?;
-        stream.write_all(&pg::cancel_request(slot.pid, &slot.key)).await?;
+        stream.write_all(&pg::cancel_request(pid, &key.to_be_bytes())).await?;
         // PostgreSQL closes after it sent the signal (chapter 55.2.8). A reset says the same.
         let _ = stream.read(&mut [0; 1]).await;
         Ok::<(), std::io::Error>(())
@@ -30,9 +36,11 @@ pub(crate) async fn forward(slot: Arc<Slot>) {
     .await;
     match sent {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(pid = slot.pid, %error, "a cancel request did not reach PostgreSQL"),
+        Ok(Err(error)) => tracing::warn!(pid, %error, "a cancel request did not reach PostgreSQL"),
         // It may still be acted on: the count, and with it the doubt, stays.
         Err(_) => return,
     }
     slot.cancels.fetch_sub(1, Ordering::SeqCst);
+    // The session may have waited for this to let its backend go.
+    slot.wake();
 }

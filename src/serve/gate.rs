@@ -8,9 +8,9 @@
 //! session admitted before a cut or a lapse never passes anything again ([`Pass`] carries the generation), even when
 //! the gate was extended in the meantime.
 
+use super::slot::{Entry, Slot};
 use crate::base::time::Instant;
-use std::collections::HashMap;
-use std::path::PathBuf;
+use std::collections::{HashMap, hash_map};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
@@ -36,10 +36,10 @@ pub struct Gate {
     /// Sockets on which clients are accepted now.
     doors: AtomicU32,
     draining: AtomicBool,
-    /// Wakes every session and listener at once.
+    /// Wakes every listener and login at once; sessions are woken by their slots.
     view: watch::Sender<View>,
-    slots: Mutex<HashMap<u64, Arc<Slot>>>,
-    next_slot: AtomicU64,
+    /// By the process number and the key that the client was given.
+    slots: Mutex<HashMap<(i32, u32), Arc<Slot>>>,
     sessions_total: AtomicU64,
     auth_failures: AtomicU64,
 }
@@ -51,8 +51,6 @@ pub(crate) struct View {
     pub(crate) reason: Arc<str>,
     /// Why sessions at a transaction boundary end now.
     pub(crate) drain: Option<Arc<str>>,
-    /// Counts calls of [`Gate::cancel_busy`].
-    pub(crate) cancels: u64,
 }
 
 impl Gate {
@@ -67,9 +65,8 @@ impl Gate {
             paused: AtomicBool::new(false),
             doors: AtomicU32::new(0),
             draining: AtomicBool::new(false),
-            view: watch::Sender::new(View { reason: LAPSED.into(), drain: None, cancels: 0 }),
+            view: watch::Sender::new(View { reason: LAPSED.into(), drain: None }),
             slots: Mutex::new(HashMap::new()),
-            next_slot: AtomicU64::new(0),
             sessions_total: AtomicU64::new(0),
             auth_failures: AtomicU64::new(0),
         })
@@ -91,7 +88,7 @@ impl Gate {
         }
         self.serve_until.store(until.as_nanos(), Ordering::SeqCst);
         if !was_open {
-            self.view.send_modify(|_| {});
+            self.wake();
         }
     }
 
@@ -123,6 +120,17 @@ impl Gate {
             view.reason = reason.into();
             view.drain = None;
         });
+        self.wake_sessions();
+    }
+
+    /// Everyone looks again.
+    fn wake(&self) {
+        self.view.send_modify(|_| {});
+        self.wake_sessions();
+    }
+
+    pub(crate) fn wake_sessions(&self) {
+        self.slots().values().for_each(|slot| slot.wake());
     }
 
     /// Whether the deadline lies ahead. Sessions ask their [`Pass`], which asks this and more.
@@ -146,7 +154,7 @@ impl Gate {
     /// Holds clients at their next transaction boundary, new ones before their login.
     pub fn pause(&self) {
         self.paused.store(true, Ordering::SeqCst);
-        self.view.send_modify(|_| {});
+        self.wake();
     }
 
     /// Lets held clients go.
@@ -154,6 +162,7 @@ impl Gate {
         self.paused.store(false, Ordering::SeqCst);
         self.draining.store(false, Ordering::SeqCst);
         self.view.send_modify(|view| view.drain = None);
+        self.wake_sessions();
     }
 
     /// Whether clients are held.
@@ -166,7 +175,7 @@ impl Gate {
     pub fn end_sessions_at_boundary(&self, reason: &str) {
         self.view.send_modify(|view| view.drain = Some(reason.into()));
         self.draining.store(true, Ordering::SeqCst);
-        self.view.send_modify(|_| {});
+        self.wake();
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -175,7 +184,7 @@ impl Gate {
 
     /// Sends a CancelRequest to the backend of every busy session, from that session's own task.
     pub fn cancel_busy(&self) {
-        self.view.send_modify(|view| view.cancels = view.cancels.wrapping_add(1));
+        self.slots().values().filter(|slot| slot.busy.load(Ordering::SeqCst)).for_each(|slot| slot.ask_to_cancel());
     }
 
     /// Sessions logged in.
@@ -223,28 +232,35 @@ impl Gate {
         self.passes().then(|| Pass { gate: Arc::clone(self), generation })
     }
 
-    /// Enters a logged-in session in the book; it leaves when the entry is dropped.
-    pub(crate) fn enter(self: &Arc<Self>, slot: Slot) -> Entry {
-        let id = self.next_slot.fetch_add(1, Ordering::Relaxed);
+    /// Enters a session in the book; it leaves when the entry is dropped. `None`: another has that number and key.
+    pub(crate) fn enter(self: &Arc<Self>, slot: Slot) -> Option<Entry> {
         let slot = Arc::new(slot);
-        self.slots().insert(id, Arc::clone(&slot));
+        match self.slots().entry((slot.pid, slot.key)) {
+            hash_map::Entry::Occupied(_) => return None,
+            hash_map::Entry::Vacant(place) => place.insert(Arc::clone(&slot)),
+        };
         self.sessions_total.fetch_add(1, Ordering::Relaxed);
-        Entry { gate: Arc::clone(self), id, slot }
+        Some(Entry { gate: Arc::clone(self), slot })
     }
 
-    /// The session whose backend has this key.
+    pub(crate) fn leave(&self, slot: &Slot) {
+        self.slots().remove(&(slot.pid, slot.key));
+    }
+
+    /// The session whose client was given this number and key.
     pub(crate) fn find(&self, pid: i32, key: &[u8]) -> Option<Arc<Slot>> {
-        self.slots().values().find(|slot| slot.pid == pid && same(&slot.key, key)).cloned()
+        let key = u32::from_be_bytes(key.try_into().ok()?);
+        self.slots().get(&(pid, key)).cloned()
     }
 
-    fn slots(&self) -> MutexGuard<'_, HashMap<u64, Arc<Slot>>> {
+    /// Every session, for those who look them over.
+    pub(crate) fn all_slots(&self) -> Vec<Arc<Slot>> {
+        self.slots().values().cloned().collect()
+    }
+
+    fn slots(&self) -> MutexGuard<'_, HashMap<(i32, u32), Arc<Slot>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Equality of two secrets of public length, without an early end.
-fn same(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
 }
 
 /// A connection's right to be served, over with the generation it was given in.
@@ -260,7 +276,8 @@ impl Pass {
         !self.is_over() && self.gate.passes()
     }
 
-    fn is_over(&self) -> bool {
+    /// Whether its time ended, as far as somebody noticed. Cheaper than [`Pass::passes`], and no proof.
+    pub(crate) fn is_over(&self) -> bool {
         self.gate.generation.load(Ordering::SeqCst) != self.generation
     }
 
@@ -277,38 +294,16 @@ impl Pass {
         ran_out && gate.walled.load(Ordering::SeqCst)
     }
 
+    /// Whether both were given in one generation.
+    pub(crate) fn is_of(&self, other: &Pass) -> bool {
+        self.generation == other.generation
+    }
+
     /// Returns when it passes no more, as far as somebody noticed.
     pub(crate) async fn ended(&self) {
         let mut view = self.gate.watch();
         // The sender lives in the gate, which we hold: it cannot be gone.
         let _ = view.wait_for(|_| self.is_over()).await;
-    }
-}
-
-/// One logged-in session, as others may see it.
-pub(crate) struct Slot {
-    pub(crate) pid: i32,
-    pub(crate) key: Vec<u8>,
-    /// PostgreSQL's socket, for cancel requests.
-    pub(crate) door: Arc<PathBuf>,
-    /// In a transaction or with a request in flight.
-    pub(crate) busy: AtomicBool,
-    /// R4: the next success may be a commit whose wait for the standby was cancelled.
-    pub(crate) doubt: AtomicBool,
-    /// Cancel requests on their way; one whose end was never seen stays counted, and so the doubt stays.
-    pub(crate) cancels: AtomicU32,
-}
-
-/// A session's place in the book.
-pub(crate) struct Entry {
-    gate: Arc<Gate>,
-    id: u64,
-    pub(crate) slot: Arc<Slot>,
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        self.gate.slots().remove(&self.id);
     }
 }
 

@@ -5,11 +5,14 @@
 //!
 //! **Invariant:** one address that cannot be bound does not keep the others from serving.
 
+use super::data::Threads;
 use super::gate::{Gate, Pass};
 use super::login;
+use super::pool::{Database, PoolStats};
 use super::roles::Roles;
 use super::session;
 use super::tls::TlsAcceptor;
+use crate::base::config;
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
 use crate::base::time::Instant;
@@ -18,11 +21,12 @@ use crate::wire::hba::HbaFile;
 use futures_util::future::BoxFuture;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -30,6 +34,8 @@ use tokio::task::JoinSet;
 
 /// Connections the kernel keeps for us until they are accepted; more are dropped by it and tried again by the client.
 const BACKLOG: i32 = 4096;
+/// Pause before the data threads are tried again that could not be started.
+const THREADS_RETRY: Duration = Duration::from_secs(1);
 /// Pause before an address that could not be bound is tried again.
 const BIND_RETRY: Duration = Duration::from_millis(100);
 /// Pause after an accept that failed for want of descriptors or memory.
@@ -88,8 +94,7 @@ pub struct ProxyOptions {
     pub port: u16,
     pub admin_user: String,
     pub rules: Arc<Rules>,
-    pub max_clients: u32,
-    pub query_wait: Duration,
+    pub pool: config::Pool,
     pub node: NodeName,
 }
 
@@ -107,6 +112,59 @@ pub(crate) struct Proxy {
     pub(crate) mock_secret: [u8; 32],
     /// Connections, logged in or not.
     clients: AtomicU32,
+    /// Backends of all pools, open or being opened.
+    pub(crate) backends: AtomicU32,
+    /// How many there may be; zero: PostgreSQL was not asked yet.
+    pub(crate) backends_max: AtomicU32,
+    databases: Mutex<HashMap<String, Arc<Database>>>,
+    users: Mutex<HashMap<String, Arc<AtomicU32>>>,
+    pools: Mutex<Vec<PoolEntry>>,
+}
+
+/// A pool in the book: user, database, figures.
+pub(crate) type PoolEntry = (String, String, Weak<PoolStats>);
+
+impl Proxy {
+    /// What the commands say about a database; made when it is first asked for, by a client that proved itself.
+    pub(crate) fn database(&self, name: &str) -> Arc<Database> {
+        Arc::clone(locked(&self.databases).entry(name.to_owned()).or_default())
+    }
+
+    /// The same, only where it is known: for names that strangers say.
+    pub(crate) fn known_database(&self, name: &str) -> Option<Arc<Database>> {
+        locked(&self.databases).get(name).cloned()
+    }
+
+    /// Counts the clients of a database.
+    pub(crate) fn clients(&self, database: &str) -> Arc<AtomicU32> {
+        Arc::clone(&self.database(database).clients)
+    }
+
+    /// Counts the clients of a user.
+    pub(crate) fn user(&self, name: &str) -> Arc<AtomicU32> {
+        Arc::clone(locked(&self.users).entry(name.to_owned()).or_default())
+    }
+
+    pub(crate) fn register_pool(&self, (user, database): (&str, &str), stats: &Arc<PoolStats>) {
+        let mut pools = locked(&self.pools);
+        pools.retain(|(_, _, stats)| stats.strong_count() > 0);
+        pools.push((user.to_owned(), database.to_owned(), Arc::downgrade(stats)));
+    }
+
+    /// Takes a place for a backend; `false`: PostgreSQL takes no more connections.
+    pub(crate) fn take_place(&self) -> bool {
+        let most = match self.backends_max.load(Ordering::SeqCst) {
+            0 => u32::MAX,
+            most => most,
+        };
+        let more = |open: u32| (open < most).then_some(open + 1);
+        self.backends.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while one of these is held, and a panic ends the process.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Raises the soft limit of descriptors to what `max_clients` sessions need, or says that it cannot.
@@ -148,10 +206,25 @@ pub async fn run(
         lapsed: format!("portcullis: node {} no longer serves (its lease ran out)", options.node),
         mock_secret: login::random(),
         clients: AtomicU32::new(0),
+        backends: AtomicU32::new(0),
+        backends_max: AtomicU32::new(0),
+        databases: Mutex::default(),
+        users: Mutex::default(),
+        pools: Mutex::default(),
     });
+    // Not in the proxy, which the threads hold: with the last sender they end.
+    let threads = loop {
+        match Threads::start(&proxy) {
+            Ok(threads) => break Arc::new(threads),
+            Err(error) => {
+                tracing::error!(%error, "the proxy cannot start its threads; trying again");
+                tokio::time::sleep(THREADS_RETRY).await;
+            }
+        }
+    };
     let mut tasks = JoinSet::new();
     for address in addresses(&options.listen, &options.vips) {
-        tasks.spawn(keep_listening(address, Arc::clone(&proxy)));
+        tasks.spawn(keep_listening(address, Arc::clone(&proxy), Arc::clone(&threads)));
     }
     tasks.spawn(watch_deadline(proxy));
     // None of them ends by itself.
@@ -197,7 +270,7 @@ async fn watch_deadline(proxy: Arc<Proxy>) {
 }
 
 /// One address: a socket while the gate is open, none while it is not.
-async fn keep_listening(address: SocketAddr, proxy: Arc<Proxy>) {
+async fn keep_listening(address: SocketAddr, proxy: Arc<Proxy>, threads: Arc<Threads>) {
     let gate = &proxy.gate;
     let mut sessions = JoinSet::new();
     let mut view = gate.watch();
@@ -217,7 +290,7 @@ async fn keep_listening(address: SocketAddr, proxy: Arc<Proxy>) {
                 tokio::select! {
                     biased;
                     () = pass.ended() => {}
-                    () = accept(&listener, &proxy, &pass, &mut sessions) => {}
+                    () = accept(&listener, &proxy, &threads, &pass, &mut sessions) => {}
                 }
                 gate.door_closed();
             }
@@ -248,7 +321,13 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Accepts until the pass is over.
-async fn accept(listener: &TcpListener, proxy: &Arc<Proxy>, pass: &Pass, sessions: &mut JoinSet<()>) {
+async fn accept(
+    listener: &TcpListener,
+    proxy: &Arc<Proxy>,
+    threads: &Arc<Threads>,
+    pass: &Pass,
+    sessions: &mut JoinSet<()>,
+) {
     while pass.passes() {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -260,12 +339,8 @@ async fn accept(listener: &TcpListener, proxy: &Arc<Proxy>, pass: &Pass, session
                 if let Err(error) = prepare(&stream) {
                     tracing::debug!(%peer, %error, "a client's socket could not be set up");
                 }
-                let (proxy, pass) = (Arc::clone(proxy), pass.clone());
-                sessions.spawn(async move {
-                    let crowded = seat.crowded;
-                    session::serve(stream, peer, proxy, pass, crowded).await;
-                    drop(seat);
-                });
+                let (proxy, threads, pass) = (Arc::clone(proxy), Arc::clone(threads), pass.clone());
+                sessions.spawn(session::serve(stream, peer, proxy, threads, pass, seat));
             }
             Err(error) => {
                 tracing::warn!(%error, "a client could not be accepted");
@@ -284,18 +359,18 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// A connection's place among `max_clients`; given back when dropped.
-struct Seat {
+pub(crate) struct Seat {
     proxy: Arc<Proxy>,
     /// Beyond `max_clients`: to be told so.
-    crowded: bool,
+    pub(crate) crowded: bool,
 }
 
 impl Seat {
     /// `None`: so many that they are not even told.
     fn take(proxy: &Arc<Proxy>) -> Option<Seat> {
         let before = proxy.clients.fetch_add(1, Ordering::Relaxed);
-        let seat = Seat { proxy: Arc::clone(proxy), crowded: before >= proxy.options.max_clients };
-        (before < proxy.options.max_clients.saturating_add(CROWD)).then_some(seat)
+        let seat = Seat { proxy: Arc::clone(proxy), crowded: before >= proxy.options.pool.max_clients };
+        (before < proxy.options.pool.max_clients.saturating_add(CROWD)).then_some(seat)
     }
 }
 

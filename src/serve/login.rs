@@ -10,8 +10,7 @@
 mod prove;
 mod rules;
 
-use super::backend::{self, Backend, NoBackend, Proof};
-use super::gate::Pass;
+use super::backend::Proof;
 use super::listener::Proxy;
 use super::tls::{ClientStream, TlsAcceptor};
 use crate::wire::hba::{ClientName, Entry, Method};
@@ -21,7 +20,7 @@ use bytes::BytesMut;
 use data_encoding::BASE64;
 use futures_util::FutureExt;
 use pgwire::messages::response::{GssEncResponse, SslResponse};
-use pgwire::messages::startup::{Authentication, NegotiateProtocolVersion};
+use pgwire::messages::startup::NegotiateProtocolVersion;
 use ring::rand::{SecureRandom, SystemRandom};
 use std::io;
 use std::net::SocketAddr;
@@ -241,35 +240,6 @@ fn name_fits(client: &ClientStream, entry: &Entry, user: &str) -> Result<(), Str
 /// Asked for by `replication=true`: rules name it by their keyword alone, PostgreSQL's too.
 pub(crate) fn is_physical_replication(startup: &Startup) -> bool {
     rules::Purpose::of(startup) == Ok(rules::Purpose::Replication)
-}
-
-/// Lets the authenticated client in: AuthenticationOk and what a backend of its own had to say.
-pub(crate) async fn admit(
-    client: &mut ClientStream,
-    startup: &Startup,
-    proof: &Proof,
-    proxy: &Proxy,
-    pass: &Pass,
-) -> Result<Backend, Stop> {
-    if !pass.passes() {
-        return Err(Refusal::new("57P01", &*pass.reason()).into());
-    }
-    let backend = backend::acquire(&proxy.door, startup, proof).await.map_err(|none| match none {
-        NoBackend::Refused(message) => Stop::PassOn(message),
-        NoBackend::Refusal(refusal) => {
-            tracing::warn!(user = startup.user, reason = refusal.message, "no backend for a client");
-            refusal.into()
-        }
-    })?;
-    let mut out = BytesMut::new();
-    pg::put(&Authentication::Ok, &mut out);
-    out.extend_from_slice(&backend.greeting);
-    if !pass.passes() {
-        return Err(Refusal::new("57P01", &*pass.reason()).into());
-    }
-    client.write_all(&out).await?;
-    client.flush().await?;
-    Ok(backend)
 }
 
 async fn say(client: &mut ClientStream, message: &impl pgwire::messages::Message) -> io::Result<()> {

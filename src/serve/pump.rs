@@ -1,48 +1,61 @@
-//! The pump: bytes both ways between one client and one backend, asking the gate before each forward.
+//! The pump: bytes both ways between one client and its backend, asking the gate before each forward.
 //!
 //! One task owns both sockets and polls both directions, so that a pipeline of any length never deadlocks and never
-//! grows memory: each direction has one buffer, taken from its thread's free list only while bytes are in it. Whole
-//! buffers are forwarded; only headers are looked at (`wire::pg::Exchange`).
+//! grows memory: each direction has one buffer (`serve::flow`). Whole buffers are forwarded; only headers are looked at
+//! (`wire::pg::exchange`), and in transaction mode the names of statements (`wire::pg::statements`). There a backend is
+//! borrowed when a message begins and given back when nothing is in flight and no transaction is open.
 //!
-//! What it is NOT: no SQL, no rewriting, no row is ever read. It decides nothing about the gate and ends no backend
-//! that waits for its standby while the gate is open.
+//! What it is NOT: no SQL is parsed, no row is ever read. It decides nothing about the gate and ends no backend that
+//! waits for its standby while the gate is open.
 //!
 //! **Invariants:** [`Pass::passes`] is asked before every write and every flush, for an answer after it was read from
-//! PostgreSQL. A success of a session in doubt (R4) is held until `confirm` says the peer has it.
+//! PostgreSQL. A success of a session in doubt (R4) is held until `confirm` says the peer has it. A backend is given
+//! back only at rest, without a cancel request on its way to it.
+//!
+//! Over 600 lines: one state machine, whose parts make sense only together.
 
-use super::gate::{Gate, Pass, Slot};
+use super::backend::NoBackend;
+use super::cancel;
+use super::chores;
+use super::data::Data;
+use super::flow::{BUFFER, Flow};
+use super::gate::{Gate, Pass};
 use super::listener::Proxy;
+use super::pool::{Lease, Lent, Pool, Settings, Shape, Waiting, add, same_settings};
 use super::show;
+use super::slot::{Doing, Entry, Order, Slot};
 use super::tls::ClientStream;
-use crate::wire::pg::{self, Exchange, HEADER, Header, Look, Malformed, TERMINATE};
-use bytes::{Buf, BytesMut};
-use std::cell::RefCell;
+use crate::wire::pg::statements::{Names, Out, Rewrite};
+use crate::wire::pg::{self, Exchange, HEADER, Header, Look, Malformed, OwnQuery, Settled, TERMINATE};
+use bytes::{Buf, BufMut, BytesMut};
 use std::future::Future;
-use std::io;
+use std::io::IoSlice;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::UnixStream;
+use tokio::io::AsyncWrite;
 use tokio::time::Sleep;
 
-/// Bytes of one direction's buffer; the other side's socket is not read while it is full.
-const BUFFER: usize = 16 * 1024;
 const _: () = assert!(BUFFER > HEADER + pg::MAX_NOTICE_READ, "a notice to be read must fit");
-/// Free buffers a thread keeps; more are given back to the allocator.
-const FREE_BUFFERS: usize = 256;
 /// Turns of one poll before other sessions get theirs.
 const TURNS: u32 = 16;
+/// Rewritten bytes that wait for the backend; while there are more, the client is not read.
+const MAX_OUT: usize = 64 * 1024;
+/// Customized options of one client that are looked after.
+const MAX_CUSTOMIZED: usize = 64;
 /// How long a success in doubt is held (R4); then the session ends with "outcome unknown".
 const CONFIRM_WAIT: Duration = Duration::from_secs(10);
 /// Pause between two questions whether the peer has it.
 const CONFIRM_RETRY: Duration = Duration::from_millis(50);
 
 /// Why a session ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum End {
+    /// The client took its leave at rest.
+    Finished,
     ClientGone,
     /// PostgreSQL closed, and all it had said was passed on.
     BackendGone,
@@ -54,88 +67,89 @@ pub(crate) enum End {
     HeldTooLong,
     /// R4: a commit stands here whose wait for the standby was cancelled, and the peer did not confirm it.
     OutcomeUnknown,
+    /// No backend could be had.
+    NoBackend(Box<NoBackend>),
+    /// The client cancelled while it waited for one.
+    WaitCancelled,
+    /// A backend did not take the session's settings.
+    Untuned,
+    Ordered(Order),
     Malformed(Malformed),
 }
 
-thread_local!(static FREE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) });
-
-/// One direction: `start..parsed` may pass, `parsed..end` was not yet looked at or is held.
-#[derive(Default)]
-struct Flow {
-    /// Present only while bytes are in it. Never holds bytes of another session beyond `end`.
-    buffer: Option<Box<[u8]>>,
-    start: usize,
-    parsed: usize,
-    end: usize,
+/// When the session has a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// All its life, one of the pool's.
+    Session,
+    /// While it is in a transaction.
+    Transaction,
+    /// All its life, one of its own: a replication connection.
+    Apart,
 }
 
-impl Flow {
-    fn bytes(&self) -> &[u8] {
-        self.buffer.as_deref().map_or(&[], |buffer| &buffer[..self.end])
-    }
-
-    fn passing(&self) -> &[u8] {
-        &self.bytes()[self.start..self.parsed]
-    }
-
-    fn is_empty(&self) -> bool {
-        self.start == self.end
-    }
-
-    /// Moves what is left to the front. Returns by how much.
-    fn compact(&mut self) -> usize {
-        let shift = self.start;
-        if shift > 0 {
-            if let Some(buffer) = &mut self.buffer {
-                buffer.copy_within(shift..self.end, 0);
-            }
-            (self.start, self.parsed, self.end) = (0, self.parsed - shift, self.end - shift);
-        }
-        shift
-    }
-
-    /// Reads once behind `end`. `Ready(Ok(0))`: end of file (the buffer is never full here).
-    fn poll_read(&mut self, cx: &mut Context<'_>, from: Pin<&mut impl AsyncRead>) -> Poll<io::Result<usize>> {
-        let buffer = self.buffer.get_or_insert_with(|| {
-            FREE.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice())
-        });
-        let mut into = ReadBuf::new(&mut buffer[self.end..]);
-        let read = from.poll_read(cx, &mut into).map_ok(|()| into.filled().len());
-        if let Poll::Ready(Ok(n)) = read {
-            self.end += n;
-        }
-        if self.is_empty() {
-            self.release();
-        }
-        read
-    }
-
-    fn release(&mut self) {
-        (self.start, self.parsed, self.end) = (0, 0, 0);
-        if let Some(buffer) = self.buffer.take() {
-            FREE.with_borrow_mut(|free| {
-                if free.len() < FREE_BUFFERS {
-                    free.push(buffer);
-                }
-            });
-        }
-    }
+/// What became of the client's message at the front.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Passed,
+    /// It may not pass yet.
+    Blocked,
+    /// More of it must be there first.
+    More,
 }
 
-impl Drop for Flow {
-    fn drop(&mut self) {
-        self.release();
+/// A conversation of the gate's own with the backend (`serve::chores`).
+type Chore = Pin<Box<dyn Future<Output = Option<(Lease, Done)>>>>;
+
+/// What a chore was for.
+enum Done {
+    Tuned,
+    Learnt(Vec<(String, String)>),
+}
+
+/// What only a client that shares backends has.
+struct Sharing {
+    names: Names,
+    settings: Settings,
+    /// A setting may have changed that outlives the transaction.
+    is_dirty: bool,
+    /// Options that PostgreSQL lists nowhere, of those the client has set.
+    customized: Vec<String>,
+    chore: Option<Chore>,
+    /// Bytes of the gate's own or rewritten ones, to go before what passes; and how many of them went.
+    out: Vec<u8>,
+    out_at: usize,
+    own: Vec<u8>,
+    /// A statement longer than the buffer, as far as it is there, and its length.
+    gathered: Vec<u8>,
+    whole: usize,
+}
+
+impl Sharing {
+    /// A statement that begins like this comes from the client.
+    fn note_option(&mut self, statement: &[u8]) {
+        if let Some(name) = pg::customized_option(statement)
+            && !self.customized.contains(&name)
+            && self.customized.len() < MAX_CUSTOMIZED
+        {
+            self.customized.push(name);
+        }
     }
 }
 
 /// One session's two sockets and all its state.
 pub(crate) struct Pump {
     client: ClientStream,
-    backend: UnixStream,
-    proxy: Arc<Proxy>,
+    link: Option<Lease>,
+    waiting: Option<Waiting>,
+    data: Rc<Data>,
+    pool: Rc<Pool>,
     pass: Pass,
-    slot: Arc<Slot>,
+    entry: Entry,
+    mode: Mode,
+    shape: Shape,
     exchange: Exchange,
+    sharing: Option<Box<Sharing>>,
     up: Flow,
     down: Flow,
     /// The gate's own answer, sent before anything else goes down; only made when nothing is under way there.
@@ -147,32 +161,56 @@ pub(crate) struct Pump {
     backend_eof: bool,
     /// Written to the client but not flushed (TLS).
     unflushed: bool,
+    is_registered: bool,
+    busy: bool,
+    doing: Doing,
     /// Runs while a client that wants something is held.
     held: Option<Pin<Box<Sleep>>>,
-    confirming: Option<Pin<Box<dyn Future<Output = bool> + Send>>>,
+    confirming: Option<Pin<Box<dyn Future<Output = bool>>>>,
     /// Successes before this place in `down` were confirmed.
     confirmed: usize,
     /// At this place in `down` this many bytes of a message were still to come.
     frame: (usize, usize),
-    busy: bool,
 }
 
 impl Pump {
+    #[expect(clippy::too_many_arguments, reason = "everything a session is made of")]
     pub(crate) fn new(
         client: ClientStream,
-        backend: UnixStream,
-        proxy: Arc<Proxy>,
+        data: Rc<Data>,
+        pool: Rc<Pool>,
         pass: Pass,
-        slot: Arc<Slot>,
-        status: u8,
+        entry: Entry,
+        mode: Mode,
+        shape: Shape,
+        settings: Settings,
     ) -> Pump {
+        let sharing = (mode == Mode::Transaction).then(|| {
+            Box::new(Sharing {
+                names: Names::new(data.token()),
+                settings,
+                is_dirty: false,
+                customized: Vec::new(),
+                chore: None,
+                out: Vec::new(),
+                out_at: 0,
+                own: Vec::new(),
+                gathered: Vec::new(),
+                whole: 0,
+            })
+        });
         Pump {
             client,
-            backend,
-            proxy,
+            link: None,
+            waiting: None,
+            data,
+            pool,
             pass,
-            slot,
-            exchange: Exchange::new(status),
+            entry,
+            mode,
+            shape,
+            exchange: Exchange::new(b'I'),
+            sharing,
             up: Flow::default(),
             down: Flow::default(),
             answer: BytesMut::new(),
@@ -181,48 +219,84 @@ impl Pump {
             up_done: false,
             backend_eof: false,
             unflushed: false,
+            is_registered: false,
+            busy: false,
+            doing: Doing::Idle,
             held: None,
             confirming: None,
             confirmed: 0,
             frame: (0, 0),
-            busy: false,
         }
     }
 
-    /// In a transaction or with a request in flight.
-    pub(crate) fn is_busy(&self) -> bool {
-        self.busy
+    /// What the client is told first, and the backend it has.
+    pub(crate) fn begin(&mut self, greeting: BytesMut, link: Option<Lease>) {
+        self.answer = greeting;
+        if let Some(lease) = link {
+            self.attach(lease);
+        }
     }
 
-    /// The client's stream, and whether an error message may follow what it was sent.
-    pub(crate) fn into_client(self) -> (ClientStream, bool) {
+    pub(crate) fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    pub(crate) fn proxy(&self) -> &Arc<Proxy> {
+        &self.data.proxy
+    }
+
+    /// The backend, where it may serve another: at rest, and without a cancel request on its way.
+    pub(crate) fn take_lease(&mut self) -> Option<Lease> {
+        let free = self.exchange.at_rest() && self.down.is_empty() && self.up.is_empty() && !self.backend_eof;
+        if free && self.slot().unlink() { self.link.take() } else { None }
+    }
+
+    /// The client's stream, and whether an error message may follow what it was sent. The backend is let go of.
+    pub(crate) fn into_client(self) -> (ClientStream, bool, Pass) {
         let (from, left) = self.frame;
         let whole = !self.unflushed
             && !self.answer_begun
             && pg::is_between_messages(self.down.bytes(), from, left, self.down.start);
-        (self.client, whole)
+        (self.client, whole, self.pass)
+    }
+
+    fn slot(&self) -> &Arc<Slot> {
+        &self.entry.slot
+    }
+
+    fn gate(&self) -> &Gate {
+        &self.entry.gate
+    }
+
+    fn attach(&mut self, lease: Lease) {
+        self.slot().link(lease.pid, lease.key);
+        self.link = Some(lease);
     }
 
     /// Drives both directions until the session ends. Cancel-safe: all state is in `self`.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if !self.is_registered {
+            // The task, and so its waker, stays the same.
+            self.is_registered = true;
+            self.slot().register(cx.waker());
+        }
+        if self.pass.is_over() {
+            return Poll::Ready(End::Shut);
+        }
+        if let Some(order) = self.slot().order()
+            && self.obeys(order)
+        {
+            return Poll::Ready(End::Ordered(order));
+        }
+        if self.slot().is_asked_to_cancel() && self.busy {
+            drop(tokio::task::spawn_local(cancel::forward(Arc::clone(self.slot()))));
+        }
         for _ in 0..TURNS {
-            let up = match self.poll_up(cx) {
+            let progress = match self.turn(cx) {
                 Ok(progress) => progress,
                 Err(end) => return Poll::Ready(end),
             };
-            let down = match self.poll_down(cx) {
-                Ok(progress) => progress,
-                Err(end) => return Poll::Ready(end),
-            };
-            let at_rest = self.exchange.at_rest();
-            if self.busy == at_rest {
-                self.busy = !at_rest;
-                self.slot.busy.store(self.busy, Ordering::Relaxed);
-            }
-            if at_rest && self.gate().is_draining() && self.down.is_empty() && self.answer.is_empty() {
-                return Poll::Ready(End::Drained);
-            }
-            if !up && !down {
+            if !progress {
                 return Poll::Pending;
             }
         }
@@ -230,8 +304,138 @@ impl Pump {
         Poll::Pending
     }
 
-    fn gate(&self) -> &Gate {
-        &self.proxy.gate
+    /// An order for the idle counts only while they are.
+    fn obeys(&self, order: Order) -> bool {
+        let obeys = match order {
+            Order::Kill => true,
+            Order::Idle => self.doing == Doing::Idle,
+            Order::IdleInTransaction => self.doing == Doing::IdleInTransaction,
+        };
+        if !obeys {
+            self.slot().clear_order();
+        }
+        obeys
+    }
+
+    /// One turn of both directions; `Ok(false)`: nothing to do until woken.
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if self.sharing.as_ref().is_some_and(|sharing| sharing.chore.is_some()) {
+            return self.poll_chore(cx);
+        }
+        let up = self.poll_up(cx)?;
+        let down = self.poll_down(cx)?;
+        let at_rest = self.exchange.at_rest();
+        if self.busy == at_rest {
+            self.busy = !at_rest;
+            self.slot().busy.store(self.busy, Ordering::Relaxed);
+        }
+        let doing = match () {
+            () if self.waiting.is_some() => Doing::Waiting,
+            () if at_rest => Doing::Idle,
+            () if self.exchange.is_quiet() => Doing::IdleInTransaction,
+            () => Doing::Active,
+        };
+        if doing != self.doing {
+            self.doing = doing;
+            self.slot().set_doing(doing, self.data.now.get());
+        }
+        if at_rest && self.down.is_empty() && self.answer.is_empty() {
+            if self.gate().is_draining() {
+                return Err(End::Drained);
+            }
+            if self.mode == Mode::Transaction && self.link.is_some() && self.let_go() {
+                return Ok(true);
+            }
+        }
+        Ok(up || down)
+    }
+
+    /// Gives the backend back at a transaction boundary, unless more is to pass and nobody waits. Whether it went.
+    fn let_go(&mut self) -> bool {
+        let more = !self.up.is_empty() && !self.pool.is_wanted();
+        let written = self.up.start == self.up.parsed;
+        let Some(sharing) = self.sharing.as_mut() else { return false };
+        if more || !written || !sharing.out.is_empty() || self.backend_eof || self.unflushed || self.client_eof {
+            return false;
+        }
+        if !self.entry.slot.unlink() {
+            // It wakes us when it was acted on.
+            return false;
+        }
+        let Some(lease) = self.link.take() else { return false };
+        // Nothing is in flight, so no success can be in doubt.
+        self.entry.slot.doubt.store(false, Ordering::SeqCst);
+        self.down.release();
+        (self.confirmed, self.frame) = (0, (0, 0));
+        add(&self.pool.stats.transactions, 1);
+        if std::mem::take(&mut sharing.is_dirty) {
+            let customized = sharing.customized.clone();
+            sharing.chore = Some(Box::pin(async move {
+                chores::learn(lease, customized).await.map(|(lease, changed)| (lease, Done::Learnt(changed)))
+            }));
+        } else {
+            lease.give_back();
+        }
+        true
+    }
+
+    /// The gate's own business with the backend goes first.
+    fn poll_chore(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if !self.pass.passes() {
+            return Err(End::Shut);
+        }
+        let Some(sharing) = self.sharing.as_mut() else { return Ok(false) };
+        let Some(chore) = sharing.chore.as_mut() else { return Ok(false) };
+        let Poll::Ready(done) = chore.as_mut().poll(cx) else { return Ok(false) };
+        sharing.chore = None;
+        match done {
+            Some((lease, Done::Tuned)) => self.attach(lease),
+            Some((mut lease, Done::Learnt(changed))) => {
+                sharing.settings = self.pool.settings(changed);
+                lease.settings.clone_from(&sharing.settings);
+                lease.give_back();
+            }
+            None => return Err(End::Untuned),
+        }
+        Ok(true)
+    }
+
+    /// Sees to it that there is a backend; `Ok(false)`: not yet.
+    fn link_up(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if self.link.is_some() {
+            return Ok(true);
+        }
+        let Some(sharing) = self.sharing.as_mut() else { return Err(End::BackendGone) };
+        let answer = match &self.waiting {
+            Some(waiting) => {
+                if self.entry.slot.is_wait_cancelled() {
+                    return Err(End::WaitCancelled);
+                }
+                waiting.poll(cx)
+            }
+            None => match self.pool.request(&self.shape, &sharing.settings, &self.pass) {
+                Lent::Now(lease) => Poll::Ready(Ok(lease)),
+                Lent::Wait(waiting) => {
+                    // One of before this wait means nobody.
+                    let _ = self.entry.slot.is_wait_cancelled();
+                    let answer = waiting.poll(cx);
+                    self.waiting = Some(waiting);
+                    answer
+                }
+            },
+        };
+        let Poll::Ready(answer) = answer else { return Ok(false) };
+        self.waiting = None;
+        let lease = answer.map_err(|none| End::NoBackend(Box::new(none)))?;
+        if same_settings(&lease.settings, &sharing.settings) {
+            self.attach(lease);
+            return Ok(true);
+        }
+        let wanted = sharing.settings.clone();
+        sharing.chore =
+            Some(Box::pin(async move { chores::tune(lease, wanted).await.map(|lease| (lease, Done::Tuned)) }));
+        self.poll_chore(cx)?;
+        Ok(self.link.is_some())
     }
 
     /// One turn from the client to the backend; `Ok(false)`: nothing to do until woken.
@@ -239,72 +443,259 @@ impl Pump {
         if self.up_done {
             return Ok(false);
         }
-        if self.up.start < self.up.parsed {
-            if !self.pass.passes() {
-                return Err(End::Shut);
-            }
-            return match Pin::new(&mut self.backend).poll_write(cx, self.up.passing()) {
-                Poll::Pending => Ok(false),
-                Poll::Ready(Ok(n)) if n > 0 => {
-                    self.up.start += n;
-                    Ok(true)
-                }
-                // It is closing; what it says about that is still to be read.
-                Poll::Ready(_) => {
-                    self.up_done = true;
-                    Ok(true)
-                }
-            };
+        // As much as there is goes in one write: all that is here is looked at first.
+        let step = self.look_up(cx)?;
+        let own = self.sharing.as_ref().is_some_and(|sharing| !sharing.out.is_empty());
+        match step {
+            _ if own || self.up.start < self.up.parsed => self.write_backend(cx),
+            Step::Passed => Ok(true),
+            Step::Blocked => Ok(false),
+            Step::More => self.read_client(cx),
         }
-        let (Flow { buffer, end, .. }, parsed) = (&self.up, self.up.parsed);
-        let mut at = parsed;
-        let bytes = buffer.as_deref().map_or(&[][..], |buffer| &buffer[..*end]);
-        let look = self.exchange.look_client(bytes, &mut at).map_err(End::Malformed)?;
-        self.up.parsed = at;
-        if at > parsed {
-            return Ok(true);
-        }
-        if let Look::Rest(header) = look
-            && let Some(result) = self.at_rest(cx, header)
-        {
-            return result;
-        }
-        self.read_client(cx)
     }
 
-    /// A client's message begins while nothing is in flight: hold it, answer it, or let it pass. `None`: more of it
-    /// must be read first.
-    fn at_rest(&mut self, cx: &mut Context<'_>, header: Header) -> Option<Result<bool, End>> {
-        if self.gate().is_paused() && self.exchange.at_rest() {
-            let wait = self.proxy.options.query_wait;
-            let held = self.held.get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
-            return Some(if held.as_mut().poll(cx).is_ready() { Err(End::HeldTooLong) } else { Ok(false) });
+    /// Looks at what the client sent, as far as it may pass.
+    fn look_up(&mut self, cx: &mut Context<'_>) -> Result<Step, End> {
+        let sharing = self.sharing.as_ref();
+        if sharing.is_some_and(|sharing| sharing.whole > 0) {
+            return self.gather();
         }
-        self.held = None;
-        let body = self.up.parsed + HEADER..self.up.parsed + HEADER + header.body;
-        if pg::may_be_own(header) && self.exchange.status() != b'E' {
-            let body_bytes = match self.up.bytes().get(body.clone()) {
-                Some(bytes) => bytes,
-                None if self.client_eof => &[],
-                None => return None,
+        let statements = sharing.is_some() && !self.exchange.is_discarding();
+        loop {
+            let mut at = self.up.parsed;
+            let look = self.exchange.look_client(self.up.bytes(), &mut at, statements).map_err(End::Malformed)?;
+            self.up.parsed = at;
+            let step = match look {
+                Look::Rest(header) => self.at_rest(cx, header)?,
+                Look::Statement(header) => self.statement(header)?,
+                _ => Step::More,
             };
-            if pg::own_query(body_bytes).is_some() {
-                // Behind whatever is still on its way down.
-                if !self.down.is_empty() || !self.answer.is_empty() {
-                    return Some(Ok(false));
-                }
-                let snapshot = Arc::clone(&self.proxy.snapshots.borrow());
-                self.answer = show::pool_nodes(&snapshot, self.exchange.status());
-                (self.up.start, self.up.parsed) = (body.end, body.end);
-                return Some(Ok(true));
+            if step != Step::Passed {
+                return Ok(step);
             }
         }
+    }
+
+    /// A client's message begins while nothing is in flight: hold it, answer it, or let it pass.
+    fn at_rest(&mut self, cx: &mut Context<'_>, header: Header) -> Result<Step, End> {
+        if self.exchange.at_rest() {
+            if header.kind == b'X'
+                && self.mode != Mode::Apart
+                && self.down.is_empty()
+                && self.up.start == self.up.parsed
+            {
+                self.up.skip_to(self.up.end);
+                return Err(End::Finished);
+            }
+            if self.gate().is_paused() || self.pool.database.paused.load(Ordering::Relaxed) {
+                let wait = self.proxy().options.pool.query_wait;
+                let held = self.held.get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
+                return if held.as_mut().poll(cx).is_ready() { Err(End::HeldTooLong) } else { Ok(Step::Blocked) };
+            }
+        }
+        self.held = None;
+        if pg::may_be_own(header) && self.exchange.status() != b'E' {
+            let body = self.up.parsed + HEADER..self.up.parsed + HEADER + header.body;
+            let Some(bytes) = self.up.bytes().get(body.clone()) else {
+                return if self.client_eof { Err(End::ClientGone) } else { Ok(Step::More) };
+            };
+            if let Some(own) = pg::own_query(bytes).filter(|own| self.answers(own)) {
+                // Behind whatever is still on its way in both directions.
+                let out = self.sharing.as_ref().is_none_or(|sharing| sharing.out.is_empty());
+                if !self.down.is_empty() || !self.answer.is_empty() || self.up.start < self.up.parsed || !out {
+                    return Ok(Step::Blocked);
+                }
+                self.answer(&own);
+                self.up.skip_to(body.end);
+                return Ok(Step::Passed);
+            }
+        }
+        if !self.link_up(cx)? {
+            return Ok(Step::Blocked);
+        }
+        if self.mode == Mode::Transaction && matches!(header.kind, b'P' | b'B' | b'D' | b'C') {
+            return self.statement(header);
+        }
+        if header.kind == b'Q'
+            && let Some(sharing) = self.sharing.as_mut()
+        {
+            sharing.names.forget_unnamed();
+            sharing.note_option(self.up.bytes().get(self.up.parsed + HEADER..).unwrap_or_default());
+        }
+        Ok(self.pass(header))
+    }
+
+    fn pass(&mut self, header: Header) -> Step {
         self.exchange.pass_client(header, &mut self.up.parsed);
-        Some(Ok(true))
+        Step::Passed
+    }
+
+    fn answers(&self, own: &OwnQuery) -> bool {
+        match own {
+            OwnQuery::ShowPoolNodes => true,
+            OwnQuery::Deallocate(name) => {
+                self.sharing.as_ref().is_some_and(|sharing| sharing.names.has(name.as_bytes()))
+            }
+        }
+    }
+
+    fn answer(&mut self, own: &OwnQuery) {
+        match own {
+            OwnQuery::ShowPoolNodes => {
+                let snapshot = Arc::clone(&self.proxy().snapshots.borrow());
+                self.answer = show::pool_nodes(&snapshot, self.exchange.status());
+            }
+            OwnQuery::Deallocate(name) => {
+                if let Some(sharing) = self.sharing.as_mut() {
+                    sharing.names.forget(name.as_bytes());
+                }
+                self.answer.put_slice(b"C\0\0\0\x0fDEALLOCATE\0");
+                self.answer.put_slice(&[b'Z', 0, 0, 0, 5, self.exchange.status()]);
+            }
+        }
+    }
+
+    /// A message that names a statement, in transaction mode.
+    fn statement(&mut self, header: Header) -> Result<Step, End> {
+        let (Some(sharing), Some(lease)) = (self.sharing.as_deref_mut(), self.link.as_mut()) else {
+            return Ok(self.pass(header));
+        };
+        let whole = HEADER + header.body;
+        let at = self.up.parsed;
+        if header.kind == b'P' {
+            let mut body = self.up.bytes()[at + HEADER..].splitn(2, |b| *b == 0);
+            sharing.note_option(body.nth(1).unwrap_or_default());
+        }
+        if sharing.out.len() >= MAX_OUT {
+            return Ok(Step::Blocked);
+        }
+        // What passes already goes before it.
+        let passing = self.up.start..at;
+        let most = usize::try_from(self.data.proxy.options.pool.max_prepared).unwrap_or(usize::MAX);
+        let mut rewritten = Vec::new();
+        let mut out = Out { bytes: &mut rewritten, own: &mut sharing.own };
+        let bytes = &self.up.bytes()[at..];
+        let rewrite = sharing
+            .names
+            .rewrite(bytes, whole, &mut lease.known, &mut self.data.catalogue.borrow_mut(), most, &mut out)
+            .map_err(End::Malformed)?;
+        for kind in sharing.own.drain(..) {
+            self.exchange.note_own(kind);
+        }
+        let replaced = match rewrite {
+            Rewrite::More => {
+                if whole > BUFFER {
+                    sharing.whole = whole;
+                    self.begin_to_gather();
+                    return self.gather();
+                }
+                return Ok(Step::More);
+            }
+            Rewrite::Pass if rewritten.is_empty() => return Ok(self.pass(header)),
+            Rewrite::Pass => 0,
+            Rewrite::Replaced(replaced) => replaced,
+        };
+        sharing.out.extend_from_slice(&self.up.bytes()[passing]);
+        sharing.out.extend_from_slice(&rewritten);
+        (self.up.start, self.up.parsed) = (at, at);
+        if replaced == 0 {
+            return Ok(self.pass(header));
+        }
+        self.exchange.pass_rewritten(header.kind, whole - replaced);
+        self.up.skip_to(at + replaced);
+        Ok(Step::Passed)
+    }
+
+    /// A statement is longer than the buffer: it is kept aside until it is whole.
+    fn begin_to_gather(&mut self) {
+        let Some(sharing) = self.sharing.as_mut() else { return };
+        let passing = self.up.start..self.up.parsed;
+        sharing.out.extend_from_slice(&self.up.bytes()[passing]);
+        self.up.start = self.up.parsed;
+        sharing.gathered.reserve_exact(sharing.whole);
+    }
+
+    /// It passes when it is whole.
+    fn gather(&mut self) -> Result<Step, End> {
+        let (Some(sharing), Some(lease)) = (self.sharing.as_deref_mut(), self.link.as_mut()) else {
+            return Ok(Step::More);
+        };
+        let wanted = sharing.whole - sharing.gathered.len();
+        let here = wanted.min(self.up.end - self.up.parsed);
+        let at = self.up.parsed;
+        sharing.gathered.extend_from_slice(&self.up.bytes()[at..at + here]);
+        self.up.skip_to(at + here);
+        if sharing.gathered.len() < sharing.whole {
+            return Ok(Step::More);
+        }
+        let gathered = std::mem::take(&mut sharing.gathered);
+        let whole = std::mem::take(&mut sharing.whole);
+        let most = usize::try_from(self.data.proxy.options.pool.max_prepared).unwrap_or(usize::MAX);
+        let mut out = Out { bytes: &mut sharing.out, own: &mut sharing.own };
+        let rewrite = sharing
+            .names
+            .rewrite(&gathered, whole, &mut lease.known, &mut self.data.catalogue.borrow_mut(), most, &mut out)
+            .map_err(End::Malformed)?;
+        for kind in sharing.own.drain(..) {
+            self.exchange.note_own(kind);
+        }
+        if rewrite == Rewrite::Pass {
+            sharing.out.extend_from_slice(&gathered);
+        }
+        self.exchange.pass_rewritten(gathered[0], 0);
+        Ok(Step::Passed)
+    }
+
+    fn write_backend(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if !self.pass.passes() {
+            return Err(End::Shut);
+        }
+        let Some(lease) = self.link.as_mut() else { return Err(End::BackendGone) };
+        let backend = Pin::new(&mut lease.stream);
+        let mut sharing = self.sharing.as_deref_mut();
+        let own = sharing.as_ref().map_or(&[][..], |sharing| &sharing.out[sharing.out_at..]);
+        let written = if own.is_empty() {
+            backend.poll_write(cx, self.up.passing())
+        } else {
+            backend.poll_write_vectored(cx, &[IoSlice::new(own), IoSlice::new(self.up.passing())])
+        };
+        match written {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Ok(n)) if n > 0 => {
+                add(&self.pool.stats.bytes_in, u64::try_from(n).unwrap_or(0));
+                let of_own = n.min(own.len());
+                if let Some(sharing) = sharing.as_mut().filter(|_| of_own > 0) {
+                    sharing.out_at += of_own;
+                    if sharing.out_at == sharing.out.len() {
+                        // Given back when large: an idle session is small.
+                        if sharing.out.capacity() > MAX_OUT {
+                            sharing.out = Vec::new()
+                        } else {
+                            sharing.out.clear()
+                        }
+                        sharing.out_at = 0;
+                    }
+                }
+                self.up.start += n - of_own;
+                Ok(true)
+            }
+            // It is closing; what it says about that is still to be read.
+            Poll::Ready(_) => {
+                self.up_done = true;
+                Ok(true)
+            }
+        }
     }
 
     fn read_client(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         if self.client_eof {
+            if self.link.is_none() {
+                return Err(End::ClientGone);
+            }
+            let left = self.exchange.at_rest() && self.up.is_empty() && self.exchange.client_left() == 0;
+            if left && self.mode != Mode::Apart && self.down.is_empty() {
+                return Err(End::Finished);
+            }
             self.say_goodbye(cx);
             return Ok(!self.up_done);
         }
@@ -324,10 +715,11 @@ impl Pump {
     fn say_goodbye(&mut self, cx: &mut Context<'_>) {
         self.up_done = true;
         let between = self.up.is_empty() && self.exchange.client_left() == 0;
-        let backend = Pin::new(&mut self.backend);
+        let Some(lease) = self.link.as_mut() else { return };
+        let backend = Pin::new(&mut lease.stream);
         // Five bytes into a socket that took everything before them; if it does not, closing says the same.
         if !between || !self.pass.passes() || !matches!(backend.poll_write(cx, &TERMINATE), Poll::Ready(Ok(5))) {
-            let _ = Pin::new(&mut self.backend).poll_shutdown(cx);
+            let _ = Pin::new(&mut lease.stream).poll_shutdown(cx);
         }
     }
 
@@ -339,6 +731,7 @@ impl Pump {
                 Poll::Ready(written) => written?,
             };
             self.down.start += written;
+            add(&self.pool.stats.bytes_out, u64::try_from(written).unwrap_or(0));
             return Ok(true);
         }
         if !self.answer.is_empty() {
@@ -347,6 +740,9 @@ impl Pump {
                 Poll::Ready(written) => {
                     self.answer.advance(written?);
                     self.answer_begun = !self.answer.is_empty();
+                    if self.answer.is_empty() {
+                        self.answer = BytesMut::new();
+                    }
                     Ok(true)
                 }
             };
@@ -358,7 +754,10 @@ impl Pump {
             }
             match Pin::new(&mut self.client).poll_flush(cx) {
                 Poll::Pending => return Ok(false),
-                Poll::Ready(Ok(())) => self.unflushed = false,
+                Poll::Ready(Ok(())) => {
+                    self.unflushed = false;
+                    return Ok(true);
+                }
                 Poll::Ready(Err(_)) => return Err(End::ClientGone),
             }
         }
@@ -387,50 +786,114 @@ impl Pump {
 
     /// Looks at what PostgreSQL said; `true`: something may pass now, or is being confirmed.
     fn examine_backend(&mut self) -> Result<bool, Malformed> {
-        let before = self.down.parsed;
-        let bytes = self.down.buffer.as_deref().map_or(&[][..], |buffer| &buffer[..self.down.end]);
-        let mut at = before;
+        let before = (self.down.parsed, self.down.end);
+        let replies = self.sharing.is_some();
         let doubtful = loop {
-            match self.exchange.look_backend(bytes, &mut at)? {
-                Look::Success(_) if self.slot.doubt.load(Ordering::SeqCst) && at >= self.confirmed => break true,
+            let mut at = self.down.parsed;
+            let look = self.exchange.look_backend(self.down.bytes(), &mut at, replies)?;
+            self.down.parsed = at;
+            match look {
+                Look::Success(_) if self.entry.slot.doubt.load(Ordering::SeqCst) && at >= self.confirmed => {
+                    break true;
+                }
                 Look::Success(header) => {
-                    self.exchange.pass_backend(header, bytes, &mut at);
+                    if self.sharing.is_some() && header.kind == b'C' {
+                        self.note_tag(at + HEADER, header.body);
+                    }
+                    self.pass_down(header);
                     // Everything asked for was answered, and no cancel request is on its way.
                     let settled = header.kind == b'Z'
                         && self.exchange.is_all_answered()
-                        && self.slot.cancels.load(Ordering::SeqCst) == 0;
-                    if settled && self.slot.doubt.load(Ordering::Relaxed) {
-                        self.slot.doubt.store(false, Ordering::SeqCst);
+                        && self.entry.slot.cancels.load(Ordering::SeqCst) == 0;
+                    if settled && self.entry.slot.doubt.load(Ordering::Relaxed) {
+                        self.entry.slot.doubt.store(false, Ordering::SeqCst);
                     }
                 }
                 Look::Notice(header) => {
-                    if pg::is_sync_wait_given_up(&bytes[at + HEADER..at + HEADER + header.body]) {
-                        self.slot.doubt.store(true, Ordering::SeqCst);
+                    if pg::is_sync_wait_given_up(&self.down.bytes()[at + HEADER..at + HEADER + header.body]) {
+                        self.entry.slot.doubt.store(true, Ordering::SeqCst);
                     }
-                    self.exchange.pass_backend(header, bytes, &mut at);
+                    self.pass_down(header);
                 }
-                Look::Rest(_) | Look::More => break false,
+                Look::Reply(header) => self.reply(header),
+                Look::Rest(_) | Look::Statement(_) | Look::More => break false,
             }
         };
-        self.down.parsed = at;
-        if at > before {
+        if (self.down.parsed, self.down.end) != before {
             return Ok(true);
         }
         if doubtful && self.confirming.is_none() {
             // What was read before the question is covered by its answer.
             self.confirmed = self.down.end;
-            self.confirming = Some(Box::pin(confirm(Arc::clone(&self.proxy))));
+            self.confirming = Some(Box::pin(confirm(Arc::clone(&self.data.proxy))));
             return Ok(true);
         }
         Ok(false)
     }
 
+    fn pass_down(&mut self, header: Header) -> Settled {
+        let mut at = self.down.parsed;
+        let settled = self.exchange.pass_backend(header, self.down.bytes(), &mut at);
+        self.down.parsed = at;
+        settled
+    }
+
+    /// An answer that may be one to the gate itself (transaction mode).
+    fn reply(&mut self, header: Header) {
+        let from = self.down.parsed;
+        let settled = self.pass_down(header);
+        let Some(sharing) = self.sharing.as_deref_mut() else { return };
+        let swallowed = match settled {
+            Settled::Parsed => sharing.names.parsed(),
+            Settled::Closed => sharing.names.closed(),
+            Settled::Failed { parses, closes } => {
+                if let Some(lease) = self.link.as_mut() {
+                    sharing.names.failed(parses, closes, &mut lease.known);
+                }
+                false
+            }
+            Settled::Nothing | Settled::Ready => false,
+        };
+        // ParameterStatus.
+        if header.kind == b'S' {
+            sharing.is_dirty = true;
+        }
+        if swallowed && header.body == 0 {
+            let to = self.down.parsed;
+            self.down.cut(from, to);
+            self.down.parsed = from;
+            if self.confirmed > from {
+                self.confirmed = self.confirmed.saturating_sub(to - from).max(from);
+            }
+        }
+    }
+
+    /// A command was carried out that may change what outlives its transaction.
+    fn note_tag(&mut self, at: usize, length: usize) {
+        let tag = &self.down.bytes()[at..at + length];
+        let (sets, forgets) = match tag.first() {
+            Some(b'S') => (tag == b"SET\0", false),
+            Some(b'R') => (tag == b"RESET\0", false),
+            Some(b'D') => (tag == b"DISCARD ALL\0", tag == b"DISCARD ALL\0" || tag == b"DEALLOCATE ALL\0"),
+            _ => (false, false),
+        };
+        let Some(sharing) = self.sharing.as_deref_mut() else { return };
+        sharing.is_dirty |= sets;
+        if forgets {
+            sharing.names.forget_all();
+            if let Some(lease) = self.link.as_mut() {
+                lease.known.clear();
+            }
+        }
+    }
+
     fn read_backend(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let Some(lease) = self.link.as_mut() else { return Ok(false) };
         if self.backend_eof {
             return Err(End::BackendGone);
         }
         let shift = self.down.compact();
-        let read = self.down.poll_read(cx, Pin::new(&mut self.backend));
+        let read = self.down.poll_read(cx, Pin::new(&mut lease.stream));
         self.confirmed = self.confirmed.saturating_sub(shift);
         self.frame.0 = self.frame.0.saturating_sub(shift);
         match read {

@@ -1,41 +1,57 @@
-//! One client, from accept to close: its login, its pump, and the last word it hears.
+//! One client, from accept to close: its login at the door, its session on a data thread, and the last word it hears.
 //!
 //! What it is NOT: it forwards nothing itself; that is the pump's.
 //!
 //! **Invariant:** when the gate is cut the backend is let go of first and not waited for; then the client is told,
 //! where a message may begin.
 
+use super::backend::NoBackend;
 use super::cancel;
-use super::gate::{Pass, Slot};
-use super::listener::Proxy;
+use super::chores;
+use super::data::{Data, Newcomer, Threads};
+use super::gate::{Gate, Pass};
+use super::listener::{Proxy, Seat};
 use super::login::{self, Opened, Stop};
-use super::pump::{End, Pump};
+use super::pool::{Lease, Lent, Pool, Settings, Shape};
+use super::pump::{End, Mode, Pump};
+use super::slot::{Entry, Order, Slot, Who};
 use super::tls::ClientStream;
-use crate::wire::pg::{Refusal, Startup};
+use crate::base::config::PoolMode;
+use crate::wire::pg::{self, HEADER, Refusal, Startup};
+use bytes::{BufMut, BytesMut};
+use pgwire::messages::startup::Authentication;
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// How long a client may take for its opening packets, and again for its login (PostgreSQL's
-/// `authentication_timeout`); then the connection is closed.
-const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the last message may take to leave, and the client to close after it; then it is closed on.
 const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
+/// Longest `application_name` (PostgreSQL's NAMEDATALEN less the terminator).
+const MAX_NAME: usize = 63;
 
-/// Serves one accepted connection to its end.
-pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, proxy: Arc<Proxy>, pass: Pass, crowded: bool) {
+/// Serves one accepted connection until it is handed to a data thread, or to its end. Runs at the door.
+pub(crate) async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    proxy: Arc<Proxy>,
+    threads: Arc<Threads>,
+    pass: Pass,
+    seat: Seat,
+) {
     let tls = proxy.options.rules.tls();
-    let opening = tokio::time::timeout(LOGIN_TIMEOUT, login::open(stream, tls.as_ref()));
+    let timeout = proxy.options.pool.login_timeout;
+    let opening = tokio::time::timeout(timeout, login::open(stream, tls.as_ref()));
     let opened = tokio::select! {
         biased;
         () = pass.ended() => return,
         opened = opening => opened,
     };
-    let (client, opened) = match opened {
+    let (mut client, opened) = match opened {
         Err(_too_slow) => return,
         Ok(Err((client, stop))) => {
             if let Some(client) = client {
@@ -45,139 +61,364 @@ pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, proxy: Arc<Proxy>
         }
         Ok(Ok(opened)) => opened,
     };
-    match opened {
+    let startup = match opened {
         Opened::Cancel { pid, key } => {
             if pass.passes()
                 && let Some(slot) = proxy.gate.find(pid, &key)
             {
                 cancel::forward(slot).await;
             }
+            return;
         }
-        Opened::Startup(_) if crowded => {
+        Opened::Startup(_) if seat.crowded => {
             let refusal = Refusal::new("53300", "sorry, too many clients already")
                 .hint("pool.max_clients of portcullis limits them.");
-            dismiss(client, refusal.into()).await;
+            return dismiss(client, refusal.into()).await;
         }
-        Opened::Startup(startup) => session(client, peer, startup, proxy, pass).await,
+        Opened::Startup(startup) => startup,
+    };
+    let login = async {
+        wait_while_paused(&proxy, &startup.database).await?;
+        let authenticate = login::authenticate(&mut client, peer, &startup, &proxy);
+        tokio::time::timeout(timeout, authenticate).await.unwrap_or(Err(Stop::Silent))
+    };
+    let proof = tokio::select! {
+        biased;
+        () = pass.ended() => Err(Refusal::new("57P01", &*pass.reason()).into()),
+        proof = login => proof,
+    };
+    match proof {
+        Ok(proof) => {
+            if let Ok(client) = client.park() {
+                threads.admit(Newcomer { client, peer, startup, proof, pass, seat });
+            }
+        }
+        // A reset passes the kernel gate, and a client that waits for an answer hears of nothing else.
+        Err(_) if pass.is_walled_off() => client.reset(),
+        Err(stop) => dismiss(client, stop).await,
     }
 }
 
-async fn session(mut client: ClientStream, peer: SocketAddr, startup: Startup, proxy: Arc<Proxy>, pass: Pass) {
-    let login = async {
-        wait_while_paused(&proxy).await?;
-        let log_in = async {
-            let proof = login::authenticate(&mut client, peer, &startup, &proxy).await?;
-            login::admit(&mut client, &startup, &proof, &proxy, &pass).await
-        };
-        tokio::time::timeout(LOGIN_TIMEOUT, log_in).await.unwrap_or(Err(Stop::Silent))
+/// A client among those of its user or of its database; counted out when dropped.
+struct Counted(Arc<AtomicU32>);
+
+impl Counted {
+    /// `None`: there are `most` already; zero is no limit.
+    fn take(counter: Arc<AtomicU32>, most: u32) -> Option<Counted> {
+        let before = counter.fetch_add(1, Ordering::SeqCst);
+        let counted = Counted(counter);
+        (most == 0 || before < most).then_some(counted)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// What is given back with a session.
+struct Places {
+    _seat: Seat,
+    _user: Counted,
+    _database: Counted,
+    pool: Rc<Pool>,
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        self.pool.stats.clients.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Begins the session of a client that proved itself. Runs on the data thread of its pool.
+pub(crate) async fn begin(data: Rc<Data>, newcomer: Newcomer) {
+    let Newcomer { client, peer, startup, proof, pass, seat } = newcomer;
+    let Ok(mut client) = client.unpark() else { return };
+    let proxy = Arc::clone(&data.proxy);
+    let limits = &proxy.options.pool;
+    let user = Counted::take(proxy.user(&startup.user), limits.max_clients_per_user);
+    let database = Counted::take(proxy.clients(&startup.database), limits.max_clients_per_database);
+    let (Some(user), Some(database)) = (user, database) else {
+        let refusal = Refusal::new("53300", "sorry, too many clients already")
+            .hint("pool.max_clients_per_user or pool.max_clients_per_database of portcullis limits them.");
+        return dismiss(client, refusal.into()).await;
     };
-    let backend = tokio::select! {
+    let pool = data.pool(&startup, proof);
+    pool.stats.clients.fetch_add(1, Ordering::Relaxed);
+    pool.stats.logins.fetch_add(1, Ordering::Relaxed);
+    let places = Places { _seat: seat, _user: user, _database: database, pool: Rc::clone(&pool) };
+    let opening = Opening { data: &data, pool: &pool, pass: &pass, peer };
+    let started = tokio::select! {
         biased;
         () = pass.ended() => Err(Refusal::new("57P01", &*pass.reason()).into()),
-        backend = login => backend,
+        started = opening.start(startup, client.is_tls()) => started,
     };
-    let backend = match backend {
-        Ok(backend) => backend,
-        // A reset passes the kernel gate, and a client that waits for an answer hears of nothing else.
-        Err(_) if pass.is_walled_off() => return client.reset(),
-        Err(stop) => return dismiss(client, stop).await,
-    };
-    drop(startup);
-    let status = backend.greeting.last().copied().unwrap_or(b'I');
-    let entry = proxy.gate.enter(Slot {
-        pid: backend.pid,
-        key: backend.key,
-        door: Arc::clone(&proxy.door),
-        busy: AtomicBool::new(false),
-        doubt: AtomicBool::new(false),
-        cancels: AtomicU32::new(0),
-    });
-    drop(backend.greeting);
-    let pump = Pump::new(client, backend.stream, Arc::clone(&proxy), pass.clone(), Arc::clone(&entry.slot), status);
-    // On the heap: the pump moves no more, and an idle session's task stays small.
-    let mut pump = Box::new(pump);
-    let end = drive(&mut pump, &proxy, &pass, &entry.slot).await;
-    if end == End::Shut {
+    match started {
+        Ok(Started { greeting, link, entry, mode, shape, settings }) => {
+            let mut pump = Pump::new(client, Rc::clone(&data), pool, pass, entry, mode, shape, settings);
+            pump.begin(greeting, link);
+            // A task of its own: this one's size is that of a login.
+            drop(tokio::task::spawn_local(relay(pump, places)));
+        }
+        Err(_) if pass.is_walled_off() => client.reset(),
+        Err(stop) => {
+            // Whatever is wrong with this client's end, others are not to wait for it.
+            let _ = client.flush().await;
+            dismiss(client, stop).await;
+        }
+    }
+}
+
+/// Everything a session begins with.
+struct Started {
+    greeting: BytesMut,
+    link: Option<Lease>,
+    entry: Entry,
+    mode: Mode,
+    shape: Shape,
+    settings: Settings,
+}
+
+struct Opening<'a> {
+    data: &'a Rc<Data>,
+    pool: &'a Rc<Pool>,
+    pass: &'a Pass,
+    peer: SocketAddr,
+}
+
+impl Opening<'_> {
+    /// Lets the client in: a backend where it has one of its own, else what such a backend said to another.
+    async fn start(&self, mut startup: Startup, tls: bool) -> Result<Started, Stop> {
+        let proxy = &self.data.proxy;
+        let who = Who {
+            user: startup.user.as_str().into(),
+            database: startup.database.as_str().into(),
+            peer: self.peer,
+            tls,
+        };
+        let mode = if startup.wants_replication() {
+            Mode::Apart
+        } else if proxy.options.pool.mode == PoolMode::Transaction {
+            Mode::Transaction
+        } else {
+            Mode::Session
+        };
+        let mut application = None;
+        if mode == Mode::Transaction || proxy.options.pool.client_address {
+            application = Some(take_application_name(&mut startup));
+        }
+        if proxy.options.pool.client_address {
+            application = application.map(|name| with_address(&name, self.peer));
+        }
+        if mode != Mode::Transaction
+            && let Some(name) = application.take()
+        {
+            startup.parameters.push((b"application_name".to_vec(), name.into_bytes()));
+        }
+        let application = application.unwrap_or_default();
+        let shape = self.pool.shape(startup);
+        let (settings, known) = match mode {
+            Mode::Transaction => {
+                let named = (!application.is_empty()).then(|| ("application_name".to_owned(), application.clone()));
+                (self.pool.settings(named.into_iter().collect()), self.pool.greeting(&shape))
+            }
+            Mode::Session | Mode::Apart => (None, None),
+        };
+        let (said, link) = match known {
+            Some(said) => (said, None),
+            None => {
+                let lease = self.lease(&shape, mode).await?;
+                (Rc::clone(&lease.greeting), Some(lease))
+            }
+        };
+        if !self.pass.passes() {
+            return Err(Refusal::new("57P01", &*self.pass.reason()).into());
+        }
+        let number = link.as_ref().filter(|_| mode != Mode::Transaction).map(|lease| lease.pid);
+        let entry = enter(&proxy.gate, who, number, proxy, self.data);
+        let mut greeting = BytesMut::new();
+        pg::put(&Authentication::Ok, &mut greeting);
+        if mode == Mode::Transaction {
+            rename_application(&said, &application, &mut greeting);
+        } else {
+            greeting.put_slice(&said);
+        }
+        greeting.put_slice(&[b'K', 0, 0, 0, 12]);
+        greeting.put_i32(entry.slot.pid);
+        greeting.put_u32(entry.slot.key);
+        greeting.put_slice(&[b'Z', 0, 0, 0, 5, b'I']);
+        Ok(Started { greeting, link, entry, mode, shape, settings })
+    }
+
+    async fn lease(&self, shape: &Shape, mode: Mode) -> Result<Lease, Stop> {
+        let lent = if mode == Mode::Apart {
+            self.pool.open_apart(shape, self.pass).await
+        } else {
+            match self.pool.request(shape, &None, self.pass) {
+                Lent::Now(lease) => Ok(lease),
+                Lent::Wait(waiting) => poll_fn(|cx| waiting.poll(cx)).await,
+            }
+        };
+        lent.map_err(|none| stop_of(none, &shape.user))
+    }
+}
+
+fn stop_of(none: NoBackend, user: &str) -> Stop {
+    match none {
+        NoBackend::Refused(message) => Stop::PassOn(message),
+        NoBackend::Refusal(refusal) => {
+            tracing::warn!(user, reason = refusal.message, "no backend for a client");
+            refusal.into()
+        }
+    }
+}
+
+/// Enters a session in the gate's book, under PostgreSQL's process number where it has a backend of its own. The key
+/// is the gate's: a backend may serve another client later.
+fn enter(gate: &Arc<Gate>, who: Who, number: Option<i32>, proxy: &Proxy, data: &Data) -> Entry {
+    loop {
+        let pid = number.unwrap_or_else(|| i32::from_be_bytes(login::random()) & i32::MAX);
+        let key = u32::from_be_bytes(login::random());
+        let who = Who { user: Arc::clone(&who.user), database: Arc::clone(&who.database), ..who };
+        let slot = Slot::new(pid, key, who, data.now.get(), Arc::clone(&proxy.door));
+        if let Some(entry) = gate.enter(slot) {
+            return entry;
+        }
+    }
+}
+
+/// Takes `application_name` out of a start-up packet, as PostgreSQL would keep it: printable ASCII, 63 bytes.
+fn take_application_name(startup: &mut Startup) -> String {
+    let is_name = |(name, _): &mut (Vec<u8>, Vec<u8>)| name.eq_ignore_ascii_case(b"application_name");
+    let taken = startup.parameters.extract_if(.., |pair| is_name(pair)).last();
+    let clean = |b: &u8| if (32..127).contains(b) { char::from(*b) } else { '?' };
+    taken.map_or_else(String::new, |(_, value)| value.iter().map(clean).take(MAX_NAME).collect())
+}
+
+/// The name with the client's address behind it, shortened where both are too long.
+fn with_address(name: &str, peer: SocketAddr) -> String {
+    let address = format!("{}:{}", peer.ip().to_canonical(), peer.port());
+    if name.is_empty() {
+        return address;
+    }
+    let room = MAX_NAME.saturating_sub(address.len() + 3);
+    let name: String = name.chars().take(room).collect();
+    format!("{name} - {address}")
+}
+
+/// What a backend said at its login, with this client's `application_name`.
+fn rename_application(said: &[u8], application: &str, out: &mut BytesMut) {
+    let mut rest = said;
+    while let Ok(Some(header)) = pg::header(rest) {
+        let Some((message, tail)) = rest.split_at_checked(HEADER + header.body) else { break };
+        rest = tail;
+        if header.kind == b'S' && message[HEADER..].starts_with(b"application_name\0") {
+            let length = 4 + b"application_name\0".len() + application.len() + 1;
+            out.put_u8(b'S');
+            out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+            out.put_slice(b"application_name\0");
+            out.put_slice(application.as_bytes());
+            out.put_u8(0);
+        } else {
+            out.put_slice(message);
+        }
+    }
+}
+
+/// Pumps until the session ends. Small: there are ten thousand of these.
+async fn relay(mut pump: Pump, places: Places) {
+    let end = poll_fn(|cx| pump.poll(cx)).await;
+    // A task of its own for the rest, which is long and not awaited by many at once.
+    drop(tokio::task::spawn_local(finish(pump, end, places)));
+}
+
+async fn finish(mut pump: Pump, end: End, places: Places) {
+    let proxy = Arc::clone(pump.proxy());
+    if matches!(end, End::Shut) {
         // Where nobody cut it, it lapsed: all others hear it from the first that notices.
         proxy.gate.note_lapse(&proxy.lapsed);
     }
+    if matches!(end, End::Finished)
+        && let Some(lease) = pump.take_lease()
+    {
+        match pump.mode() {
+            Mode::Session => drop(tokio::task::spawn_local(chores::tidy_up(lease))),
+            Mode::Transaction => lease.give_back(),
+            Mode::Apart => {}
+        }
+    }
+    let is_gone = matches!(end, End::BackendGone);
+    let is_shut = matches!(end, End::Shut);
+    let (client, whole, pass) = pump.into_client();
+    drop(places);
     let last_word = last_word(end, &proxy, &pass);
-    let (client, whole) = pump.into_client();
-    drop(entry);
-    if end == End::Shut && pass.is_walled_off() {
+    if is_shut && pass.is_walled_off() {
         return client.reset();
     }
     // A lapse is told like a cut, but nothing is told into the middle of a message.
     match last_word {
-        Some(refusal) if whole => dismiss(client, refusal.into()).await,
+        Some(stop) if whole => dismiss(client, stop).await,
         // PostgreSQL's last words were passed on; they too shall arrive.
-        None if end == End::BackendGone => dismiss(client, Stop::PassOn(Vec::new())).await,
+        None if is_gone => dismiss(client, Stop::PassOn(Vec::new())).await,
         _ => {}
     }
 }
 
-/// Pumps until the session ends, looking up whenever the gate calls.
-async fn drive(pump: &mut Pump, proxy: &Proxy, pass: &Pass, slot: &Arc<Slot>) -> End {
-    let mut view = proxy.gate.watch();
-    let mut cancels = view.borrow_and_update().cancels;
-    loop {
-        if !pass.passes() {
-            return End::Shut;
-        }
-        tokio::select! {
-            biased;
-            // The gate outlives us: its sender cannot be gone.
-            _ = view.changed() => {
-                let called = view.borrow_and_update().cancels;
-                if called != cancels && pump.is_busy() {
-                    tokio::spawn(cancel::forward(Arc::clone(slot)));
-                }
-                cancels = called;
-            }
-            end = poll_fn(|cx| pump.poll(cx)) => return end,
-        }
-    }
-}
-
 /// What the client is told, if anything.
-fn last_word(end: End, proxy: &Proxy, pass: &Pass) -> Option<Refusal> {
-    match end {
+fn last_word(end: End, proxy: &Proxy, pass: &Pass) -> Option<Stop> {
+    let refusal = match end {
         // PostgreSQL's own last words were passed on.
-        End::ClientGone | End::BackendGone => None,
-        End::Shut => Some(Refusal::new("57P01", &*pass.reason())),
+        End::Finished | End::ClientGone | End::BackendGone => return None,
+        End::NoBackend(none) => return Some(stop_of(*none, "of a session")),
+        End::Shut => Refusal::new("57P01", &*pass.reason()),
         End::Drained => {
             let reason = proxy.gate.watch().borrow().drain.clone();
             let reason = reason.unwrap_or_else(|| "portcullis: this session was ended for a switchover".into());
-            Some(Refusal::new("57P01", &*reason))
+            Refusal::new("57P01", &*reason)
         }
-        End::HeldTooLong => Some(paused_too_long(proxy)),
-        End::OutcomeUnknown => Some(
-            Refusal::new(
-                "57P01",
-                "portcullis: outcome unknown: the command was cancelled while it waited for the standby, which did \
-                 not confirm it in time",
-            )
-            .hint(
-                "It is committed on this node, but would be lost if the other took over now. Look before trying again.",
-            ),
-        ),
-        End::Malformed(malformed) => Some(Refusal::new("08P01", malformed.0)),
-    }
+        End::HeldTooLong => paused_too_long(proxy),
+        End::OutcomeUnknown => Refusal::new(
+            "57P01",
+            "portcullis: outcome unknown: the command was cancelled while it waited for the standby, which did not \
+             confirm it in time",
+        )
+        .hint("It is committed on this node, but would be lost if the other took over now. Look before trying again."),
+        End::WaitCancelled => {
+            Refusal::new("57014", "portcullis: canceling statement due to user request while it waited for a backend")
+        }
+        End::Untuned => Refusal::new("08006", "portcullis: a backend could not be given this session's settings")
+            .hint("portcullis logged why. Connect again."),
+        End::Ordered(Order::Kill) => {
+            Refusal::new("57P01", "portcullis: terminating connection due to administrator command (kill)")
+        }
+        End::Ordered(Order::Idle) => {
+            Refusal::new("57P05", "portcullis: terminating connection due to pool.client_idle_timeout")
+        }
+        End::Ordered(Order::IdleInTransaction) => {
+            Refusal::new("25P03", "portcullis: terminating connection due to pool.idle_in_transaction_timeout")
+        }
+        End::Malformed(malformed) => Refusal::new("08P01", malformed.0),
+    };
+    Some(refusal.into())
 }
 
 fn paused_too_long(proxy: &Proxy) -> Refusal {
-    let waited = humantime::format_duration(proxy.options.query_wait);
+    let waited = humantime::format_duration(proxy.options.pool.query_wait);
     Refusal::new("57P03", format!("portcullis: the service is paused and did not resume within {waited}; try again"))
 }
 
-/// New clients of a paused gate wait before their login.
-async fn wait_while_paused(proxy: &Proxy) -> Result<(), Stop> {
-    if !proxy.gate.is_paused() {
+/// New clients of a paused gate, or database, wait before their login.
+async fn wait_while_paused(proxy: &Proxy, database: &str) -> Result<(), Stop> {
+    let database = proxy.known_database(database);
+    let is_database_paused = || database.as_ref().is_some_and(|database| database.paused.load(Ordering::SeqCst));
+    let is_paused = || proxy.gate.is_paused() || is_database_paused();
+    if !is_paused() {
         return Ok(());
     }
     let mut view = proxy.gate.watch();
-    let resumed = view.wait_for(|_| !proxy.gate.is_paused());
-    match tokio::time::timeout(proxy.options.query_wait, resumed).await {
+    let resumed = view.wait_for(|_| !is_paused());
+    match tokio::time::timeout(proxy.options.pool.query_wait, resumed).await {
         Ok(_) => Ok(()),
         Err(_) => Err(paused_too_long(proxy).into()),
     }

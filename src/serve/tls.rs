@@ -101,7 +101,32 @@ pub(crate) struct Tls {
     has_ca: bool,
 }
 
+/// A client's side on its way from one thread to another.
+pub(crate) enum Parked {
+    Plain(std::net::TcpStream),
+    /// Its socket stays with the runtime of the door, which wakes the session.
+    Tls(Box<Tls>),
+}
+
+impl Parked {
+    /// On the thread it came to.
+    pub(crate) fn unpark(self) -> io::Result<ClientStream> {
+        Ok(match self {
+            Parked::Plain(stream) => ClientStream::Plain(TcpStream::from_std(stream)?),
+            Parked::Tls(stream) => ClientStream::Tls(stream),
+        })
+    }
+}
+
 impl ClientStream {
+    /// Takes it off this thread.
+    pub(crate) fn park(self) -> io::Result<Parked> {
+        Ok(match self {
+            ClientStream::Plain(stream) => Parked::Plain(stream.into_std()?),
+            ClientStream::Tls(stream) => Parked::Tls(stream),
+        })
+    }
+
     pub(crate) fn is_tls(&self) -> bool {
         matches!(self, ClientStream::Tls(_))
     }

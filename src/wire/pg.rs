@@ -5,8 +5,12 @@
 //! of ours), and it keeps no message. Decoding is by hand, because this is a stranger's input and must not panic;
 //! encoding is `pgwire`'s.
 //!
-//! **Invariants:** arbitrary bytes never panic; the state is a few words, however long the pipeline;
-//! [`Exchange::at_rest`] is true only when nothing is in flight in either direction and no transaction is open.
+//! **Invariant:** arbitrary bytes never panic.
+
+pub mod exchange;
+pub mod statements;
+
+pub use exchange::{Exchange, Look, Settled};
 
 use bytes::BytesMut;
 use pgwire::messages::Message;
@@ -51,7 +55,7 @@ pub enum Opening {
 }
 
 /// A startup message of protocol 3.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Startup {
     /// Minor version asked for; anything above 0 is negotiated down to 0.
     pub minor: u16,
@@ -187,175 +191,6 @@ pub fn header(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
     Ok(Some(Header { kind, body: usize::try_from(length - 4).unwrap_or(usize::MAX) }))
 }
 
-/// What stands at the front of the bytes not yet looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Look {
-    /// Everything was looked at and may pass, or the rest is too short to tell.
-    More,
-    /// Client side, at rest: a message begins. The caller holds it, answers it, or lets it pass.
-    Rest(Header),
-    /// Backend side: a message that acknowledges (CommandComplete, ReadyForQuery), complete. The caller holds it or
-    /// lets it pass.
-    Success(Header),
-    /// Backend side: a notice short enough to be read, complete. The caller lets it pass.
-    Notice(Header),
-}
-
-/// Where a session stands, from the headers that passed in both directions.
-#[derive(Debug, Clone)]
-pub struct Exchange {
-    /// Body bytes of the client's present message still to come.
-    client_left: usize,
-    /// Body bytes of the backend's present message still to come.
-    backend_left: usize,
-    /// Transaction status of the last ReadyForQuery: `I`, `T` or `E`.
-    status: u8,
-    /// Requests that will be answered by a ReadyForQuery and were not yet.
-    outstanding: u64,
-    /// Sync messages since the last message of another kind; COPY from the client swallows them.
-    trailing_syncs: u64,
-    /// Extended-protocol messages passed since the last Sync.
-    unsynced: bool,
-    /// The backend reads COPY data.
-    copy_in: bool,
-}
-
-impl Exchange {
-    /// After the login, whose last message was a ReadyForQuery with this status.
-    pub fn new(status: u8) -> Exchange {
-        Exchange {
-            client_left: 0,
-            backend_left: 0,
-            status,
-            outstanding: 0,
-            trailing_syncs: 0,
-            unsynced: false,
-            copy_in: false,
-        }
-    }
-
-    /// Nothing in flight in either direction, though perhaps in a transaction.
-    pub fn is_quiet(&self) -> bool {
-        self.is_all_answered() && self.client_left == 0 && self.backend_left == 0
-    }
-
-    /// At a transaction boundary.
-    pub fn at_rest(&self) -> bool {
-        self.status == b'I' && self.is_quiet()
-    }
-
-    /// The client has asked for nothing that was not answered to its end.
-    pub fn is_all_answered(&self) -> bool {
-        self.outstanding == 0 && !self.unsynced && !self.copy_in
-    }
-
-    /// Transaction status of the last ReadyForQuery.
-    pub fn status(&self) -> u8 {
-        self.status
-    }
-
-    /// Body bytes of the backend's present message still to come.
-    pub fn backend_left(&self) -> usize {
-        self.backend_left
-    }
-
-    /// Body bytes of the client's present message still to come.
-    pub fn client_left(&self) -> usize {
-        self.client_left
-    }
-
-    /// Looks at the client's bytes from `*at` on and moves `*at` over what may pass.
-    pub fn look_client(&mut self, bytes: &[u8], at: &mut usize) -> Result<Look, Malformed> {
-        loop {
-            skip(&mut self.client_left, bytes, at);
-            if self.client_left > 0 {
-                return Ok(Look::More);
-            }
-            let Some(header) = header(&bytes[*at..])? else { return Ok(Look::More) };
-            if self.is_quiet() {
-                return Ok(Look::Rest(header));
-            }
-            self.pass_client(header, at);
-        }
-    }
-
-    /// Lets the client's message at `*at` pass.
-    pub fn pass_client(&mut self, header: Header, at: &mut usize) {
-        *at += HEADER;
-        self.client_left = header.body;
-        let sync = header.kind == b'S';
-        match header.kind {
-            // Query, FunctionCall.
-            b'Q' | b'F' => self.outstanding += 1,
-            // Sync; one that comes while the backend reads COPY data is ignored by it (chapter 55.2.6).
-            b'S' if !self.copy_in => {
-                self.outstanding += 1;
-                self.unsynced = false;
-            }
-            // Parse, Bind, Describe, Execute, Close, Flush.
-            b'P' | b'B' | b'D' | b'E' | b'C' | b'H' => self.unsynced = true,
-            // CopyDone, CopyFail.
-            b'c' | b'f' => self.copy_in = false,
-            _ => {}
-        }
-        self.trailing_syncs = if sync && !self.copy_in { self.trailing_syncs + 1 } else { 0 };
-    }
-
-    /// Looks at the backend's bytes from `*at` on and moves `*at` over what may pass.
-    pub fn look_backend(&mut self, bytes: &[u8], at: &mut usize) -> Result<Look, Malformed> {
-        loop {
-            skip(&mut self.backend_left, bytes, at);
-            if self.backend_left > 0 {
-                return Ok(Look::More);
-            }
-            let Some(header) = header(&bytes[*at..])? else { return Ok(Look::More) };
-            let complete = bytes.len() - *at >= HEADER + header.body;
-            match header.kind {
-                // Real ones are below a hundred bytes; a longer one cannot be waited for in a bounded buffer.
-                b'C' | b'Z' if header.body <= MAX_NOTICE_READ => {
-                    return Ok(if complete { Look::Success(header) } else { Look::More });
-                }
-                b'C' | b'Z' => return Err(Malformed("a command tag of the backend is too long")),
-                b'N' if header.body <= MAX_NOTICE_READ => {
-                    return Ok(if complete { Look::Notice(header) } else { Look::More });
-                }
-                _ => self.pass_backend(header, bytes, at),
-            }
-        }
-    }
-
-    /// Lets the backend's message at `*at` pass; `bytes` as in [`Exchange::look_backend`].
-    pub fn pass_backend(&mut self, header: Header, bytes: &[u8], at: &mut usize) {
-        *at += HEADER;
-        self.backend_left = header.body;
-        match header.kind {
-            b'Z' => {
-                self.status = bytes.get(*at).copied().unwrap_or(b'E');
-                self.outstanding = self.outstanding.saturating_sub(1);
-                self.copy_in = false;
-            }
-            // CommandComplete, ErrorResponse: COPY is over.
-            b'C' | b'E' => self.copy_in = false,
-            // CopyInResponse: what follows Execute in the client's stream is read as COPY data, Syncs are swallowed.
-            b'G' => {
-                self.copy_in = true;
-                if self.trailing_syncs > 0 {
-                    self.outstanding = self.outstanding.saturating_sub(self.trailing_syncs);
-                    self.trailing_syncs = 0;
-                    self.unsynced = true;
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
-fn skip(left: &mut usize, bytes: &[u8], at: &mut usize) {
-    let step = (*left).min(bytes.len() - *at);
-    *at += step;
-    *left -= step;
-}
-
 /// Whether `end` stands between two messages, when at `from` there are still `left` bytes of a message to come.
 pub fn is_between_messages(bytes: &[u8], from: usize, left: usize, end: usize) -> bool {
     let mut at = from.saturating_add(left);
@@ -389,9 +224,11 @@ pub fn is_sync_wait_given_up(notice_body: &[u8]) -> bool {
 }
 
 /// A query that the gate answers itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OwnQuery {
     ShowPoolNodes,
+    /// DEALLOCATE of a statement by its name, which the gate keeps in transaction mode.
+    Deallocate(String),
 }
 
 /// Whether a Query with this header may be one of ours, so that its body is worth waiting for.
@@ -405,8 +242,43 @@ pub fn own_query(body: &[u8]) -> Option<OwnQuery> {
     let text = text.strip_suffix(';').unwrap_or(text);
     let mut words = text.split_ascii_whitespace();
     let is = |word: Option<&str>, keyword: &str| word.is_some_and(|word| word.eq_ignore_ascii_case(keyword));
-    (is(words.next(), "show") && is(words.next(), "pool_nodes") && words.next().is_none())
-        .then_some(OwnQuery::ShowPoolNodes)
+    let first = words.next();
+    if is(first, "show") {
+        return (is(words.next(), "pool_nodes") && words.next().is_none()).then_some(OwnQuery::ShowPoolNodes);
+    }
+    if !is(first, "deallocate") {
+        return None;
+    }
+    let mut name = words.next()?;
+    if name.eq_ignore_ascii_case("prepare")
+        && let Some(next) = words.next()
+    {
+        name = next;
+    }
+    if words.next().is_some() || name.eq_ignore_ascii_case("all") {
+        return None;
+    }
+    let quoted = name.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    let name = quoted.map_or_else(|| name.to_ascii_lowercase(), |inner| inner.replace("\"\"", "\""));
+    Some(OwnQuery::Deallocate(name))
+}
+
+/// The name of the customized option (`my.tenant`) that a statement beginning like this sets for its session:
+/// PostgreSQL shows those in no list (GUC_CUSTOM_PLACEHOLDER).
+pub fn customized_option(statement: &[u8]) -> Option<String> {
+    let head = &statement[..statement.len().min(MAX_OWN_QUERY)];
+    let start = head.iter().position(|b| !b.is_ascii_whitespace())?;
+    if !head[start..].get(..4)?.eq_ignore_ascii_case(b"set ") {
+        return None;
+    }
+    let text = String::from_utf8_lossy(&head[start + 4..]);
+    let mut words = text.split(|c: char| c.is_ascii_whitespace() || c == '=').filter(|word| !word.is_empty());
+    let mut name = words.next()?;
+    if name.eq_ignore_ascii_case("session") {
+        name = words.next()?;
+    }
+    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'$'));
+    (plain && name.contains('.')).then(|| name.to_ascii_lowercase())
 }
 
 /// An error the gate tells a client.

@@ -18,6 +18,8 @@ mod raw;
 mod rules;
 #[path = "proxy/secrets.rs"]
 mod secrets;
+#[path = "proxy/sharing.rs"]
+mod sharing;
 #[path = "proxy/stream.rs"]
 mod stream;
 #[path = "proxy/success.rs"]

@@ -242,9 +242,22 @@ password_file = @PASSWORD@    # the password alone
 # slots = true               # one physical slot for each standby
 
 [pool]
+# mode = "session"           # a client has a backend "session": for all its life | "transaction": while it is in one
 # size = 40                  # backend connections per (user, database)
 # max_clients = 10000
 # query_wait = "30s"         # how long a client waits for a backend, or while paused
+# reserve = 0                # backends beyond size for a client that has waited for reserve_after
+# reserve_after = "5s"
+# idle_timeout = "10m"       # an idle backend is closed after this; "0s": never
+# lifetime = "1h"            # a backend older than this is closed instead of lent again; "0s": no limit
+# max_prepared = 200         # prepared statements kept in one backend (transaction mode)
+# max_clients_per_user = 0   # 0: no limit but max_clients
+# max_clients_per_database = 0
+# login_timeout = "60s"      # time a client has for its login
+# client_idle_timeout = "0s" # a client that asks nothing for so long is closed; "0s": never
+# idle_in_transaction_timeout = "0s"
+# client_address = false     # add the client's address to application_name, for PostgreSQL's log and pg_stat_activity
+# threads = 0                # threads that move data; 0: half the cores, at least 1, at most 4
 
 [status]
 # listen = "127.0.0.1:6434"  # read-only HTTP: status page, /status.json, /metrics, /active

@@ -189,11 +189,65 @@ pub struct Replication {
     pub slots: bool,
 }
 
+/// When a client has a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolMode {
+    /// From its login to its end.
+    Session,
+    /// From the first statement of a transaction to its end.
+    Transaction,
+}
+
+/// Clients and backends of the gate. A limit or time-out of zero is none.
 #[derive(Debug, Clone)]
 pub struct Pool {
-    pub max_clients: u32,
-    pub query_wait: Duration,
+    pub mode: PoolMode,
+    /// Backends per (user, database).
     pub size: u32,
+    /// Backends beyond `size`, opened when a client has waited for `reserve_after`.
+    pub reserve: u32,
+    pub reserve_after: Duration,
+    /// An idle backend is closed after this.
+    pub idle_timeout: Duration,
+    /// A backend older than this is closed instead of being lent again.
+    pub lifetime: Duration,
+    pub max_clients: u32,
+    pub max_clients_per_user: u32,
+    pub max_clients_per_database: u32,
+    pub query_wait: Duration,
+    /// Time a client has for its login.
+    pub login_timeout: Duration,
+    pub client_idle_timeout: Duration,
+    pub idle_in_transaction_timeout: Duration,
+    /// Prepared statements kept in one backend (transaction mode).
+    pub max_prepared: u32,
+    /// The client's address is added to `application_name`.
+    pub client_address: bool,
+    /// Threads that move data; zero: half the cores, at least one, at most four.
+    pub threads: u32,
+}
+
+impl Default for Pool {
+    fn default() -> Pool {
+        Pool {
+            mode: PoolMode::Session,
+            size: 40,
+            reserve: 0,
+            reserve_after: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(600),
+            lifetime: Duration::from_secs(3600),
+            max_clients: 10_000,
+            max_clients_per_user: 0,
+            max_clients_per_database: 0,
+            query_wait: Duration::from_secs(30),
+            login_timeout: Duration::from_secs(60),
+            client_idle_timeout: Duration::ZERO,
+            idle_in_transaction_timeout: Duration::ZERO,
+            max_prepared: 200,
+            client_address: false,
+            threads: 0,
+        }
+    }
 }
 
 /// One thing wrong with the configuration: where, what, and what to do about it. Displays as one line.

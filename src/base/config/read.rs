@@ -4,8 +4,8 @@
 
 use super::text::{self, Notes, Section};
 use super::{
-    Auth, Cluster, Config, Dns, DnsMode, Fence, FencePostgres, Node, NodePostgres, OnStandbyLoss, Pool, Postgres,
-    Replication, ReplicationMode, Service, Tsig, Vip, Witness,
+    Auth, Cluster, Config, Dns, DnsMode, Fence, FencePostgres, Node, NodePostgres, OnStandbyLoss, Pool, PoolMode,
+    Postgres, Replication, ReplicationMode, Service, Tsig, Vip, Witness,
 };
 use crate::base::ids::NodeName;
 use std::net::{IpAddr, SocketAddr};
@@ -20,6 +20,9 @@ const TSIG_ALGORITHMS: [&str; 3] = ["hmac-sha256", "hmac-sha384", "hmac-sha512"]
 const MOST_BACKENDS: u32 = 262_143;
 /// Clients of one gate; each needs two descriptors, and Linux' `fs.nr_open` is 2^20 as it comes.
 const MOST_CLIENTS: u32 = 500_000;
+/// Prepared statements of one backend: each costs PostgreSQL memory.
+const MOST_PREPARED: u32 = 100_000;
+const MOST_THREADS: u32 = 64;
 
 /// Reads every key. `None` only after an error was noted.
 pub(super) fn config(notes: &Notes<'_>, table: &DeTable<'_>) -> Option<Config> {
@@ -321,16 +324,28 @@ fn replication(section: Section<'_>) -> Replication {
 }
 
 fn pool(section: Section<'_>) -> Pool {
-    choice(&section, "mode", &[("session", ())], &["transaction"]);
-    let size = section.integer("size", 1, MOST_BACKENDS).unwrap_or(40);
-    if size != 40 {
-        // Pools come with the data path; until then each client has a backend of its own.
-        not_built(&section, "size", "a pool of another size", "write 40, the default, or take the line out");
-    }
-    let max_clients = section.integer("max_clients", 1, MOST_CLIENTS).unwrap_or(10_000);
-    let query_wait = section.duration("query_wait", "30s").unwrap_or(Duration::from_secs(30));
+    let d = Pool::default();
+    let modes = [("session", PoolMode::Session), ("transaction", PoolMode::Transaction)];
+    let pool = Pool {
+        mode: choice(&section, "mode", &modes, &[]).unwrap_or(d.mode),
+        size: section.integer("size", 1, MOST_BACKENDS).unwrap_or(d.size),
+        reserve: section.integer("reserve", 0, MOST_BACKENDS).unwrap_or(d.reserve),
+        reserve_after: section.duration("reserve_after", "5s").unwrap_or(d.reserve_after),
+        idle_timeout: section.duration("idle_timeout", "10m").unwrap_or(d.idle_timeout),
+        lifetime: section.duration("lifetime", "1h").unwrap_or(d.lifetime),
+        max_clients: section.integer("max_clients", 1, MOST_CLIENTS).unwrap_or(d.max_clients),
+        max_clients_per_user: section.integer("max_clients_per_user", 0, MOST_CLIENTS).unwrap_or(0),
+        max_clients_per_database: section.integer("max_clients_per_database", 0, MOST_CLIENTS).unwrap_or(0),
+        query_wait: section.duration("query_wait", "30s").unwrap_or(d.query_wait),
+        login_timeout: section.duration("login_timeout", "60s").unwrap_or(d.login_timeout),
+        client_idle_timeout: section.duration("client_idle_timeout", "30m").unwrap_or(Duration::ZERO),
+        idle_in_transaction_timeout: section.duration("idle_in_transaction_timeout", "5m").unwrap_or(Duration::ZERO),
+        max_prepared: section.integer("max_prepared", 1, MOST_PREPARED).unwrap_or(d.max_prepared),
+        client_address: section.boolean("client_address").unwrap_or(false),
+        threads: section.integer("threads", 0, MOST_THREADS).unwrap_or(0),
+    };
     section.finish();
-    Pool { max_clients, query_wait, size }
+    pool
 }
 
 /// `true` is an error until balancing is built, so this is `false` in every proven configuration.

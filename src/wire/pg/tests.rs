@@ -10,6 +10,10 @@ fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     out
 }
 
+fn header_of(bytes: &[u8]) -> Header {
+    header(bytes).expect("valid").expect("whole")
+}
+
 /// Runs a script through an exchange: `>` client, `<` backend, each byte after it a message kind.
 fn run(script: &str) -> Exchange {
     let mut exchange = Exchange::new(b'I');
@@ -22,10 +26,10 @@ fn run(script: &str) -> Exchange {
             _ if from_client => {
                 let bytes = message(c, b"xyz");
                 let mut at = 0;
-                if let Look::Rest(header) = exchange.look_client(&bytes, &mut at).expect("valid") {
+                if let Look::Rest(header) = exchange.look_client(&bytes, &mut at, false).expect("valid") {
                     exchange.pass_client(header, &mut at);
                 }
-                assert_eq!(exchange.look_client(&bytes, &mut at), Ok(Look::More));
+                assert_eq!(exchange.look_client(&bytes, &mut at, false), Ok(Look::More));
                 assert_eq!(at, bytes.len());
             }
             kind => {
@@ -37,10 +41,10 @@ fn run(script: &str) -> Exchange {
                 };
                 let bytes = message(kind, body);
                 let mut at = 0;
-                if let Look::Success(header) = exchange.look_backend(&bytes, &mut at).expect("valid") {
+                if let Look::Success(header) = exchange.look_backend(&bytes, &mut at, false).expect("valid") {
                     exchange.pass_backend(header, &bytes, &mut at);
                 }
-                assert_eq!(exchange.look_backend(&bytes, &mut at), Ok(Look::More));
+                assert_eq!(exchange.look_backend(&bytes, &mut at, false), Ok(Look::More));
             }
         }
     }
@@ -74,6 +78,22 @@ fn rest_is_where_nothing_is_in_flight() {
         (">PBDES <12G >ddcS <Ci", true),
         (">PBDEH <12G >ddcS <Ci", true),
         (">PBDES <12G >ddcS <E >  <i", true),
+        // All at once, without waiting for the question: the first Sync is part of the data, the second ends it.
+        (">PBES ddcS <12G", false),
+        (">PBES ddcS <12GCi", true),
+        (">Qddc <G", false),
+        (">Qddc <GCi", true),
+        // An error skips to the Sync, queries and all (PostgreSQL's ignore_till_sync).
+        (">PBE <E", false),
+        (">PBE <E >PBES <i", true),
+        (">PBES PBES <Ei <12Ci", true),
+        (">PBEQS <Ei", true),
+        (">PBE <E >QQ >S <i", true),
+        (">PBDES PBDES PBDES <12TCi <Ei <12T", false),
+        (">PBDES PBDES PBDES <12TCi <Ei <12TCi", true),
+        (">PDS <1tTi", true),
+        (">BES <2si >ES <Ci", true),
+        (">BES <2Ii", true),
         // A Sync amid the data is swallowed too.
         (">Q <G >dSdc <Ci", true),
     ] {
@@ -86,12 +106,18 @@ fn at_rest_every_client_message_is_asked_about() {
     let mut exchange = Exchange::new(b'I');
     let bytes = [message(b'Q', b"a\0"), message(b'Q', b"b\0")].concat();
     let mut at = 0;
-    let Ok(Look::Rest(header)) = exchange.look_client(&bytes, &mut at) else { panic!("rest") };
+    let Ok(Look::Rest(header)) = exchange.look_client(&bytes, &mut at, false) else { panic!("rest") };
     assert_eq!(at, 0);
     exchange.pass_client(header, &mut at);
-    assert_eq!(exchange.look_client(&bytes, &mut at), Ok(Look::More), "the second rides on the first");
+    assert_eq!(exchange.look_client(&bytes, &mut at, false), Ok(Look::More), "the second rides on the first");
     assert_eq!(at, bytes.len());
-    assert_eq!(exchange.outstanding, 2);
+    for answered in [false, true] {
+        assert!(!exchange.is_quiet());
+        let ready = message(b'Z', b"I");
+        exchange.pass_backend(header_of(&ready), &ready, &mut 0);
+        exchange.look_backend(&ready, &mut HEADER.clone(), false).expect("its body");
+        assert_eq!(exchange.is_quiet(), answered);
+    }
 }
 
 #[test]
@@ -99,14 +125,30 @@ fn acknowledgements_are_shown_whole() {
     let mut exchange = Exchange::new(b'I');
     let bytes = [message(b'D', b"row"), message(b'C', b"INSERT 0 1\0"), message(b'Z', b"T")].concat();
     let mut at = 0;
-    assert_eq!(exchange.look_backend(&bytes[..12], &mut at), Ok(Look::More));
+    assert_eq!(exchange.look_backend(&bytes[..12], &mut at, false), Ok(Look::More));
     assert_eq!(at, 8, "what is not complete is not passed");
-    let Ok(Look::Success(header)) = exchange.look_backend(&bytes, &mut at) else { panic!("C") };
+    let Ok(Look::Success(header)) = exchange.look_backend(&bytes, &mut at, false) else { panic!("C") };
     exchange.pass_backend(header, &bytes, &mut at);
-    let Ok(Look::Success(header)) = exchange.look_backend(&bytes, &mut at) else { panic!("Z") };
+    let Ok(Look::Success(header)) = exchange.look_backend(&bytes, &mut at, false) else { panic!("Z") };
     assert_eq!(header.kind, b'Z');
     exchange.pass_backend(header, &bytes, &mut at);
     assert_eq!(exchange.status(), b'T');
+}
+
+#[test]
+fn customized_options_are_known_by_their_dot() {
+    for (text, name) in [
+        ("set my.tenant = 'x'", Some("my.tenant")),
+        ("  SET SESSION My.Tenant TO 1", Some("my.tenant")),
+        ("set my.tenant='x.y'", Some("my.tenant")),
+        ("set local my.tenant = 1", None),
+        ("set search_path = a.b", None),
+        ("select 'set a.b'", None),
+        ("set", None),
+        ("", None),
+    ] {
+        assert_eq!(customized_option(text.as_bytes()).as_deref(), name, "{text}");
+    }
 }
 
 #[test]
@@ -186,6 +228,7 @@ proptest! {
     /// However the bytes are cut, both scanners stay in bounds, and pass every byte exactly once or say why not.
     #[test]
     fn arbitrary_streams_never_panic(
+        statements in any::<bool>(),
         pieces in prop::collection::vec((any::<bool>(), prop::collection::vec(a_telling_byte(), 0..40)), 0..30),
     ) {
         let mut exchange = Exchange::new(b'I');
@@ -196,14 +239,16 @@ proptest! {
             let mut at = 0;
             loop {
                 let look = if from_client {
-                    exchange.look_client(buffer, &mut at)
+                    exchange.look_client(buffer, &mut at, statements)
                 } else {
-                    exchange.look_backend(buffer, &mut at)
+                    exchange.look_backend(buffer, &mut at, statements)
                 };
                 prop_assert!(at <= buffer.len());
                 match look {
-                    Ok(Look::Rest(header)) => exchange.pass_client(header, &mut at),
-                    Ok(Look::Success(header) | Look::Notice(header)) => exchange.pass_backend(header, buffer, &mut at),
+                    Ok(Look::Rest(header) | Look::Statement(header)) => exchange.pass_client(header, &mut at),
+                    Ok(Look::Success(header) | Look::Notice(header) | Look::Reply(header)) => {
+                        exchange.pass_backend(header, buffer, &mut at);
+                    }
                     Ok(Look::More) => break,
                     Err(_) => return Ok(()),
                 }

@@ -2,6 +2,7 @@
 
 use crate::pg::{PASSWORD, Pg, shared};
 use futures_util::FutureExt;
+use portcullis::base::config::Pool;
 use portcullis::base::time::{Duration, Instant};
 use portcullis::engine::status::*;
 use portcullis::io::clock;
@@ -24,6 +25,7 @@ pub struct Setup {
     pub clock: ReadClock,
     /// Another than the shared one.
     pub pg: Option<Arc<Pg>>,
+    pub pool: Pool,
 }
 
 impl Default for Setup {
@@ -35,6 +37,7 @@ impl Default for Setup {
             query_wait: Duration::from_secs(30),
             clock: clock::now,
             pg: None,
+            pool: Pool { threads: 2, ..Pool::default() },
         }
     }
 }
@@ -85,8 +88,7 @@ pub async fn shut_with(setup: Setup) -> Front {
         port: pg.port,
         admin_user: "postgres".to_owned(),
         rules: Arc::clone(&rules),
-        max_clients: setup.max_clients,
-        query_wait: setup.query_wait,
+        pool: Pool { max_clients: setup.max_clients, query_wait: setup.query_wait, ..setup.pool },
         node: "alp".parse().unwrap(),
     };
     let (snapshot, snapshots) = watch::channel(Arc::new(snapshot()));

@@ -10,6 +10,7 @@ pub struct Raw {
     pub stream: TcpStream,
     /// From BackendKeyData.
     pub pid: i32,
+    pub key: Vec<u8>,
 }
 
 /// A message of the frontend or the backend.
@@ -50,18 +51,34 @@ pub fn startup(minor: u8, parameters: &[(&str, &str)]) -> Vec<u8> {
 impl Raw {
     /// Connected, nothing said.
     pub async fn connect(front: &Front) -> Raw {
-        Raw { stream: TcpStream::connect(front.address).await.unwrap(), pid: 0 }
+        Raw { stream: TcpStream::connect(front.address).await.unwrap(), pid: 0, key: Vec::new() }
     }
 
     /// Logged in as a role that needs no password.
     pub async fn trusty(front: &Front) -> Raw {
         let mut raw = Raw::connect(front).await;
-        raw.send(&startup(0, &[("user", "trusty"), ("database", "app")])).await;
+        raw.log_in(&[("user", "trusty"), ("database", "app")]).await;
+        raw
+    }
+
+    /// Cancels what this client is doing, over a connection of its own.
+    pub async fn cancel(&self, front: &Front) {
+        let mut other = Raw::connect(front).await;
+        other.send(&portcullis::wire::pg::cancel_request(self.pid, &self.key)).await;
+        assert!(other.is_closed().await);
+    }
+
+    /// From the start-up packet to the first ReadyForQuery.
+    pub async fn log_in(&mut self, parameters: &[(&str, &str)]) {
+        self.send(&startup(0, parameters)).await;
         loop {
-            let (kind, body) = raw.receive().await.expect("a greeting");
+            let (kind, body) = self.receive().await.expect("a greeting");
             match kind {
-                b'K' => raw.pid = i32::from_be_bytes(body[..4].try_into().unwrap()),
-                b'Z' => return raw,
+                b'K' => {
+                    self.pid = i32::from_be_bytes(body[..4].try_into().unwrap());
+                    self.key = body[4..].to_vec();
+                }
+                b'Z' => return,
                 b'E' => panic!("{:?}", field(&body, b'M')),
                 _ => {}
             }

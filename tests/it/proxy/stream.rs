@@ -154,7 +154,7 @@ async fn copy_failures_leave_the_session_in_step() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn backends_go_when_their_clients_go_and_clients_hear_when_backends_go() {
+async fn backends_are_tidied_up_when_their_clients_go_and_clients_hear_when_backends_go() {
     let front = open().await;
     let mut polite = Raw::trusty(&front).await;
     let rude = Raw::trusty(&front).await;
@@ -169,8 +169,15 @@ async fn backends_go_when_their_clients_go_and_clients_hear_when_backends_go() {
     half.stream.shutdown().await.unwrap();
     assert_eq!(half.until_ready().await, "TDCi");
     assert!(half.is_closed().await);
-    let count = format!("select count(*) from pg_stat_activity where pid in ({pids})");
-    eventually("backends are gone", async || front.pg.admin(&count).unwrap() == "0").await;
+    let count = format!(
+        "select count(*) from pg_stat_activity where pid in ({pids}) and state = 'idle' and query = 'DISCARD ALL'"
+    );
+    eventually("backends are ready for others", async || front.pg.admin(&count).unwrap() == "2").await;
+    let half_is_gone = format!("select count(*) from pg_stat_activity where pid = {}", half.pid);
+    eventually("one left amid a question", async || front.pg.admin(&half_is_gone).unwrap() == "0").await;
+    let next = Raw::trusty(&front).await;
+    assert!(pids.contains(&next.pid.to_string()), "one of them serves the next client");
+    drop(next);
 
     let mut victim = Raw::trusty(&front).await;
     front.pg.admin(&format!("select pg_terminate_backend({})", victim.pid)).unwrap();

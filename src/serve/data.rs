@@ -1,0 +1,188 @@
+//! The data threads: each a current-thread runtime that owns its sessions and its pools, so that a forwarded byte meets
+//! no lock and no other core.
+//!
+//! What it is NOT: nobody logs in here; clients come from the door (`serve::session`) with their proof.
+//!
+//! **Invariant:** all clients of one (user, database) are on one thread: their pool is there, and only there.
+
+use super::backend::Proof;
+use super::gate::Pass;
+use super::listener::{Proxy, Seat};
+use super::pool::Pool;
+use super::session;
+use super::slot::{Doing, Order};
+use super::tls::Parked;
+use crate::base::time::Instant;
+use crate::wire::pg::Startup;
+use crate::wire::pg::statements::Catalogue;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+use tokio::time::MissedTickBehavior;
+
+/// How often pools and time-outs are looked after; the exactness of their times.
+const TICK: Duration = Duration::from_millis(250);
+/// Tasks polled between two looks at the sockets.
+const EVENT_INTERVAL: u32 = 61;
+
+/// A client that is let in.
+pub(crate) struct Newcomer {
+    pub(crate) client: Parked,
+    pub(crate) peer: SocketAddr,
+    pub(crate) startup: Startup,
+    pub(crate) proof: Proof,
+    pub(crate) pass: Pass,
+    pub(crate) seat: Seat,
+}
+
+/// The ways to all threads. The last one dropped ends them, and with them every session.
+pub(crate) struct Threads {
+    doors: Vec<mpsc::UnboundedSender<Newcomer>>,
+}
+
+impl Threads {
+    /// Starts them.
+    pub(crate) fn start(proxy: &Arc<Proxy>) -> io::Result<Threads> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let wanted = usize::try_from(proxy.options.pool.threads).unwrap_or(0);
+        let count = if wanted == 0 { (cores / 2).clamp(1, 4) } else { wanted };
+        let mut doors = Vec::new();
+        for number in 0..count {
+            let (door, newcomers) = mpsc::unbounded_channel();
+            let proxy = Arc::clone(proxy);
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().event_interval(EVENT_INTERVAL).build()?;
+            std::thread::Builder::new().name(format!("data-{number}")).spawn(move || {
+                let all = LocalSet::new();
+                all.block_on(&runtime, run(proxy, newcomers, number == 0));
+            })?;
+            doors.push(door);
+        }
+        Ok(Threads { doors })
+    }
+
+    /// Hands a client to the thread of its pool.
+    pub(crate) fn admit(&self, newcomer: Newcomer) {
+        let mut hasher = DefaultHasher::new();
+        (&newcomer.startup.user, &newcomer.startup.database).hash(&mut hasher);
+        let count = u64::try_from(self.doors.len()).unwrap_or(1).max(1);
+        let at = usize::try_from(hasher.finish() % count).unwrap_or(0);
+        // A thread that is gone goes with the proxy: the client is closed with its newcomer.
+        if let Some(door) = self.doors.get(at) {
+            let _ = door.send(newcomer);
+        }
+    }
+}
+
+/// What the sessions of a thread share.
+pub(crate) struct Data {
+    pub(crate) proxy: Arc<Proxy>,
+    /// The time of the last tick: what is measured with it needs no better.
+    pub(crate) now: Cell<Instant>,
+    pools: RefCell<HashMap<(String, String), Rc<Pool>>>,
+    pub(crate) catalogue: RefCell<Catalogue>,
+    tokens: Cell<u64>,
+}
+
+impl Data {
+    /// The pool of a client that just proved itself.
+    pub(crate) fn pool(self: &Rc<Self>, startup: &Startup, proof: Proof) -> Rc<Pool> {
+        let key = (startup.user.clone(), startup.database.clone());
+        if let Some(pool) = self.pools.borrow().get(&key) {
+            pool.renew_proof(proof);
+            return Rc::clone(pool);
+        }
+        let pool = Pool::new(Rc::downgrade(self), &self.proxy, (&key.0, &key.1), proof);
+        self.pools.borrow_mut().insert(key, Rc::clone(&pool));
+        pool
+    }
+
+    /// A number no other client of this thread has; never zero.
+    pub(crate) fn token(&self) -> u64 {
+        self.tokens.set(self.tokens.get() + 1);
+        self.tokens.get()
+    }
+
+    /// Makes room where PostgreSQL takes no more connections: an idle backend of any pool goes.
+    pub(crate) fn close_an_idle_one(&self) -> bool {
+        let pools: Vec<Rc<Pool>> = self.pools.borrow().values().cloned().collect();
+        for pool in pools {
+            if let Some(backend) = pool.oldest_idle() {
+                pool.close(backend);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn tick(&self) {
+        self.now.set(self.proxy.gate.now());
+        let pools: Vec<Rc<Pool>> = self.pools.borrow().values().cloned().collect();
+        pools.iter().for_each(Pool::tick);
+        drop(pools);
+        self.pools.borrow_mut().retain(|_, pool| Rc::strong_count(pool) > 1 || !pool.is_unused());
+        if !self.proxy.gate.passes() {
+            // Another PostgreSQL may answer when it opens again.
+            self.proxy.backends_max.store(0, Ordering::SeqCst);
+        }
+    }
+}
+
+/// One thread, for as long as the proxy is there.
+async fn run(proxy: Arc<Proxy>, mut newcomers: mpsc::UnboundedReceiver<Newcomer>, is_first: bool) {
+    let data = Rc::new(Data {
+        now: Cell::new(proxy.gate.now()),
+        pools: RefCell::default(),
+        catalogue: RefCell::default(),
+        tokens: Cell::new(0),
+        proxy,
+    });
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut view = data.proxy.gate.watch();
+    loop {
+        tokio::select! {
+            newcomer = newcomers.recv() => match newcomer {
+                Some(newcomer) => drop(tokio::task::spawn_local(session::begin(Rc::clone(&data), newcomer))),
+                None => return,
+            },
+            _ = ticks.tick() => {
+                data.tick();
+                if is_first {
+                    look_after_idle(&data);
+                }
+            }
+            // Idle backends of a gate that was cut are closed at once.
+            _ = view.changed() => data.tick(),
+        }
+    }
+}
+
+/// Ends clients that have been silent for too long.
+fn look_after_idle(data: &Data) {
+    let pool = &data.proxy.options.pool;
+    let (idle, in_transaction) = (pool.client_idle_timeout, pool.idle_in_transaction_timeout);
+    if idle.is_zero() && in_transaction.is_zero() {
+        return;
+    }
+    let now = data.now.get();
+    for slot in data.proxy.gate.all_slots() {
+        let (doing, since) = slot.doing();
+        let silent = now.since(since);
+        match doing {
+            Doing::Idle if !idle.is_zero() && silent >= idle => slot.give(Order::Idle),
+            Doing::IdleInTransaction if !in_transaction.is_zero() && silent >= in_transaction => {
+                slot.give(Order::IdleInTransaction);
+            }
+            _ => {}
+        }
+    }
+}

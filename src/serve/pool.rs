@@ -1,0 +1,501 @@
+//! The backends of one (user, database) on one data thread: opened when needed, lent to one session at a time, queued
+//! for in order.
+//!
+//! What it is NOT: it moves no bytes of a client and knows no statement. A backend in a state that another client must
+//! not see is not given back here; who lent it tidies it up or closes it.
+//!
+//! **Invariants:** a backend is lent again only in the generation of the gate it was opened in. Whoever waits longest
+//! is served first. A ticket that is dropped gives back what it was given.
+
+use super::backend::{self, Backend, NoBackend, Proof};
+use super::data::Data;
+use super::gate::Pass;
+use super::listener::Proxy;
+use crate::base::time::Instant;
+use crate::wire::pg::{Refusal, Startup};
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::ops::{Deref, DerefMut};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+/// Pause before PostgreSQL is tried again that cannot take a connection just now.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// What the commands say about one database, on all threads.
+#[derive(Debug, Default)]
+pub(crate) struct Database {
+    pub(crate) paused: AtomicBool,
+    /// Grows with every `reconnect`: backends of an earlier count are not lent again.
+    pub(crate) reconnects: AtomicU32,
+    /// Sessions logged in.
+    pub(crate) clients: Arc<AtomicU32>,
+}
+
+/// What one pool did; written by its thread alone.
+#[derive(Debug, Default)]
+pub(crate) struct PoolStats {
+    pub(crate) clients: AtomicU32,
+    pub(crate) waiting: AtomicU32,
+    pub(crate) open: AtomicU32,
+    pub(crate) idle: AtomicU32,
+    pub(crate) transactions: AtomicU64,
+    pub(crate) bytes_in: AtomicU64,
+    pub(crate) bytes_out: AtomicU64,
+    /// Nanoseconds that clients waited for a backend, as exact as the thread's tick.
+    pub(crate) waited: AtomicU64,
+    pub(crate) logins: AtomicU64,
+}
+
+/// Adds to a counter of which the caller is the only writer: no locked instruction.
+pub(crate) fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+}
+
+/// Start-up parameters that backends of one kind share.
+pub(crate) type Shape = Rc<Startup>;
+
+/// Settings that differ from what the start-up packet made them, by name; `None`: none.
+pub(crate) type Settings = Option<Rc<Vec<(String, String)>>>;
+
+pub(crate) struct Pool {
+    data: Weak<Data>,
+    proxy: Arc<Proxy>,
+    pub(crate) database: Arc<Database>,
+    pub(crate) stats: Arc<PoolStats>,
+    /// The newest proof of the role, for backends opened later.
+    proof: RefCell<Proof>,
+    idle: RefCell<Vec<Backend>>,
+    /// Backends open or being opened.
+    open: Cell<u32>,
+    opening: Cell<u32>,
+    queue: RefCell<VecDeque<Rc<Ticket>>>,
+    /// What PostgreSQL says to a client of this shape at its login.
+    greetings: RefCell<HashMap<Shape, Rc<[u8]>>>,
+    settings: RefCell<Vec<std::rc::Weak<Vec<(String, String)>>>>,
+    shapes: RefCell<Vec<std::rc::Weak<Startup>>>,
+}
+
+/// A place in the queue.
+struct Ticket {
+    shape: Shape,
+    pass: Pass,
+    since: Instant,
+    answer: RefCell<Option<Result<Backend, NoBackend>>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Ticket {
+    fn tell(&self, answer: Result<Backend, NoBackend>) {
+        *self.answer.borrow_mut() = Some(answer);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+/// Who waits for a backend; leaves the queue when dropped.
+pub(crate) struct Waiting {
+    pool: Rc<Pool>,
+    ticket: Rc<Ticket>,
+}
+
+impl Waiting {
+    /// A backend, or why there is none.
+    pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<Lease, NoBackend>> {
+        if let Some(answer) = self.ticket.answer.borrow_mut().take() {
+            return Poll::Ready(answer.map(|backend| Lease::new(backend, &self.pool)));
+        }
+        *self.ticket.waker.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.pool.queue.borrow_mut().retain(|ticket| !Rc::ptr_eq(ticket, &self.ticket));
+        self.pool.count_waiting();
+        let given = self.ticket.answer.borrow_mut().take();
+        if let Some(Ok(backend)) = given {
+            self.pool.give_back(backend);
+        }
+    }
+}
+
+/// A backend on loan. Dropped, it is closed and its place is free.
+pub(crate) struct Lease {
+    backend: Option<Backend>,
+    pool: Rc<Pool>,
+}
+
+impl Lease {
+    fn new(backend: Backend, pool: &Rc<Pool>) -> Lease {
+        Lease { backend: Some(backend), pool: Rc::clone(pool) }
+    }
+
+    /// At rest and as it was lent.
+    pub(crate) fn give_back(mut self) {
+        if let Some(backend) = self.backend.take() {
+            self.pool.give_back(backend);
+        }
+    }
+}
+
+impl Deref for Lease {
+    type Target = Backend;
+    fn deref(&self) -> &Backend {
+        // Taken only by those that consume the lease.
+        self.backend.as_ref().unwrap_or_else(|| unreachable!())
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut Backend {
+        self.backend.as_mut().unwrap_or_else(|| unreachable!())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(backend) = self.backend.take() {
+            let counted = !backend.shape.wants_replication();
+            drop(backend);
+            if counted {
+                self.pool.lost();
+            }
+        }
+    }
+}
+
+/// What a request for a backend gets.
+pub(crate) enum Lent {
+    Now(Lease),
+    Wait(Waiting),
+}
+
+impl Pool {
+    pub(crate) fn new(data: Weak<Data>, proxy: &Arc<Proxy>, names: (&str, &str), proof: Proof) -> Rc<Pool> {
+        let (_, database) = names;
+        let pool = Rc::new(Pool {
+            data,
+            proxy: Arc::clone(proxy),
+            database: proxy.database(database),
+            stats: Arc::default(),
+            proof: RefCell::new(proof),
+            idle: RefCell::default(),
+            open: Cell::new(0),
+            opening: Cell::new(0),
+            queue: RefCell::default(),
+            greetings: RefCell::default(),
+            settings: RefCell::default(),
+            shapes: RefCell::default(),
+        });
+        proxy.register_pool(names, &pool.stats);
+        pool
+    }
+
+    /// A client proved the role anew.
+    pub(crate) fn renew_proof(&self, proof: Proof) {
+        // What lets the gate in where PostgreSQL asks for a password is not forgotten for a client that needed none.
+        if proof.has_secret() {
+            *self.proof.borrow_mut() = proof;
+        }
+    }
+
+    /// One value for equal start-up packets.
+    pub(crate) fn shape(&self, startup: Startup) -> Shape {
+        let mut shapes = self.shapes.borrow_mut();
+        shapes.retain(|shape| shape.strong_count() > 0);
+        if let Some(known) = shapes.iter().filter_map(Weak::upgrade).find(|known| **known == startup) {
+            return known;
+        }
+        let shape = Rc::new(startup);
+        shapes.push(Rc::downgrade(&shape));
+        shape
+    }
+
+    /// One value for equal settings.
+    pub(crate) fn settings(&self, mut pairs: Vec<(String, String)>) -> Settings {
+        if pairs.is_empty() {
+            return None;
+        }
+        pairs.sort();
+        let mut all = self.settings.borrow_mut();
+        if let Some(known) = all.iter().filter_map(Weak::upgrade).find(|known| **known == pairs) {
+            return Some(known);
+        }
+        all.retain(|settings| settings.strong_count() > 0);
+        let settings = Rc::new(pairs);
+        all.push(Rc::downgrade(&settings));
+        Some(settings)
+    }
+
+    /// What a new client of this shape is told, where it is known already.
+    pub(crate) fn greeting(&self, shape: &Shape) -> Option<Rc<[u8]>> {
+        self.greetings.borrow().get(shape).cloned()
+    }
+
+    /// A backend of this shape, at once where one is free.
+    pub(crate) fn request(self: &Rc<Self>, shape: &Shape, settings: &Settings, pass: &Pass) -> Lent {
+        if self.queue.borrow().is_empty()
+            && let Some(backend) = self.take(shape, settings, pass)
+        {
+            return Lent::Now(Lease::new(backend, self));
+        }
+        let ticket = Rc::new(Ticket {
+            shape: Rc::clone(shape),
+            pass: pass.clone(),
+            since: self.now(),
+            answer: RefCell::default(),
+            waker: RefCell::default(),
+        });
+        self.queue.borrow_mut().push_back(Rc::clone(&ticket));
+        self.serve_queue();
+        self.count_waiting();
+        Lent::Wait(Waiting { pool: Rc::clone(self), ticket })
+    }
+
+    /// A backend of its own for a replication connection: no place of the pool's is taken, and it is never lent again.
+    pub(crate) async fn open_apart(self: &Rc<Self>, shape: &Shape, pass: &Pass) -> Result<Lease, NoBackend> {
+        let proof = self.proof.borrow().clone();
+        backend::open(&self.proxy, shape, &proof, pass).await.map(|backend| Lease::new(backend, self))
+    }
+
+    /// Whether somebody waits.
+    pub(crate) fn is_wanted(&self) -> bool {
+        !self.queue.borrow().is_empty()
+    }
+
+    fn now(&self) -> Instant {
+        self.data.upgrade().map_or(Instant::ZERO, |data| data.now.get())
+    }
+
+    fn count_waiting(&self) {
+        self.stats.waiting.store(u32::try_from(self.queue.borrow().len()).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    fn count(&self) {
+        self.stats.open.store(self.open.get(), Ordering::Relaxed);
+        self.stats.idle.store(u32::try_from(self.idle.borrow().len()).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    /// An idle backend of this shape, best with these settings, that has nothing to say.
+    fn take(&self, shape: &Shape, settings: &Settings, pass: &Pass) -> Option<Backend> {
+        let found = loop {
+            let mut idle = self.idle.borrow_mut();
+            let fits = |backend: &Backend| Rc::ptr_eq(&backend.shape, shape);
+            let same = |backend: &Backend| fits(backend) && same_settings(&backend.settings, settings);
+            let Some(at) = idle.iter().rposition(same).or_else(|| idle.iter().rposition(fits)) else { break None };
+            // The order is that of their last use.
+            let backend = if at + 1 == idle.len() { idle.pop()? } else { idle.remove(at) };
+            drop(idle);
+            if backend.pass.is_of(pass) && backend.is_silent() {
+                break Some(backend);
+            }
+            self.close(backend);
+        };
+        self.count();
+        found
+    }
+
+    /// A backend is free again, at rest and as it was lent; it is given to who waits, kept, or closed for its age.
+    pub(crate) fn give_back(self: &Rc<Self>, mut backend: Backend) {
+        let lifetime = self.proxy.options.pool.lifetime;
+        let now = self.now();
+        let old = !lifetime.is_zero() && now.since(backend.born) >= lifetime;
+        let of_before = backend.reconnects != self.database.reconnects.load(Ordering::Relaxed);
+        // Opened beyond the size for who waited: kept while somebody does.
+        let surplus = self.open.get() > self.proxy.options.pool.size && self.queue.borrow().is_empty();
+        if old || of_before || surplus || backend.pass.is_over() {
+            self.close(backend);
+        } else {
+            backend.idle_since = now;
+            self.idle.borrow_mut().push(backend);
+        }
+        if !self.queue.borrow().is_empty() {
+            self.serve_queue();
+        }
+        self.count();
+    }
+
+    /// Ends a backend; its place is free.
+    pub(crate) fn close(&self, backend: Backend) {
+        drop(backend);
+        self.free_place();
+    }
+
+    /// The place of a backend that is gone, or that lives on without being this pool's.
+    pub(crate) fn free_place(&self) {
+        self.open.set(self.open.get().saturating_sub(1));
+        self.proxy.backends.fetch_sub(1, Ordering::SeqCst);
+        self.count();
+    }
+
+    /// After a backend was closed outside of [`Pool::give_back`]: who waits may have its place.
+    pub(crate) fn lost(self: &Rc<Self>) {
+        self.free_place();
+        self.serve_queue();
+    }
+
+    /// Serves who waits, first come first served: with what is idle, else with a new backend where one may be opened.
+    fn serve_queue(self: &Rc<Self>) {
+        loop {
+            let Some(first) = self.queue.borrow().front().cloned() else { return };
+            if let Some(backend) = self.take(&first.shape, &None, &first.pass) {
+                self.queue.borrow_mut().pop_front();
+                self.count_waiting();
+                add(&self.stats.waited, u64::try_from(self.now().since(first.since).as_nanos()).unwrap_or(u64::MAX));
+                first.tell(Ok(backend));
+                continue;
+            }
+            // One is opened for each who waits, not more.
+            let waiting = u32::try_from(self.queue.borrow().len()).unwrap_or(u32::MAX);
+            if self.opening.get() >= waiting || !self.may_open(&first) {
+                return;
+            }
+            let shape = {
+                let queue = self.queue.borrow();
+                let at = usize::try_from(self.opening.get()).unwrap_or(0);
+                queue.get(at).map_or_else(|| Rc::clone(&first.shape), |ticket| Rc::clone(&ticket.shape))
+            };
+            self.open.set(self.open.get() + 1);
+            self.opening.set(self.opening.get() + 1);
+            tokio::task::spawn_local(Rc::clone(self).open_one(shape, first.pass.clone()));
+        }
+    }
+
+    /// Takes one place of all there are.
+    fn may_open(&self, first: &Ticket) -> bool {
+        let pool = &self.proxy.options.pool;
+        let waited = self.now().since(first.since);
+        let size = if waited >= pool.reserve_after { pool.size.saturating_add(pool.reserve) } else { pool.size };
+        if self.open.get() >= size {
+            // One of another shape makes room.
+            let Some(other) = self.oldest_idle() else { return false };
+            self.close(other);
+        }
+        let taken = || self.proxy.take_place();
+        taken() || (self.data.upgrade().is_some_and(|data| data.close_an_idle_one()) && taken())
+    }
+
+    /// The idle backend that was not used for longest.
+    pub(crate) fn oldest_idle(&self) -> Option<Backend> {
+        let mut idle = self.idle.borrow_mut();
+        (!idle.is_empty()).then(|| idle.remove(0))
+    }
+
+    /// Opens a backend for whoever waits then. The place was taken by the caller.
+    async fn open_one(self: Rc<Self>, shape: Shape, pass: Pass) {
+        let place = Place { pool: Rc::clone(&self), kept: Cell::new(false) };
+        loop {
+            let proof = self.proof.borrow().clone();
+            let reconnects = self.database.reconnects.load(Ordering::Relaxed);
+            let opened = backend::open(&self.proxy, &shape, &proof, &pass).await;
+            let wanted = |ticket: &&Rc<Ticket>| Rc::ptr_eq(&ticket.shape, &shape);
+            let is_wanted = self.queue.borrow().iter().any(|ticket| wanted(&ticket));
+            match opened {
+                Ok(mut backend) => {
+                    place.kept.set(true);
+                    drop(place);
+                    backend.reconnects = reconnects;
+                    backend.born = self.now();
+                    self.greetings.borrow_mut().insert(shape, Rc::clone(&backend.greeting));
+                    self.give_back(backend);
+                    return;
+                }
+                // It starts, stops, or is full: who waits goes on waiting.
+                Err(none) if is_wanted && none.is_passing() && pass.passes() => {
+                    tokio::time::sleep(RETRY).await;
+                }
+                Err(none) => {
+                    drop(place);
+                    self.greetings.borrow_mut().remove(&shape);
+                    let mut queue = self.queue.borrow_mut();
+                    let at = queue.iter().position(|ticket| wanted(&ticket));
+                    let first = at.and_then(|at| queue.remove(at));
+                    drop(queue);
+                    self.count_waiting();
+                    if let Some(first) = first {
+                        first.tell(Err(none));
+                    }
+                    self.serve_queue();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Once a tick: who waited too long is told so, who waits gets what the reserve has, idle ones age.
+    pub(crate) fn tick(self: &Rc<Self>) {
+        let pool = &self.proxy.options.pool;
+        let now = self.now();
+        loop {
+            let late = |ticket: &Rc<Ticket>| now.since(ticket.since) >= pool.query_wait || !ticket.pass.passes();
+            let front = self.queue.borrow().front().filter(|ticket| late(ticket)).cloned();
+            let Some(front) = front else { break };
+            self.queue.borrow_mut().pop_front();
+            front.tell(Err(self.waited_too_long().into()));
+        }
+        self.count_waiting();
+        self.serve_queue();
+        let reconnects = self.database.reconnects.load(Ordering::Relaxed);
+        let done = |backend: &Backend| {
+            let idle = !pool.idle_timeout.is_zero() && now.since(backend.idle_since) >= pool.idle_timeout;
+            let old = !pool.lifetime.is_zero() && now.since(backend.born) >= pool.lifetime;
+            idle || old || backend.reconnects != reconnects || backend.pass.is_over()
+        };
+        let gone: Vec<Backend> = self.idle.borrow_mut().extract_if(.., |backend| done(backend)).collect();
+        gone.into_iter().for_each(|backend| self.close(backend));
+    }
+
+    fn waited_too_long(&self) -> Refusal {
+        let pool = &self.proxy.options.pool;
+        let waited = humantime::format_duration(pool.query_wait);
+        Refusal::new("53300", format!("portcullis: no backend became free within {waited}")).hint(format!(
+            "pool.size = {} of portcullis limits the connections of a user to a database ({} open), and PostgreSQL's \
+             max_connections those of all; pool.query_wait is how long a client waits.",
+            pool.size,
+            self.open.get()
+        ))
+    }
+
+    /// Nobody uses it and nothing is open.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.open.get() == 0 && self.queue.borrow().is_empty() && self.stats.clients.load(Ordering::Relaxed) == 0
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // Closed with the thread: their places are free.
+        let open = self.open.get();
+        self.proxy.backends.fetch_sub(open.min(self.proxy.backends.load(Ordering::SeqCst)), Ordering::SeqCst);
+    }
+}
+
+/// The place of a backend being opened; free again unless it was kept.
+struct Place {
+    pool: Rc<Pool>,
+    kept: Cell<bool>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.pool.opening.set(self.pool.opening.get().saturating_sub(1));
+        if !self.kept.get() {
+            self.pool.free_place();
+        }
+    }
+}
+
+/// Whether both are one value of the same pool.
+pub(crate) fn same_settings(a: &Settings, b: &Settings) -> bool {
+    match (a, b) {
+        (None, None) => true,
+        (Some(a), Some(b)) => Rc::ptr_eq(a, b),
+        _ => false,
+    }
+}

@@ -1,0 +1,2 @@
+//! Prepared statements: what goes to the backend, by cases.
+use super::*;
