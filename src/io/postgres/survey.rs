@@ -28,7 +28,7 @@ const LOWERED: &str = "SELECT r.rolname, d.datname, split_part(word, '=', 2) FRO
     LEFT JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg_database d ON d.oid = s.setdatabase, \
     unnest(s.setconfig) AS word WHERE split_part(word, '=', 1) = 'synchronous_commit' ORDER BY 1, 2";
 const ROLES: &str = "SELECT rolname, rolsuper FROM pg_roles WHERE rolcanlogin ORDER BY 1";
-const MD5_ROLES: &str = "SELECT rolname FROM pg_authid WHERE rolcanlogin AND rolpassword LIKE 'md5%' AND length(rolpassword) = 35 ORDER BY 1";
+const MD5_ROLES: &str = "SELECT rolname FROM pg_authid WHERE rolcanlogin AND rolpassword LIKE 'md5%' ORDER BY 1";
 const SLOTS: &str = "SELECT slot_name FROM pg_replication_slots WHERE slot_type = 'physical'";
 const DATABASES: &str = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1";
 /// Per database: its functions have privileges of their own.
