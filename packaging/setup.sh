@@ -13,7 +13,7 @@ packages=(
     iproute2 iputils-arping nftables        # network namespaces, who answers for the VIP, cutting the network
     tcpdump procps util-linux               # looking on; setpriv
     systemd-container dbus polkitd          # a machine with a real service manager
-    openssl python3                         # certificates for client TLS; small helpers
+    openssl python3 python3-venv            # certificates for client TLS; small helpers; drivers from PyPI
 )
 case "${1:-}" in
 deb) packages=(dpkg-dev binutils) ;;

@@ -65,7 +65,7 @@ impl Template {
 
     fn make() -> Outcome<Template> {
         super::sys::install_missing_tools()?;
-        super::host::sweep_leftovers();
+        super::sweep::sweep_leftovers();
         let bin_dir = newest_bin_dir().ok_or("no PostgreSQL server under /usr/lib/postgresql; install postgresql")?;
         let dir = PathBuf::from(format!("/tmp/pclab-{}-template", std::process::id()));
         let lifeline = Lifeline::new(&dir, &[])?;
