@@ -18,9 +18,13 @@ const CHORE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_ANSWER: usize = 1024 * 1024;
 
 /// Every setting that a session has changed and that outlives its transaction, and its role where it took another
-/// (those two are hidden from the view). The role it logged in as follows.
-const LEARN: &str = "select name, setting from pg_catalog.pg_settings where source = 'session' \
-     and name not in ('transaction_isolation', 'transaction_read_only', 'transaction_deferrable') \
+/// (those two are hidden from the view). Its `statement_timeout` comes first and is not for the rest, which takes a
+/// millisecond; the value it would have without it comes with it. The role it logged in as follows.
+const LEARN: &str = "select 'statement_timeout', pg_catalog.current_setting('statement_timeout');\
+     set local statement_timeout = 0;\
+     select '', reset_val from pg_catalog.pg_settings where name = 'statement_timeout' and reset_val = '0' union all \
+     select name, setting from pg_catalog.pg_settings where source = 'session' \
+     and name not in ('statement_timeout', 'transaction_isolation', 'transaction_read_only', 'transaction_deferrable') \
      union all select 'role', pg_catalog.current_setting('role') where pg_catalog.current_setting('role') <> 'none' \
      union all select 'session_authorization', session_user::pg_catalog.text where session_user <> ";
 
@@ -74,6 +78,8 @@ fn cells(body: &[u8]) -> Option<Vec<String>> {
 /// Runs one query and gives the backend back to the caller; `None`: it is of no more use.
 async fn run(mut lease: Lease, sql: &str, what: &str) -> Option<(Lease, Vec<Vec<String>>)> {
     let pid = lease.pid;
+    // A simple query ends it.
+    lease.known.forget_unnamed();
     let asked = tokio::time::timeout(CHORE_TIMEOUT, ask(&mut lease.stream, sql)).await;
     match asked {
         Ok(Ok(rows)) => Some((lease, rows)),
@@ -110,7 +116,11 @@ pub(crate) async fn learn(lease: Lease, customized: Vec<String>) -> Option<(Leas
         let mut cells = row.into_iter();
         Some((cells.next()?, cells.next()?))
     };
-    Some((lease, rows.into_iter().filter_map(pair).collect()))
+    let mut pairs: Vec<(String, String)> = rows.into_iter().filter_map(pair).collect();
+    // None, and none was there before: not this client's.
+    let is_usual = pairs.iter().any(|(name, _)| name.is_empty());
+    pairs.retain(|(name, value)| !name.is_empty() && !(is_usual && name == "statement_timeout" && value == "0"));
+    Some((lease, pairs))
 }
 
 /// After a session: everything of it goes.
@@ -122,27 +132,45 @@ pub(crate) async fn tidy_up(lease: Lease) {
     }
 }
 
+/// Taken back before all other settings and made after them, in this order: whose settings they are, and what a slow
+/// machine may need for them, is not the client's business. A new session user ends the role of the former.
+const LATE: [&str; 3] = ["statement_timeout", "session_authorization", "role"];
+
 /// The statements that lead from one set of settings to another.
 fn difference(from: &[(String, String)], to: &[(String, String)]) -> String {
     let mut sql = String::new();
-    // A role is given back first and taken last: what it may set is another's business.
-    let is_role = |name: &str| matches!(name, "role" | "session_authorization");
-    let gone = |(name, _): &&(String, String)| !to.iter().any(|(other, _)| other == name);
-    for (name, _) in from.iter().filter(gone).filter(|(name, _)| is_role(name)) {
-        sql.push_str(if name == "role" { "RESET ROLE;" } else { "RESET SESSION AUTHORIZATION;" });
+    if from.len() == to.len() && from.iter().all(|pair| to.contains(pair)) {
+        return sql;
     }
-    for (name, _) in from.iter().filter(gone).filter(|(name, _)| !is_role(name)) {
+    let is_late = |name: &str| LATE.contains(&name);
+    let late = |set: &'_ [(String, String)], late: &str| set.iter().find(|(name, _)| name == late).cloned();
+    for (name, _) in LATE.iter().rev().filter_map(|name| late(from, name)) {
+        sql.push_str(match name.as_str() {
+            "role" => "RESET ROLE;",
+            "session_authorization" => "RESET SESSION AUTHORIZATION;",
+            _ => "SET statement_timeout = 0;",
+        });
+    }
+    let gone = |(name, _): &&(String, String)| !to.iter().any(|(other, _)| other == name);
+    for (name, _) in from.iter().filter(gone).filter(|(name, _)| !is_late(name)) {
         sql.push_str(&format!("RESET {};", identifier(name)));
     }
     let changed = |pair: &&(String, String)| !from.contains(pair);
-    for last in [false, true] {
-        for (name, value) in to.iter().filter(changed).filter(|(name, _)| is_role(name) == last) {
-            let value = literal(value);
-            sql.push_str(&match name.as_str() {
-                "session_authorization" => format!("SET SESSION AUTHORIZATION {value};"),
-                // A list: quoted as one it would be one name.
-                _ => format!("SELECT pg_catalog.set_config({}, {value}, false);", literal(name)),
-            });
+    // A list: quoted as one it would be one name.
+    let set = |name: &str, value: &str| format!("SELECT pg_catalog.set_config({}, {value}, false);", literal(name));
+    for (name, value) in to.iter().filter(changed).filter(|(name, _)| !is_late(name)) {
+        sql.push_str(&set(name, &literal(value)));
+    }
+    for name in LATE {
+        match late(to, name) {
+            Some((_, user)) if name == "session_authorization" => {
+                sql.push_str(&format!("SET SESSION AUTHORIZATION {};", literal(&user)));
+            }
+            Some((_, value)) => sql.push_str(&set(name, &literal(&value))),
+            None if name == "statement_timeout" && late(from, name).is_some() => {
+                sql.push_str("RESET statement_timeout;");
+            }
+            None => {}
         }
     }
     sql
@@ -185,5 +213,17 @@ mod tests {
              SELECT pg_catalog.set_config('x.y', '1', false);SELECT pg_catalog.set_config('role', 'clerk', false);"
         );
         assert_eq!(difference(&b, &none), "RESET ROLE;RESET \"application_name\";RESET \"x\".\"y\";");
+        let bob = pairs(&[("role", "clerk"), ("session_authorization", "bob"), ("statement_timeout", "1")]);
+        assert_eq!(difference(&bob, &bob), "");
+        assert_eq!(
+            difference(&pairs(&[("role", "clerk")]), &bob),
+            "RESET ROLE;SELECT pg_catalog.set_config('statement_timeout', '1', false);\
+             SET SESSION AUTHORIZATION 'bob';SELECT pg_catalog.set_config('role', 'clerk', false);"
+        );
+        assert_eq!(
+            difference(&bob, &pairs(&[("role", "clerk")])),
+            "RESET ROLE;RESET SESSION AUTHORIZATION;SET statement_timeout = 0;RESET statement_timeout;\
+             SELECT pg_catalog.set_config('role', 'clerk', false);"
+        );
     }
 }

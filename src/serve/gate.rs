@@ -86,8 +86,9 @@ impl Gate {
         if !was_open && before != 0 {
             self.end_generation(LAPSED, true);
         }
-        self.serve_until.store(until.as_nanos(), Ordering::SeqCst);
-        if !was_open {
+        // Somebody may have noted a lapse since we looked; then its listeners are closed and wait to be woken.
+        let replaced = self.serve_until.swap(until.as_nanos(), Ordering::SeqCst);
+        if !was_open || replaced == 0 {
             self.wake();
         }
     }

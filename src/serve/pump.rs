@@ -25,7 +25,7 @@ use super::pool::{Lease, Lent, Pool, Settings, Shape, Waiting, add, same_setting
 use super::show;
 use super::slot::{Doing, Entry, Order, Slot};
 use super::tls::ClientStream;
-use crate::wire::pg::statements::{Names, Out, Rewrite};
+use crate::wire::pg::statements::{MAX_TEXT, Names, Out, Rewrite};
 use crate::wire::pg::{self, Exchange, HEADER, Header, Look, Malformed, OwnQuery, Settled, TERMINATE};
 use bytes::{Buf, BufMut, BytesMut};
 use std::future::Future;
@@ -251,6 +251,11 @@ impl Pump {
         if free && self.slot().unlink() { self.link.take() } else { None }
     }
 
+    /// What the client set may still stand in the backend that [`Pump::take_lease`] gave.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.sharing.as_ref().is_some_and(|sharing| sharing.is_dirty)
+    }
+
     /// The client's stream, and whether an error message may follow what it was sent. The backend is let go of.
     pub(crate) fn into_client(self) -> (ClientStream, bool, Pass) {
         let (from, left) = self.frame;
@@ -356,6 +361,10 @@ impl Pump {
         let written = self.up.start == self.up.parsed;
         let Some(sharing) = self.sharing.as_mut() else { return false };
         if more || !written || !sharing.out.is_empty() || self.backend_eof || self.unflushed || self.client_eof {
+            return false;
+        }
+        // What is gathered is at no one else's disposal, and was promised to this backend.
+        if sharing.whole > 0 {
             return false;
         }
         if !self.entry.slot.unlink() {
@@ -510,16 +519,24 @@ impl Pump {
                 return Ok(Step::Passed);
             }
         }
+        let whole = HEADER + header.body;
+        let names_one = self.mode == Mode::Transaction && matches!(header.kind, b'P' | b'B' | b'D' | b'C');
+        if names_one && self.up.end - self.up.parsed < whole.min(BUFFER) {
+            // Whole first: two clients of half a message each would only hand a backend to and fro.
+            return if self.client_eof { Err(End::ClientGone) } else { Ok(Step::More) };
+        }
         if !self.link_up(cx)? {
             return Ok(Step::Blocked);
         }
-        if self.mode == Mode::Transaction && matches!(header.kind, b'P' | b'B' | b'D' | b'C') {
+        if names_one {
             return self.statement(header);
         }
         if header.kind == b'Q'
-            && let Some(sharing) = self.sharing.as_mut()
+            && let (Some(sharing), Some(lease)) = (self.sharing.as_mut(), self.link.as_mut())
         {
             sharing.names.forget_unnamed();
+            // The backend's is gone too, whosesoever it was.
+            lease.known.forget_unnamed();
             sharing.note_option(self.up.bytes().get(self.up.parsed + HEADER..).unwrap_or_default());
         }
         Ok(self.pass(header))
@@ -583,13 +600,15 @@ impl Pump {
             self.exchange.note_own(kind);
         }
         let replaced = match rewrite {
+            // What is needed of it comes with the rest of the buffer, of a long Bind too.
+            Rewrite::More if whole <= BUFFER || self.up.end - at < BUFFER => return Ok(Step::More),
+            Rewrite::More if whole > MAX_TEXT => {
+                return Err(End::Malformed(Malformed("a message that names a prepared statement is too long")));
+            }
             Rewrite::More => {
-                if whole > BUFFER {
-                    sharing.whole = whole;
-                    self.begin_to_gather();
-                    return self.gather();
-                }
-                return Ok(Step::More);
+                sharing.whole = whole;
+                self.begin_to_gather();
+                return self.gather();
             }
             Rewrite::Pass if rewritten.is_empty() => return Ok(self.pass(header)),
             Rewrite::Pass => 0,
@@ -630,6 +649,12 @@ impl Pump {
         }
         let gathered = std::mem::take(&mut sharing.gathered);
         let whole = std::mem::take(&mut sharing.whole);
+        if self.exchange.is_discarding() {
+            // An error came meanwhile: PostgreSQL skips this, and it means nothing.
+            sharing.out.extend_from_slice(&gathered);
+            self.exchange.pass_rewritten(gathered[0], 0);
+            return Ok(Step::Passed);
+        }
         let most = usize::try_from(self.data.proxy.options.pool.max_prepared).unwrap_or(usize::MAX);
         let mut out = Out { bytes: &mut sharing.out, own: &mut sharing.own };
         let rewrite = sharing
@@ -807,6 +832,10 @@ impl Pump {
                         && self.entry.slot.cancels.load(Ordering::SeqCst) == 0;
                     if settled && self.entry.slot.doubt.load(Ordering::Relaxed) {
                         self.entry.slot.doubt.store(false, Ordering::SeqCst);
+                        // One that came in between was counted before it raised the doubt we may just have taken.
+                        if self.entry.slot.cancels.load(Ordering::SeqCst) > 0 {
+                            self.entry.slot.doubt.store(true, Ordering::SeqCst);
+                        }
                     }
                 }
                 Look::Notice(header) => {
@@ -844,7 +873,7 @@ impl Pump {
         let settled = self.pass_down(header);
         let Some(sharing) = self.sharing.as_deref_mut() else { return };
         let swallowed = match settled {
-            Settled::Parsed => sharing.names.parsed(),
+            Settled::Parsed => sharing.names.parsed(self.link.as_mut().map(|lease| &mut lease.known)),
             Settled::Closed => sharing.names.closed(),
             Settled::Failed { parses, closes } => {
                 if let Some(lease) = self.link.as_mut() {
@@ -882,7 +911,7 @@ impl Pump {
         if forgets {
             sharing.names.forget_all();
             if let Some(lease) = self.link.as_mut() {
-                lease.known.clear();
+                lease.known.forget_all(&sharing.names);
             }
         }
     }

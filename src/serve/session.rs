@@ -217,6 +217,9 @@ impl Opening<'_> {
             startup.parameters.push((b"application_name".to_vec(), name.into_bytes()));
         }
         let application = application.unwrap_or_default();
+        // Nothing of these reaches a backend.
+        startup.minor = 0;
+        startup.options.clear();
         let shape = self.pool.shape(startup);
         let (settings, known) = match mode {
             Mode::Transaction => {
@@ -344,6 +347,8 @@ async fn finish(mut pump: Pump, end: End, places: Places) {
     {
         match pump.mode() {
             Mode::Session => drop(tokio::task::spawn_local(chores::tidy_up(lease))),
+            // It left before what it had set was learnt.
+            Mode::Transaction if pump.is_dirty() => drop(tokio::task::spawn_local(chores::tidy_up(lease))),
             Mode::Transaction => lease.give_back(),
             Mode::Apart => {}
         }

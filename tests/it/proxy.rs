@@ -14,6 +14,8 @@ mod login;
 mod pg;
 #[path = "proxy/raw.rs"]
 mod raw;
+#[path = "proxy/review.rs"]
+mod review;
 #[path = "proxy/rules.rs"]
 mod rules;
 #[path = "proxy/secrets.rs"]

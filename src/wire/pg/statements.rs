@@ -17,13 +17,15 @@ pub const MAX_TEXT: usize = 16 * 1024 * 1024;
 const MAX_UNNAMED: usize = 64 * 1024;
 /// Statements whose text is looked after at most; forgotten ones are swept when a new one comes.
 const SWEEP_ABOVE: usize = 1024;
+/// The same in bytes of text.
+const SWEEP_BYTES_ABOVE: usize = 8 * 1024 * 1024;
 
 /// One text and the number in its name.
 #[derive(Debug)]
 pub struct Statement {
     id: u64,
     /// A Parse message's body behind the name: query, terminator, parameter types.
-    text: Box<[u8]>,
+    text: Rc<[u8]>,
 }
 
 impl Statement {
@@ -38,6 +40,9 @@ pub struct Catalogue {
     by_text: HashMap<Rc<[u8]>, Weak<Statement>>,
     next: u64,
     sweep_at: usize,
+    /// Bytes of the texts in `by_text`, and at how many they are swept.
+    bytes: usize,
+    sweep_bytes_at: usize,
 }
 
 impl Catalogue {
@@ -45,13 +50,18 @@ impl Catalogue {
         if let Some(known) = self.by_text.get(text).and_then(Weak::upgrade) {
             return known;
         }
-        if self.by_text.len() >= self.sweep_at.max(SWEEP_ABOVE) {
+        if self.by_text.len() >= self.sweep_at.max(SWEEP_ABOVE)
+            || self.bytes >= self.sweep_bytes_at.max(SWEEP_BYTES_ABOVE)
+        {
             self.by_text.retain(|_, statement| statement.strong_count() > 0);
-            self.sweep_at = self.by_text.len() * 2;
+            self.bytes = self.by_text.keys().map(|text| text.len()).sum();
+            (self.sweep_at, self.sweep_bytes_at) = (self.by_text.len() * 2, self.bytes * 2);
         }
         self.next += 1;
-        let statement = Rc::new(Statement { id: self.next, text: text.into() });
-        self.by_text.insert(text.into(), Rc::downgrade(&statement));
+        self.bytes += text.len();
+        let text: Rc<[u8]> = text.into();
+        let statement = Rc::new(Statement { id: self.next, text: Rc::clone(&text) });
+        self.by_text.insert(text, Rc::downgrade(&statement));
         statement
     }
 }
@@ -67,9 +77,20 @@ pub struct Known {
 }
 
 impl Known {
-    /// All statements are gone (DISCARD ALL, DEALLOCATE ALL).
+    /// All statements are gone (DISCARD ALL after a session).
     pub fn clear(&mut self) {
         *self = Known::default();
+    }
+
+    /// A DISCARD ALL or DEALLOCATE ALL of this client was carried out: all are gone, but those whose Parse is still to
+    /// be answered and so came behind it. It takes no unnamed one.
+    pub fn forget_all(&mut self, names: &Names) {
+        self.statements.retain(|id, _| names.is_being_parsed(*id));
+    }
+
+    /// A simple query was carried out: there is no unnamed statement any more.
+    pub fn forget_unnamed(&mut self) {
+        self.unnamed_of = 0;
     }
 
     fn touch(&mut self, id: u64) -> bool {
@@ -122,8 +143,8 @@ enum What {
     /// The statement of this number.
     Numbered(u64),
     Unnamed,
-    /// Nothing: its name is in use, and PostgreSQL says so.
-    Twice,
+    /// Nothing: its name is in use, and PostgreSQL says so; unless a DEALLOCATE ALL came before it in the pipeline.
+    Twice(u64),
 }
 
 /// One client's statements and those of its messages in flight.
@@ -188,10 +209,15 @@ impl Names {
         self.named.remove(name);
     }
 
-    /// DEALLOCATE ALL, DISCARD ALL.
+    /// DEALLOCATE ALL, DISCARD ALL: all but those whose Parse is still to be answered and so came behind it. It takes
+    /// no unnamed one.
     pub fn forget_all(&mut self) {
-        self.named.clear();
-        self.unnamed = Vec::new();
+        let parses = &self.parses;
+        self.named.retain(|name, _| parses.iter().any(|parse| parse.name.as_ref() == Some(name)));
+    }
+
+    fn is_being_parsed(&self, id: u64) -> bool {
+        self.parses.iter().any(|parse| matches!(parse.what, What::Numbered(parsed) if parsed == id))
     }
 
     /// A simple query ends the unnamed statement (chapter 55.2.3).
@@ -327,7 +353,7 @@ impl Names {
             // PostgreSQL says what is wrong with that.
             self.teach(&twice, known, most, out);
             out.message(b'P', &[twice.name().as_bytes(), b"\0", text]);
-            self.parses.push_back(Parse { own: false, what: What::Twice, name: None });
+            self.parses.push_back(Parse { own: false, what: What::Twice(twice.id), name: None });
             return;
         }
         let statement = catalogue.intern(text);
@@ -363,8 +389,14 @@ impl Names {
     }
 
     /// A ParseComplete came; whether it is to be swallowed.
-    pub fn parsed(&mut self) -> bool {
-        self.parses.pop_front().is_some_and(|parse| parse.own)
+    pub fn parsed(&mut self, known: Option<&mut Known>) -> bool {
+        let Some(parse) = self.parses.pop_front() else { return false };
+        if let (What::Twice(id), Some(known)) = (parse.what, known) {
+            // Another text stands there under its name.
+            known.learn(id);
+            known.doubt(id);
+        }
+        parse.own
     }
 
     /// A CloseComplete came; whether it is to be swallowed.
@@ -385,7 +417,7 @@ impl Names {
                         self.unnamed.clear();
                     }
                 }
-                What::Twice => {}
+                What::Twice(_) => {}
             }
             if let Some(name) = parse.name {
                 self.named.remove(&name);

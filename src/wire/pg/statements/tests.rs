@@ -140,7 +140,7 @@ proptest! {
             let mut left = in_flight.into_iter();
             for answer in answers {
                 let swallowed = match answer {
-                    Answer::Parsed => names.parsed(),
+                    Answer::Parsed => names.parsed(None),
                     Answer::Closed => names.closed(),
                     Answer::Bound(_) => false,
                     Answer::Error => {

@@ -1,0 +1,147 @@
+//! What a second pair of eyes found in the data path: shared backends whose clients leave, dribble or err.
+
+use crate::front::{Front, Setup, open_with};
+use crate::raw::*;
+use portcullis::base::config::{Pool, PoolMode};
+use std::time::Duration;
+
+/// Long enough for the pump to have looked at what it has and to find no more.
+const DRIBBLE: Duration = Duration::from_millis(150);
+
+async fn shared(size: u32) -> Front {
+    let pool = Pool { mode: PoolMode::Transaction, size, threads: 1, ..Pool::default() };
+    open_with(Setup { pool, ..Setup::default() }).await
+}
+
+/// The one value of the one row.
+async fn value(raw: &mut Raw, sql: &str) -> String {
+    raw.send(&query(sql)).await;
+    let mut value = String::new();
+    loop {
+        let (kind, body) = raw.receive().await.expect("an answer");
+        match kind {
+            b'D' => value = String::from_utf8_lossy(&body[6..]).into_owned(),
+            b'E' => panic!("{sql}: {:?}", portcullis::wire::pg::field(&body, b'M')),
+            b'Z' => return value,
+            _ => {}
+        }
+    }
+}
+
+fn parse(name: &str, sql: &str) -> Vec<u8> {
+    message(b'P', &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"].concat())
+}
+
+fn describe(name: &str) -> Vec<u8> {
+    message(b'D', &[b"S", name.as_bytes(), b"\0"].concat())
+}
+
+fn bind(name: &str) -> Vec<u8> {
+    message(b'B', &[b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"].concat())
+}
+
+fn run(name: &str) -> Vec<u8> {
+    [bind(name), message(b'E', b"\0\0\0\0\0"), SYNC.to_vec()].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_statement_may_come_in_pieces() {
+    let front = shared(1).await;
+    let mut a = Raw::trusty(&front).await;
+    let long = format!("select length('{}')", "x".repeat(40_000));
+    let bytes = [parse("long", &long), SYNC.to_vec()].concat();
+    for piece in bytes.chunks(9_000) {
+        a.send(piece).await;
+        tokio::time::sleep(DRIBBLE).await;
+    }
+    assert_eq!(a.until_ready().await, "1i");
+    assert_eq!(a.ask(&run("long")).await, "2DCi");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_of_who_leaves_at_once_stay_with_nobody() {
+    let front = shared(1).await;
+    let mut b = Raw::trusty(&front).await;
+    for end in [message(b'X', b""), Vec::new()] {
+        let mut a = Raw::trusty(&front).await;
+        a.send(&[query("set search_path = pg_catalog; set role app"), end].concat()).await;
+        tokio::io::AsyncWriteExt::shutdown(&mut a.stream).await.unwrap();
+        while a.receive().await.is_some() {}
+        assert_eq!(value(&mut b, "show search_path").await, "\"$user\", public");
+        assert_eq!(value(&mut b, "select current_user").await, "trusty");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_simple_query_of_another_takes_no_unnamed_statement() {
+    let front = shared(1).await;
+    let (mut a, mut b) = (Raw::trusty(&front).await, Raw::trusty(&front).await);
+    assert_eq!(a.ask(&[parse("", "select 'a'"), describe(""), SYNC.to_vec()].concat()).await, "1tTi");
+    assert_eq!(b.ask(&query("select 1")).await, "TDCi");
+    assert_eq!(a.ask(&run("")).await, "2DCi");
+    // The gate's own queries are such ones too.
+    assert_eq!(a.ask(&[parse("", "set statement_timeout = '7s'"), run("")].concat()).await, "12Ci");
+    assert_eq!(a.ask(&run("")).await, "2Ci");
+    // And the client's own, as with PostgreSQL.
+    assert_eq!(a.ask(&query("select 1")).await, "TDCi");
+    assert_eq!(a.ask(&run("")).await, "Ei");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_amid_a_long_statement_leaves_all_in_step() {
+    let front = shared(1).await;
+    let (mut a, mut b) = (Raw::trusty(&front).await, Raw::trusty(&front).await);
+    let text = format!("select length('{}')", "x".repeat(40_000));
+    let long = parse("long", &text);
+    // PostgreSQL reads the second half as part of what it skips.
+    a.send(&[&bind("none")[..], &long[..25_000]].concat()).await;
+    assert_eq!(a.error().await.0, "26000");
+    assert_eq!(a.ask(&[&long[25_000..], &SYNC].concat()).await, "i");
+    assert_eq!(a.ask(&run("long")).await, "Ei", "it was skipped");
+    assert_eq!(b.ask(&[parse("s", "select 1"), SYNC.to_vec()].concat()).await, "1i");
+    assert_eq!(b.ask(&[parse("mine", &text), run("mine")].concat()).await, "12DCi");
+    assert_eq!(a.ask(&[parse("s", "select 1"), run("s")].concat()).await, "12DCi");
+    assert_eq!(a.ask(&[parse("long", &text), run("long")].concat()).await, "12DCi");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_parsed_behind_deallocate_all_stays() {
+    let front = shared(1).await;
+    let (mut a, mut b) = (Raw::trusty(&front).await, Raw::trusty(&front).await);
+    assert_eq!(a.ask(&[parse("old", "select 1"), SYNC.to_vec()].concat()).await, "1i");
+    for all in ["deallocate all", "discard all"] {
+        let pipeline = [extended(all), SYNC.to_vec(), parse("new", "select 2"), describe("new"), SYNC.to_vec()];
+        a.send(&pipeline.concat()).await;
+        assert_eq!(a.until_ready().await, "12Ci", "{all}");
+        assert_eq!(a.until_ready().await, "1tTi", "{all}");
+        assert_eq!(a.ask(&run("new")).await, "2DCi", "{all}");
+        assert_eq!(a.ask(&run("old")).await, "Ei", "{all}");
+        // The backend has it under the gate's name: another may say the same.
+        assert_eq!(b.ask(&[parse("theirs", "select 2"), run("theirs")].concat()).await, "12DCi", "{all}");
+        assert_eq!(b.ask(&[message(b'C', b"Stheirs\0"), SYNC.to_vec()].concat()).await, "3i");
+        assert_eq!(a.ask(&[message(b'C', b"Snew\0"), SYNC.to_vec()].concat()).await, "3i");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_and_short_timeouts_follow_a_client() {
+    let front = shared(1).await;
+    let (mut a, mut b) = (Raw::trusty(&front).await, Raw::trusty(&front).await);
+    a.ask(&query("set session authorization ann; set role carded")).await;
+    assert_eq!(value(&mut b, "select session_user || current_user").await, "trustytrusty");
+    assert_eq!(value(&mut a, "select session_user || ' ' || current_user").await, "ann carded");
+    b.ask(&query("set role carded")).await;
+    value(&mut a, "select 1").await;
+    assert_eq!(value(&mut b, "select session_user || ' ' || current_user").await, "trusty carded");
+    a.ask(&query("reset session authorization")).await;
+    // A setting that only the login role may make.
+    a.ask(&query("set log_min_messages = fatal; set role carded")).await;
+    assert_eq!(value(&mut b, "show log_min_messages").await, "warning");
+    assert_eq!(value(&mut a, "show log_min_messages").await, "fatal");
+    assert_eq!(value(&mut a, "select session_user || ' ' || current_user").await, "trusty carded");
+    for _ in 0..20 {
+        let mut c = Raw::trusty(&front).await;
+        assert!(c.ask(&query("set statement_timeout = 1")).await.ends_with("Ci"));
+        assert_eq!(value(&mut b, "show statement_timeout").await, "0");
+    }
+}
