@@ -14,7 +14,12 @@ packages=(
     tcpdump procps util-linux               # looking on; setpriv
     systemd-container dbus polkitd          # a machine with a real service manager
     openssl python3                         # certificates for client TLS; small helpers
+    python3-venv ca-certificates            # drivers in other languages, against the gate
 )
+# Other builds of Node bring npm along, and conflict with Debian's.
+if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+    packages+=(nodejs npm)
+fi
 [ "${1:-}" = deb ] && packages=(dpkg-dev binutils)
 
 missing=()
