@@ -33,9 +33,11 @@ pub mod wire {
     pub mod hba;
     pub mod journal;
     pub mod marker;
+    pub mod md5;
     pub mod peer;
     pub mod pg;
     pub mod scram;
+    pub mod x509;
 }
 
 /// Floor 2: the pure state machines.

@@ -113,21 +113,12 @@ fn read_secrets(config: &Config, node: &Node) -> Result<Secrets, Fault> {
 }
 
 fn read_rules(auth: &Auth) -> Result<(HbaFile, Option<tls::TlsAcceptor>), Fault> {
-    let hba = read_hba(&auth.hba_file)?;
+    let hba = files::load_hba(&auth.hba_file).map_err(|trouble| bad(trouble.to_string()))?;
     let tls = match (&auth.tls_cert_file, &auth.tls_key_file) {
-        (Some(cert), Some(key)) => Some(tls::load(cert, key)?),
+        (Some(cert), Some(key)) => Some(tls::load(cert, key, auth.tls_ca_file.as_deref())?),
         _ => None,
     };
     Ok((hba, tls))
-}
-
-fn read_hba(path: &Path) -> Result<HbaFile, Fault> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => HbaFile::parse(&path.display().to_string(), &text)
-            .map_err(|errors| bad(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(HbaFile::default()),
-        Err(error) => Err(bad(format!("{} cannot be read: {error}; auth.hba_file names it", path.display()))),
-    }
 }
 
 async fn find_servers(config: &Config) -> Result<Vec<SocketAddr>, Fault> {
@@ -494,7 +485,7 @@ fn reload(config_file: &Path, rules: &Rules) {
     match read {
         Ok((hba, tls)) => {
             rules.replace(hba, tls);
-            tracing::info!("reloaded auth.hba_file and the TLS certificate; other keys take effect at a restart");
+            tracing::info!("reloaded auth.hba_file and the TLS files; other keys take effect at a restart");
         }
         Err(fault) => tracing::error!("nothing was reloaded: {fault}"),
     }

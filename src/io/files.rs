@@ -5,9 +5,9 @@
 //! **Invariant:** a secret leaves this file only from a file that others can neither read nor write, and no error of
 //! this file repeats a byte of one.
 
-use crate::base::config::{Config, ConfigError, Lines, Secret};
+use crate::base::config::{Auth, Config, ConfigError, Lines, Secret};
 use crate::base::fault::{ExitCode, Fault};
-use crate::wire::hba::HbaFile;
+use crate::wire::hba::{FileTrouble, Files, HbaError, HbaFile};
 use data_encoding::BASE64;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -81,6 +81,13 @@ pub fn prove_files(config: &Config, lines: &Lines, file: &Path) -> (Vec<ConfigEr
     if let Some(key) = &config.auth.tls_key_file {
         prove("auth.tls_key_file", read_secret(key).map(drop));
     }
+    if let Some(ca) = &config.auth.tls_ca_file {
+        let readable = read(ca, LARGEST_CONFIG).map(drop);
+        prove(
+            "auth.tls_ca_file",
+            readable.map_err(|error| format!("{}: {error}; put the certificates of your CA (PEM) there", ca.display())),
+        );
+    }
     if let Some(program) = config.fence.stonith.first().map(Path::new) {
         prove("fence.stonith", runnable(program));
     }
@@ -94,7 +101,7 @@ pub fn prove_files(config: &Config, lines: &Lines, file: &Path) -> (Vec<ConfigEr
         )),
         Err(error) => prove("replication.password_file", Err(error)),
     }
-    errors.extend(hba_errors(&config.auth.hba_file, lines, file));
+    errors.extend(hba_errors(&config.auth, lines, file));
     (errors, warnings)
 }
 
@@ -107,28 +114,72 @@ fn runnable(program: &Path) -> Result<(), String> {
     Err(format!("{} {why}; install it on both nodes, or take the key out", program.display()))
 }
 
-/// Every line of `hba_file` that the gate would not understand, named by that file and its own line. The file may be
-/// missing (contract: then scram-sha-256 for everyone).
-fn hba_errors(hba: &Path, lines: &Lines, config: &Path) -> Vec<ConfigError> {
+/// Every line of `hba_file` that the gate would not understand, named by its file and line. The file may be missing
+/// (contract: then scram-sha-256 for everyone).
+fn hba_errors(auth: &Auth, lines: &Lines, config: &Path) -> Vec<ConfigError> {
     let error = |file: &Path, line: usize, text: &str| {
         let (problem, remedy) = text.split_once("; ").unwrap_or((text, "correct the line"));
         let (problem, remedy) = (problem.to_owned(), remedy.to_owned());
         ConfigError { file: file.to_owned(), line, key: "auth.hba_file".to_owned(), problem, remedy }
     };
-    let unreadable = |why: &str| {
-        let text = format!("{} {why}; let the daemon's user read it: chmod 0644 {0}", hba.display());
-        vec![error(config, lines.of("auth.hba_file"), &text)]
-    };
-    if matches!(fs::metadata(hba), Err(error) if error.kind() == io::ErrorKind::NotFound) {
-        return Vec::new();
+    match load_hba(&auth.hba_file) {
+        Ok(_) if auth.tls_ca_file.is_some() => Vec::new(),
+        Ok(rules) => {
+            let demands = rules.entries().filter(|(entry, _)| entry.needs_certificate);
+            let text = "certificates of clients are demanded, but there is no CA for them; set auth.tls_ca_file";
+            demands.map(|(entry, _)| error(Path::new(entry.file()), entry.line(), text)).collect()
+        }
+        Err(HbaTrouble::Unreadable(text)) => vec![error(config, lines.of("auth.hba_file"), &text)],
+        Err(HbaTrouble::Wrong(errors)) => {
+            errors.iter().map(|wrong| error(Path::new(&wrong.file), wrong.line, &wrong.problem)).collect()
+        }
     }
-    let text = match read(hba, LARGEST_CONFIG).map(String::from_utf8) {
-        Ok(Ok(text)) => text,
-        Ok(Err(_)) => return unreadable("is not UTF-8 text"),
-        Err(error) => return unreadable(&format!("cannot be read ({error})")),
-    };
-    let errors = HbaFile::parse(&hba.display().to_string(), &text).err().unwrap_or_default();
-    errors.iter().map(|wrong| error(hba, wrong.line, &wrong.problem)).collect()
+}
+
+/// Why there are no rules.
+#[derive(Debug, thiserror::Error)]
+pub enum HbaTrouble {
+    /// The file cannot be had: `what happened; what to do about it`.
+    #[error("{0}")]
+    Unreadable(String),
+    /// All errors of all files.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Wrong(Vec<HbaError>),
+}
+
+/// The rules of `hba_file` with the files it names; those for everyone where it is missing.
+///
+/// # Errors
+/// It cannot be read, or not all of it is understood.
+pub fn load_hba(hba: &Path) -> Result<HbaFile, HbaTrouble> {
+    match RuleFiles.read(hba) {
+        Ok(text) => HbaFile::parse_with(hba, &text, &RuleFiles).map_err(HbaTrouble::Wrong),
+        Err(FileTrouble::Missing) => Ok(HbaFile::default()),
+        Err(FileTrouble::Other(why)) => Err(HbaTrouble::Unreadable(format!("{} {why}", hba.display()))),
+    }
+}
+
+/// The files that `hba_file` names.
+struct RuleFiles;
+
+fn trouble(error: &io::Error) -> FileTrouble {
+    match error.kind() {
+        io::ErrorKind::NotFound => FileTrouble::Missing,
+        _ => FileTrouble::Other(format!("cannot be read ({error}); let the daemon's user read it: chmod 0644")),
+    }
+}
+
+impl Files for RuleFiles {
+    fn read(&self, path: &Path) -> Result<String, FileTrouble> {
+        let bytes = read(path, LARGEST_CONFIG).map_err(|error| trouble(&error))?;
+        String::from_utf8(bytes).map_err(|_| FileTrouble::Other("is not UTF-8 text; write it as such".to_owned()))
+    }
+
+    fn list(&self, directory: &Path) -> Result<Vec<String>, FileTrouble> {
+        let names = fs::read_dir(directory).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let names = names.map_err(|error| trouble(&error))?;
+        Ok(names.iter().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+    }
 }
 
 /// The bytes of a secret file, as they stand.

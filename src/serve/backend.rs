@@ -8,11 +8,13 @@ use super::gate::Pass;
 use super::listener::Proxy;
 use super::pool::{Settings, Shape};
 use crate::base::time::Instant;
+use crate::wire::md5;
 use crate::wire::pg::statements::Known;
 use crate::wire::pg::{self, HEADER, Refusal, Startup};
 use crate::wire::scram::{self, Keys};
 use bytes::BytesMut;
-use pgwire::messages::startup::{PasswordMessageFamily, SASLInitialResponse, SASLResponse};
+use pgwire::messages::startup::{Password, PasswordMessageFamily, SASLInitialResponse, SASLResponse};
+use std::fmt;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -82,13 +84,24 @@ impl From<Refusal> for NoBackend {
     }
 }
 
-/// How the client proved who it is.
+/// How the client proved who it is: what further backends are logged in with as the same role. Secrets in it are wiped
+/// when it is dropped.
 #[derive(Clone)]
 pub(crate) enum Proof {
     /// By a SCRAM proof, which gave the keys away.
     Scram(Keys),
+    /// By an answer that fits the stored md5 hash.
+    Md5(md5::Hash),
+    /// By a certificate in the role's name.
+    Certificate,
     /// Not at all: a `trust` line of the gate.
     Trust,
+}
+
+impl fmt::Debug for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Proof(...)")
+    }
 }
 
 /// Opens a backend and brings it to rest.
@@ -149,7 +162,7 @@ impl Login<'_> {
                 // SASL was begun and not finished: whoever answers has not shown the server key.
                 (0, Some(_)) => return Err(not_understood()),
                 (10, None) => {
-                    let Proof::Scram(keys) = self.proof else { return Err(self.not_let_in("asks for a password")) };
+                    let Proof::Scram(keys) = self.proof else { return Err(self.not_let_in("asks for scram-sha-256")) };
                     if !data.split(|b| *b == 0).any(|name| name == scram::MECHANISM.as_bytes()) {
                         return Err(not_understood());
                     }
@@ -166,7 +179,11 @@ impl Login<'_> {
                 // Whoever answers on this socket must know the role's server key.
                 (12, Some(client)) => client.verify(data).map_err(|_| not_understood())?,
                 (3, _) => return Err(self.not_let_in("asks for a clear-text password")),
-                (5, _) => return Err(self.not_let_in("asks for an md5 password")),
+                (5, None) => {
+                    let Proof::Md5(hash) = self.proof else { return Err(self.not_let_in("asks for an md5 password")) };
+                    let answer = hash.response(data.try_into().map_err(|_| not_understood())?);
+                    self.send(PasswordMessageFamily::Password(Password::new(answer))).await?;
+                }
                 _ => return Err(self.not_let_in("asks for something else than scram-sha-256")),
             }
         }
@@ -228,10 +245,13 @@ impl Login<'_> {
 
     fn not_let_in(&self, how: &str) -> NoBackend {
         let role = quote(&self.startup.user);
-        let line = match self.proof {
-            Proof::Scram(_) => format!("local all {role} scram-sha-256"),
-            Proof::Trust => format!("local all {role} peer map=portcullis"),
+        let how_to = match self.proof {
+            Proof::Scram(_) => "scram-sha-256",
+            Proof::Md5(_) => "md5",
+            Proof::Certificate | Proof::Trust => "peer map=portcullis",
         };
+        let database = if super::login::is_physical_replication(self.startup) { "replication" } else { "all" };
+        let line = format!("local {database} {role} {how_to}");
         Refusal::new(
             "28000",
             format!(

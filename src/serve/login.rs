@@ -1,31 +1,34 @@
-//! From an accepted connection to a logged-in one: SSLRequest and TLS, cancel requests, the startup message, the rules
-//! of `hba_file`, SCRAM.
+//! From an accepted connection to a logged-in one: SSLRequest and TLS, cancel requests, the startup message, then what
+//! the rules of `hba_file` demand (`rules`): a password's proof (`prove`), a certificate, nothing.
 //!
-//! What it is NOT: it stores no password and shows none; the verifiers are PostgreSQL's own (`serve::roles`).
+//! What it is NOT: it stores no password and shows none; the secrets are PostgreSQL's own (`serve::roles`).
 //!
 //! **Invariants:** nothing that arrived before a TLS handshake is ever read as if it had come after it
 //! (CVE-2021-23214): the opening packet is read to its last byte and no further, and bytes queued behind it are an
 //! error. A role that does not exist takes the same steps as a wrong password.
 
+mod prove;
+mod rules;
+
 use super::backend::Proof;
 use super::listener::Proxy;
 use super::tls::{ClientStream, TlsAcceptor};
-use crate::wire::hba::{Asker, Method};
-use crate::wire::pg::{self, HEADER, Opening, Refusal, Startup};
-use crate::wire::scram::{self, ScramError, Verifier};
+use crate::wire::hba::{ClientName, Entry, Method};
+use crate::wire::pg::{self, Opening, Refusal, Startup};
+use crate::wire::x509;
 use bytes::BytesMut;
 use data_encoding::BASE64;
 use futures_util::FutureExt;
 use pgwire::messages::response::{GssEncResponse, SslResponse};
-use pgwire::messages::startup::{Authentication, NegotiateProtocolVersion};
+use pgwire::messages::startup::NegotiateProtocolVersion;
 use ring::rand::{SecureRandom, SystemRandom};
 use std::io;
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Longest message a client may send while it logs in, in bytes; a longer one ends the connection.
-const MAX_LOGIN_MESSAGE: usize = scram::MAX_MESSAGE + 64;
+/// First byte of a TLS handshake (RFC 8446, ContentType). No opening packet is that long.
+const TLS_HANDSHAKE: u8 = 0x16;
 /// Random bytes in a nonce (PostgreSQL's `SCRAM_RAW_NONCE_LEN`).
 const NONCE_BYTES: usize = 18;
 /// Protocol 3.0, as NegotiateProtocolVersion says it.
@@ -80,7 +83,12 @@ pub(crate) async fn open(
     stream: TcpStream,
     tls: Option<&TlsAcceptor>,
 ) -> Result<(ClientStream, Opened), (Option<ClientStream>, Stop)> {
-    let mut client = ClientStream::Plain(stream);
+    let mut first = [0; 1];
+    let mut client = match (stream.peek(&mut first).await, first) {
+        // sslnegotiation=direct: what follows is TLS or nothing, and nothing was read yet.
+        (Ok(1), [TLS_HANDSHAKE]) => shake_hands(stream, tls, true).await?,
+        _ => ClientStream::Plain(stream),
+    };
     let (mut ssl_done, mut gss_done) = (false, false);
     loop {
         let opening = match read_opening(&mut client).await {
@@ -149,14 +157,22 @@ async fn answer_ssl(
     }
     match tls {
         None => Ok(ClientStream::Plain(stream)),
-        Some(tls) => match tls.accept(stream).await {
-            Ok(stream) => Ok(ClientStream::Tls(Box::new(stream))),
-            Err(error) => {
-                tracing::debug!(%error, "TLS handshake failed");
-                Err((None, Stop::Silent))
-            }
-        },
+        tls => shake_hands(stream, tls, false).await,
     }
+}
+
+async fn shake_hands(
+    stream: TcpStream,
+    tls: Option<&TlsAcceptor>,
+    direct: bool,
+) -> Result<ClientStream, (Option<ClientStream>, Stop)> {
+    // There is no TLS to say it in.
+    let Some(tls) = tls else { return Err((None, Stop::Silent)) };
+    let peer = stream.peer_addr().ok();
+    tls.accept(stream, direct).await.map_err(|error| {
+        tracing::info!(?peer, %error, "TLS handshake failed");
+        (None, Stop::Silent)
+    })
 }
 
 /// Who the client is, by the rules and its own proof; nothing was said to it yet that lets it in. The caller bounds the
@@ -167,95 +183,63 @@ pub(crate) async fn authenticate(
     startup: &Startup,
     proxy: &Proxy,
 ) -> Result<Proof, Stop> {
-    if startup.wants_replication() {
-        return Err(Refusal::new("0A000", "portcullis: replication connections do not pass the gate")
-            .hint("Connect to PostgreSQL itself.")
-            .into());
-    }
     if startup.minor > 0 || !startup.options.is_empty() {
         say(client, &NegotiateProtocolVersion::new(PROTOCOL_3_0, startup.options.clone())).await?;
     }
-    let asker = Asker { address: peer.ip(), tls: client.is_tls(), user: &startup.user, database: &startup.database };
-    let refuse = |what: &str| {
-        let encryption = if asker.tls { "SSL encryption" } else { "no encryption" };
-        proxy.gate.count_auth_failure();
-        tracing::info!(user = startup.user, database = startup.database, %peer, "login refused by hba_file");
-        Refusal::new(
-            "28000",
-            format!(
-                "{what} for host \"{}\", user \"{}\", database \"{}\", {encryption}",
-                asker.address, asker.user, asker.database
-            ),
-        )
-    };
-    match proxy.options.rules.hba().method(asker) {
-        None => Err(refuse("no pg_hba.conf entry").into()),
-        Some(Method::Reject) => Err(refuse("pg_hba.conf rejects connection").into()),
-        Some(Method::Trust) => Ok(Proof::Trust),
-        Some(Method::ScramSha256) => Ok(Proof::Scram(prove(client, peer, startup, proxy).await?)),
-    }
-}
-
-/// The server side of SCRAM, up to and with AuthenticationSASLFinal.
-async fn prove(
-    client: &mut ClientStream,
-    peer: SocketAddr,
-    startup: &Startup,
-    proxy: &Proxy,
-) -> Result<scram::Keys, Stop> {
-    say(client, &Authentication::SASL(vec![scram::MECHANISM.to_owned()])).await?;
-    let initial = read_response(client).await?;
-    let first = initial_response(&initial)?;
-    let found = proxy.roles.verifier(&startup.user).await.map_err(|unreadable| {
-        tracing::error!(error = %unreadable, "no login is possible");
-        Refusal::new("57P03", "portcullis: PostgreSQL on this node does not accept connections now")
-    })?;
-    let verifier = found.unwrap_or_else(|| Verifier::mock(&startup.user, &proxy.mock_secret));
-    let protocol_error = |error: ScramError| Refusal::new("08P01", error.to_string());
-    let (server, answer) = scram::Server::start(verifier, first, &nonce()).map_err(protocol_error)?;
-    say(client, &Authentication::SASLContinue(answer.into_bytes().into())).await?;
-    let last = read_response(client).await?;
-    let (keys, signature) = server.finish(&last).map_err(|error| match error {
-        ScramError::Malformed(_) => protocol_error(error),
-        ScramError::WrongProof => {
-            proxy.gate.count_auth_failure();
-            tracing::info!(user = startup.user, %peer, "password authentication failed");
-            Refusal::new("28P01", format!("password authentication failed for user \"{}\"", startup.user))
+    let entry = rules::demand(client, peer, startup, proxy).await?;
+    let user = startup.user.as_str();
+    if entry.needs_certificate {
+        if !client.has_ca() {
+            let text = "client certificates can only be checked if a root certificate store is available";
+            return Err(Refusal::new("F0000", text).hint("Set auth.tls_ca_file of portcullis.").into());
         }
-    })?;
-    say(client, &Authentication::SASLFinal(signature.into_bytes().into())).await?;
-    Ok(keys)
+        if client.certificate().is_none() {
+            proxy.gate.count_auth_failure();
+            return Err(Refusal::new("28000", "connection requires a valid client certificate").into());
+        }
+    }
+    let proof = match entry.method {
+        Method::Trust => Proof::Trust,
+        Method::Cert => Proof::Certificate,
+        Method::ScramSha256 | Method::Md5 => prove::password(client, peer, startup, entry.method, proxy).await?,
+        Method::Reject => return Err(Stop::Silent),
+    };
+    if entry.needs_name
+        && let Err(why) = name_fits(client, &entry, user)
+    {
+        proxy.gate.count_auth_failure();
+        tracing::info!(user, %peer, why, rule = entry.place(), "certificate authentication failed");
+        let (code, how) = match entry.method {
+            Method::Cert => ("28000", "certificate"),
+            Method::Trust => ("28000", "\"trust\""),
+            _ => ("28P01", "password"),
+        };
+        return Err(Refusal::new(code, format!("{how} authentication failed for user \"{user}\"")).into());
+    }
+    // Whoever proved a password was asked about there; PostgreSQL itself says who does not exist.
+    if entry.method == Method::Cert {
+        let role = proxy.roles.role(user).await.map_err(rules::no_login)?;
+        if role.may_log_in == Some(false) {
+            return Err(prove::not_permitted(proxy, user, peer));
+        }
+    }
+    Ok(proof)
 }
 
-/// The body of a message of the password family.
-async fn read_response(client: &mut ClientStream) -> Result<Vec<u8>, Stop> {
-    let mut head = [0; HEADER];
-    client.read_exact(&mut head).await?;
-    let header = pg::header(&head)?.ok_or(Stop::Silent)?;
-    if header.kind != b'p' {
-        return Err(pg::Malformed("expected SASL response").into());
-    }
-    if header.body > MAX_LOGIN_MESSAGE {
-        return Err(pg::Malformed("SASL response is too long").into());
-    }
-    let mut body = vec![0; header.body];
-    client.read_exact(&mut body).await?;
-    Ok(body)
+/// Whether the certificate is in the role's name; the error is for the log.
+fn name_fits(client: &ClientStream, entry: &Entry, user: &str) -> Result<(), String> {
+    let subject = client.certificate().and_then(|certificate| x509::subject(certificate));
+    let subject = subject.ok_or("the certificate cannot be read")?;
+    let name = match entry.client_name {
+        ClientName::Cn => subject.common_name.ok_or("client certificate contains no user name")?,
+        ClientName::Dn => subject.distinguished_name,
+    };
+    if name == user { Ok(()) } else { Err(format!("the certificate is in the name of \"{}\"", name.escape_debug())) }
 }
 
-/// The SCRAM message in a SASLInitialResponse.
-fn initial_response(body: &[u8]) -> Result<&[u8], Stop> {
-    const LAYOUT: pg::Malformed = pg::Malformed("malformed SASLInitialResponse");
-    let end = body.iter().position(|b| *b == 0).ok_or(LAYOUT)?;
-    let (mechanism, rest) = body.split_at(end);
-    if mechanism != scram::MECHANISM.as_bytes() {
-        return Err(pg::Malformed("client selected an invalid SASL authentication mechanism").into());
-    }
-    let (length, data) = rest[1..].split_first_chunk::<4>().ok_or(LAYOUT)?;
-    if usize::try_from(u32::from_be_bytes(*length)) != Ok(data.len()) {
-        return Err(LAYOUT.into());
-    }
-    Ok(data)
+/// Asked for by `replication=true`: rules name it by their keyword alone, PostgreSQL's too.
+pub(crate) fn is_physical_replication(startup: &Startup) -> bool {
+    rules::Purpose::of(startup) == Ok(rules::Purpose::Replication)
 }
 
 async fn say(client: &mut ClientStream, message: &impl pgwire::messages::Message) -> io::Result<()> {

@@ -1,20 +1,30 @@
-//! What PostgreSQL knows of a role: its verifier, read from `pg_authid` over one kept admin connection.
+//! What PostgreSQL knows of a role: its secret and its memberships, read from the catalogue over one kept admin
+//! connection.
 //!
 //! What it is NOT: no cache. A changed password, a revoked LOGIN or a passed VALID UNTIL counts at the next login.
 
-use crate::wire::scram::Verifier;
+use crate::wire::md5;
+use crate::wire::scram::{self, Verifier};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
-use tokio_postgres::{Client, NoTls, Statement};
+use tokio_postgres::{Client, NoTls, Row, Statement};
 
 /// How long a look-up may take, a new admin connection included; then the login is refused (57P03).
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
-/// `VALID UNTIL` and LOGIN are judged by PostgreSQL's own clock and catalogue.
-const QUERY: &str = "select rolpassword from pg_catalog.pg_authid \
-     where rolname = $1::text::name and rolcanlogin and (rolvaliduntil is null or rolvaliduntil > now())";
+/// One row always, for a role that does not exist too. `VALID UNTIL` is judged by PostgreSQL's own clock.
+const ROLE: &str = "select r.rolcanlogin, \
+     case when r.rolvaliduntil is null or r.rolvaliduntil > pg_catalog.now() then r.rolpassword end, \
+     pg_catalog.current_setting('password_encryption') = 'md5', \
+     pg_catalog.current_setting('scram_iterations', true) \
+     from (values (1)) one left join pg_catalog.pg_authid r on r.rolname = $1::text::name";
+/// Explicit grants alone, direct or not: PostgreSQL's `is_member_of_role_nosuper`.
+const MEMBERSHIPS: &str = "with recursive member (of) as (\
+     select oid from pg_catalog.pg_authid where rolname = $1::text::name \
+     union select m.roleid from pg_catalog.pg_auth_members m join member on m.member = member.of) \
+     select r.rolname::text from pg_catalog.pg_authid r join member on r.oid = member.of";
 /// Whatever ALTER ROLE or ALTER DATABASE say: the names in the query are PostgreSQL's own.
 const OPTIONS: &str = "-c search_path=pg_catalog";
 /// Databases tried for the admin connection, in order.
@@ -29,7 +39,31 @@ pub(crate) struct Roles {
 
 struct Kept {
     client: Client,
-    lookup: Statement,
+    role: Statement,
+}
+
+#[derive(Clone, Copy)]
+enum Question {
+    Role,
+    Memberships,
+}
+
+/// What a role's password is proven against.
+pub(crate) enum Secret {
+    Scram(Verifier),
+    Md5(md5::Hash),
+}
+
+/// What is known of a role, or of one that does not exist.
+pub(crate) struct Role {
+    /// `None`: there is no such role.
+    pub(crate) may_log_in: Option<bool>,
+    /// `None`: no such role, no password, or none that is valid now.
+    pub(crate) secret: Option<Secret>,
+    /// New passwords are stored as md5: so would this role's be, if it had one.
+    pub(crate) md5_is_usual: bool,
+    /// Iterations that this role's secret would have.
+    pub(crate) iterations: u32,
 }
 
 /// PostgreSQL could not be asked; for the log, never for a client.
@@ -48,30 +82,53 @@ impl Roles {
         Roles { door, admin_user: admin_user.to_owned(), kept: Mutex::new(None) }
     }
 
-    /// The verifier of a role that may log in with a password now; `None`: there is no such role, or it has none.
-    pub(crate) async fn verifier(&self, role: &str) -> Result<Option<Verifier>, Unreadable> {
-        let unreadable = |why: String| Unreadable { door: self.door.display().to_string(), why };
-        let looked = tokio::time::timeout(LOOKUP_TIMEOUT, self.look_up(role)).await;
-        match looked {
-            Ok(Ok(verifier)) => Ok(verifier),
-            Ok(Err(e)) => Err(unreadable(e)),
+    /// What is known of a role now.
+    pub(crate) async fn role(&self, role: &str) -> Result<Role, Unreadable> {
+        let rows = self.ask(Question::Role, role).await?;
+        let row = rows.first().ok_or_else(|| self.unreadable("no row".to_owned()))?;
+        let stored = row.get::<_, Option<String>>(1).unwrap_or_default();
+        let scram = Verifier::parse(&stored).map(Secret::Scram);
+        let iterations = row.get::<_, Option<&str>>(3).and_then(|text| text.parse().ok());
+        Ok(Role {
+            may_log_in: row.get(0),
+            secret: scram.or_else(|| md5::Hash::parse(&stored).map(Secret::Md5)),
+            md5_is_usual: row.get(2),
+            iterations: iterations.unwrap_or(scram::DEFAULT_ITERATIONS),
+        })
+    }
+
+    /// Roles that this one is a member of, itself included; none for a role that does not exist.
+    pub(crate) async fn memberships(&self, role: &str) -> Result<Vec<String>, Unreadable> {
+        let rows = self.ask(Question::Memberships, role).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    fn unreadable(&self, why: String) -> Unreadable {
+        Unreadable { door: self.door.display().to_string(), why }
+    }
+
+    async fn ask(&self, question: Question, role: &str) -> Result<Vec<Row>, Unreadable> {
+        match tokio::time::timeout(LOOKUP_TIMEOUT, self.ask_twice(question, role)).await {
+            Ok(answer) => answer.map_err(|why| self.unreadable(why)),
             Err(_) => {
                 // Whatever hangs, the next login tries a connection of its own.
                 *self.kept.lock().await = None;
-                Err(unreadable(format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs())))
+                Err(self.unreadable(format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs())))
             }
         }
     }
 
-    async fn look_up(&self, role: &str) -> Result<Option<Verifier>, String> {
+    async fn ask_twice(&self, question: Question, role: &str) -> Result<Vec<Row>, String> {
         // A connection that was lost since the last login is found out by using it: once.
         for last in [false, true] {
             let kept = self.connection().await?;
-            match kept.client.query_opt(&kept.lookup, &[&role]).await {
-                Ok(row) => {
-                    let stored = row.and_then(|row| row.get::<_, Option<String>>(0));
-                    return Ok(stored.as_deref().and_then(Verifier::parse));
-                }
+            let answer = match question {
+                Question::Role => kept.client.query(&kept.role, &[&role]).await,
+                // Not prepared: few rules ask it.
+                Question::Memberships => kept.client.query(MEMBERSHIPS, &[&role]).await,
+            };
+            match answer {
+                Ok(rows) => return Ok(rows),
                 Err(e) => {
                     let mut slot = self.kept.lock().await;
                     if slot.as_ref().is_some_and(|current| Arc::ptr_eq(current, &kept)) {
@@ -111,8 +168,8 @@ impl Roles {
         config.user(&self.admin_user).dbname(database).application_name("portcullis roles").options(OPTIONS);
         let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(|e| describe(&e))?;
         tokio::spawn(connection);
-        let lookup = client.prepare(QUERY).await.map_err(|e| describe(&e))?;
-        Ok(Kept { client, lookup })
+        let role = client.prepare(ROLE).await.map_err(|e| describe(&e))?;
+        Ok(Kept { client, role })
     }
 }
 

@@ -1,11 +1,15 @@
-//! Client-side TLS: the certificate from its files, and a client's stream with or without it.
+//! Client-side TLS: certificate, key and CA from their files, the handshake, and a client's stream with or without it.
 //!
-//! What it is NOT: no client certificates (method `cert` is not built yet), no direct TLS without SSLRequest, no TLS
-//! towards PostgreSQL (that is a Unix socket).
+//! What it is NOT: no TLS towards PostgreSQL (that is a Unix socket), no revocation lists, and no resumption: no ticket
+//! is sent and no session kept, as PostgreSQL does it too (libpq never resumes), so that nothing of a handshake
+//! outlives it but the keys in use. Handshakes are the caller's to run where no session waits for them.
 
 use crate::base::fault::{ExitCode, Fault};
+use crate::wire::x509;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -14,49 +18,143 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-pub use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// Reads a certificate chain and its key (PEM). TLS 1.2 and 1.3. The key's file must not be readable by others.
-pub fn load(cert_file: &Path, key_file: &Path) -> Result<TlsAcceptor, Fault> {
+/// What a client's ALPN must name, where it names anything (PostgreSQL 17, `PG_ALPN_PROTOCOL`).
+const ALPN: &[u8] = b"postgresql";
+
+/// Certificate, key and CA, ready for handshakes.
+#[derive(Clone)]
+pub struct TlsAcceptor {
+    acceptor: tokio_rustls::TlsAcceptor,
+    end_point: Option<Arc<[u8]>>,
+    has_ca: bool,
+}
+
+/// Reads a certificate chain and its key (PEM), and the CA of clients' certificates. TLS 1.2 and 1.3. The key's file
+/// must not be readable by others.
+pub fn load(cert_file: &Path, key_file: &Path, ca_file: Option<&Path>) -> Result<TlsAcceptor, Fault> {
     let fault = |file: &Path, what: String| Fault::new(ExitCode::Config, format!("{}: {what}", file.display()));
-    let chain = CertificateDer::pem_file_iter(cert_file)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|e| fault(cert_file, format!("the certificate cannot be read ({e}); give a PEM file")))?;
+    let chain = |file: &Path| {
+        let chain = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        chain.map_err(|e| fault(file, format!("the certificate cannot be read ({e}); give a PEM file")))
+    };
+    let certificates = chain(cert_file)?;
+    let end_point = certificates.first().and_then(|own| x509::end_point_hash(own)).map(Arc::from);
     let mode = std::fs::metadata(key_file).map(|meta| meta.permissions().mode());
     if mode.is_ok_and(|mode| mode & 0o007 != 0) {
         return Err(fault(key_file, "others may read this TLS key; run chmod o-rwx on it".to_owned()));
     }
     let key = PrivateKeyDer::from_pem_file(key_file)
         .map_err(|e| fault(key_file, format!("the TLS key cannot be read ({e}); give a PEM file")))?;
-    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let not_serving = |e: rustls::Error| {
+        fault(cert_file, format!("certificate and key do not serve ({e}); check that they belong together"))
+    };
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-        .map_err(|e| {
-            fault(cert_file, format!("certificate and key do not serve ({e}); check that they belong together"))
-        })?;
-    Ok(TlsAcceptor::from(Arc::new(config)))
+        .map_err(not_serving)?;
+    let builder = match ca_file {
+        None => builder.with_no_client_auth(),
+        Some(file) => {
+            let mut roots = RootCertStore::empty();
+            for authority in chain(file)? {
+                roots.add(authority).map_err(|e| fault(file, format!("not a CA certificate ({e}); take it out")))?;
+            }
+            // Who shows none gets in as far as the rules let it, as with PostgreSQL.
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let verifier = verifier.allow_unauthenticated().build();
+            let empty = |e| fault(file, format!("there is no CA in it ({e}); put its certificate there"));
+            builder.with_client_cert_verifier(verifier.map_err(empty)?)
+        }
+    };
+    let mut config = builder.with_single_cert(certificates, key).map_err(not_serving)?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(TlsAcceptor { acceptor: Arc::new(config).into(), end_point, has_ca: ca_file.is_some() })
+}
+
+impl TlsAcceptor {
+    /// The handshake. `direct`: the client began with it, and must have said by ALPN what it wants, so that no other
+    /// protocol's client can be led here (PostgreSQL 17). The caller bounds the time.
+    pub(crate) async fn accept(&self, stream: TcpStream, direct: bool) -> io::Result<ClientStream> {
+        let stream = self.acceptor.accept(Moving(Some(stream))).await?;
+        if direct && stream.get_ref().1.alpn_protocol() != Some(ALPN) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "direct TLS without ALPN"));
+        }
+        let tls = Tls { stream, end_point: self.end_point.clone(), has_ca: self.has_ca };
+        Ok(ClientStream::Tls(Box::new(tls)))
+    }
 }
 
 /// A client's side of a session.
 pub(crate) enum ClientStream {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<Tls>),
+}
+
+/// A client's TLS, and what the certificate of its handshake was: a reload may have replaced it since.
+pub(crate) struct Tls {
+    stream: TlsStream<Moving>,
+    end_point: Option<Arc<[u8]>>,
+    has_ca: bool,
+}
+
+/// A socket that can be taken out from under its TLS, to be put on another thread's runtime.
+struct Moving(Option<TcpStream>);
+
+impl Moving {
+    /// The socket; absent only on its way from one thread to another.
+    fn socket(self: Pin<&mut Self>) -> io::Result<Pin<&mut TcpStream>> {
+        self.get_mut().0.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl AsyncRead for Moving {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.socket()?.poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Moving {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.socket()?.poll_write(cx, buf)
+    }
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.socket()?.poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket()?.poll_flush(cx)
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket()?.poll_shutdown(cx)
+    }
 }
 
 /// A client's side on its way from one thread to another.
-pub(crate) enum Parked {
-    Plain(std::net::TcpStream),
-    /// Its socket stays with the runtime of the door, which wakes the session.
-    Tls(Box<TlsStream<TcpStream>>),
+pub(crate) struct Parked {
+    socket: std::net::TcpStream,
+    tls: Option<Box<Tls>>,
 }
 
 impl Parked {
     /// On the thread it came to.
     pub(crate) fn unpark(self) -> io::Result<ClientStream> {
-        Ok(match self {
-            Parked::Plain(stream) => ClientStream::Plain(TcpStream::from_std(stream)?),
-            Parked::Tls(stream) => ClientStream::Tls(stream),
+        let socket = TcpStream::from_std(self.socket)?;
+        Ok(match self.tls {
+            None => ClientStream::Plain(socket),
+            Some(mut tls) => {
+                tls.stream.get_mut().0.0 = Some(socket);
+                ClientStream::Tls(tls)
+            }
         })
     }
 }
@@ -64,23 +162,46 @@ impl Parked {
 impl ClientStream {
     /// Takes it off this thread.
     pub(crate) fn park(self) -> io::Result<Parked> {
-        Ok(match self {
-            ClientStream::Plain(stream) => Parked::Plain(stream.into_std()?),
-            ClientStream::Tls(stream) => Parked::Tls(stream),
-        })
+        let (socket, tls) = match self {
+            ClientStream::Plain(stream) => (Some(stream), None),
+            ClientStream::Tls(mut tls) => (tls.stream.get_mut().0.0.take(), Some(tls)),
+        };
+        let socket = socket.ok_or(io::ErrorKind::NotConnected)?.into_std()?;
+        Ok(Parked { socket, tls })
     }
 
     pub(crate) fn is_tls(&self) -> bool {
         matches!(self, ClientStream::Tls(_))
     }
 
+    /// What SCRAM binds to; `None` without TLS, or with a certificate that has no such hash.
+    pub(crate) fn end_point(&self) -> Option<Arc<[u8]>> {
+        match self {
+            ClientStream::Plain(_) => None,
+            ClientStream::Tls(tls) => tls.end_point.clone(),
+        }
+    }
+
+    /// Certificates were asked for in the handshake.
+    pub(crate) fn has_ca(&self) -> bool {
+        matches!(self, ClientStream::Tls(tls) if tls.has_ca)
+    }
+
+    /// The client's own certificate, which is of our CA.
+    pub(crate) fn certificate(&self) -> Option<&CertificateDer<'static>> {
+        match self {
+            ClientStream::Plain(_) => None,
+            ClientStream::Tls(tls) => tls.stream.get_ref().1.peer_certificates()?.first(),
+        }
+    }
+
     /// Closes with a reset, telling nothing.
     pub(crate) fn reset(self) {
         let stream = match &self {
-            ClientStream::Plain(stream) => stream,
-            ClientStream::Tls(stream) => stream.get_ref().0,
+            ClientStream::Plain(stream) => Some(stream),
+            ClientStream::Tls(tls) => tls.stream.get_ref().0.0.as_ref(),
         };
-        if let Err(error) = stream.set_zero_linger() {
+        if let Some(Err(error)) = stream.map(TcpStream::set_zero_linger) {
             tracing::debug!(%error, "a client's connection is closed without a reset");
         }
     }
@@ -90,7 +211,7 @@ impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             ClientStream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            ClientStream::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
+            ClientStream::Tls(tls) => Pin::new(&mut tls.stream).poll_read(cx, buf),
         }
     }
 }
@@ -99,19 +220,19 @@ impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             ClientStream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            ClientStream::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, buf),
+            ClientStream::Tls(tls) => Pin::new(&mut tls.stream).poll_write(cx, buf),
         }
     }
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             ClientStream::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            ClientStream::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+            ClientStream::Tls(tls) => Pin::new(&mut tls.stream).poll_flush(cx),
         }
     }
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             ClientStream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            ClientStream::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+            ClientStream::Tls(tls) => Pin::new(&mut tls.stream).poll_shutdown(cx),
         }
     }
 }

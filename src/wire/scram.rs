@@ -4,8 +4,11 @@
 //! proof*; the client side logs in to PostgreSQL with that key instead of a password. So the gate needs no password
 //! file and never sees a password.
 //!
-//! What it is NOT: no channel binding (`SCRAM-SHA-256-PLUS` is not offered), no SASLprep (only a side that holds a
-//! password needs it), no source of randomness (nonces are handed in).
+//! With TLS the server side binds the exchange to its certificate (`SCRAM-SHA-256-PLUS`, `tls-server-end-point`, RFC
+//! 5929), and a client that believes we could not is refused: somebody took the offer away.
+//!
+//! What it is NOT: no SASLprep (only a side that holds a password needs it), no source of randomness (nonces are handed
+//! in), no work: neither side computes a PBKDF2, so an exchange costs a few hashes.
 //!
 //! **Invariant:** what an exchange says until the last message does not depend on whether the role exists.
 
@@ -15,10 +18,14 @@ use std::fmt;
 use std::num::NonZeroU32;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// Name of the one mechanism offered and used.
+/// Name of the mechanism without channel binding.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
-/// PostgreSQL's own default (`SCRAM_SHA_256_DEFAULT_ITERATIONS`); used for roles that do not exist.
-const MOCK_ITERATIONS: u32 = 4096;
+/// Name of the mechanism with it.
+pub const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
+/// The one channel binding type (RFC 5929).
+const BINDING_TYPE: &str = "tls-server-end-point";
+/// PostgreSQL's own default (`SCRAM_SHA_256_DEFAULT_ITERATIONS`), where `scram_iterations` is no setting (before 16).
+pub const DEFAULT_ITERATIONS: u32 = 4096;
 /// PostgreSQL's `SCRAM_DEFAULT_SALT_LEN`; used for roles that do not exist.
 const MOCK_SALT_LEN: usize = 16;
 /// Longest SCRAM message looked at, in bytes; a longer one ends the exchange. Real ones are below 200.
@@ -35,6 +42,16 @@ pub enum ScramError {
     /// The proof does not fit the verifier: a wrong password, or a role that may not log in this way.
     #[error("the SCRAM proof does not match")]
     WrongProof,
+    /// The client could bind to the channel and thinks that we cannot: somebody between us took the offer away.
+    #[error("SCRAM channel binding negotiation error")]
+    Downgraded,
+    /// The client is bound to another channel than ours.
+    #[error("SCRAM channel binding check failed")]
+    WrongChannel,
+    #[error("unsupported SCRAM channel-binding type")]
+    UnknownBinding,
+    #[error("client uses authorization identity, but it is not supported")]
+    AuthorizationIdentity,
 }
 use ScramError::Malformed;
 
@@ -66,11 +83,12 @@ impl Verifier {
     }
 
     /// Stands in for a role that does not exist or has no such verifier. The salt depends on the name alone, so that
-    /// asking twice tells nothing (PostgreSQL's `mock_scram_secret`). `secret` is random, one per process.
-    pub fn mock(user: &str, secret: &[u8; 32]) -> Verifier {
+    /// asking twice tells nothing (PostgreSQL's `mock_scram_secret`). `secret` is random, one per process; `iterations`
+    /// is what other roles have.
+    pub fn mock(user: &str, secret: &[u8; 32], iterations: u32) -> Verifier {
         let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), user.as_bytes());
         let salt = tag.as_ref().iter().copied().take(MOCK_SALT_LEN).collect();
-        Verifier { iterations: MOCK_ITERATIONS, salt, stored_key: [0; KEY_LEN], server_key: [0; KEY_LEN], mock: true }
+        Verifier { iterations, salt, stored_key: [0; KEY_LEN], server_key: [0; KEY_LEN], mock: true }
     }
 
     /// What PostgreSQL would store for `password` (already through SASLprep).
@@ -116,12 +134,55 @@ impl fmt::Debug for Keys {
     }
 }
 
+/// What an exchange may be bound to.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Channel<'a> {
+    /// The hash of our certificate; `None`: PLUS was not offered.
+    pub end_point: Option<&'a [u8]>,
+    /// The client chose PLUS.
+    pub plus: bool,
+}
+
+impl Channel<'_> {
+    /// What is offered, the best first.
+    pub fn mechanisms(&self) -> Vec<String> {
+        let plus = self.end_point.map(|_| MECHANISM_PLUS.to_owned());
+        plus.into_iter().chain([MECHANISM.to_owned()]).collect()
+    }
+}
+
+/// Parts the gs2 header (its last comma included) from the rest, as PostgreSQL's `read_client_first_message`.
+fn gs2_header<'a>(text: &'a str, channel: Channel<'_>) -> Result<(&'a str, &'a str), ScramError> {
+    let (flag, rest) = text.split_once(',').ok_or(Malformed("gs2 header"))?;
+    match flag {
+        "n" | "y" if channel.plus => return Err(Malformed("PLUS was chosen, but there is no channel binding data")),
+        "n" => {}
+        // "y": it knows channel binding and thinks that we do not.
+        "y" if channel.end_point.is_some() => return Err(ScramError::Downgraded),
+        "y" => {}
+        _ => match flag.strip_prefix("p=") {
+            Some(_) if !channel.plus => {
+                return Err(Malformed("PLUS was not chosen, but there is channel binding data"));
+            }
+            Some(BINDING_TYPE) => {}
+            Some(_) => return Err(ScramError::UnknownBinding),
+            None => return Err(Malformed("gs2 header")),
+        },
+    }
+    if rest.starts_with('a') {
+        return Err(ScramError::AuthorizationIdentity);
+    }
+    let bare = rest.strip_prefix(',').ok_or(Malformed("gs2 header"))?;
+    Ok((&text[..text.len() - bare.len()], bare))
+}
+
 /// The side that proves a client.
 #[derive(Debug)]
 pub struct Server {
     verifier: Verifier,
-    /// Base64 of the client's gs2 header; its last message must repeat it.
-    binding: &'static str,
+    /// Base64 of the client's gs2 header and, with PLUS, our end point's hash; its last message must repeat it.
+    binding: String,
+    plus: bool,
     nonce: String,
     /// `client-first-message-bare "," server-first-message`.
     auth_message: String,
@@ -129,18 +190,19 @@ pub struct Server {
 
 impl Server {
     /// Takes the client's first message; `nonce` is ours, printable and without commas. Returns our first message.
-    pub fn start(verifier: Verifier, client_first: &[u8], nonce: &str) -> Result<(Server, String), ScramError> {
+    pub fn start(
+        verifier: Verifier,
+        channel: Channel<'_>,
+        client_first: &[u8],
+        nonce: &str,
+    ) -> Result<(Server, String), ScramError> {
         let text = text(client_first)?;
-        // gs2-header: "n" knows no channel binding, "y" knows it but thinks we do not (true: no PLUS is offered).
-        let (binding, bare) = if let Some(bare) = text.strip_prefix("n,,") {
-            ("biws", bare)
-        } else if let Some(bare) = text.strip_prefix("y,,") {
-            ("eSws", bare)
-        } else if text.starts_with("p=") {
-            return Err(Malformed("channel binding was not offered"));
-        } else {
-            return Err(Malformed("gs2 header"));
-        };
+        let (header, bare) = gs2_header(text, channel)?;
+        let mut binding = header.as_bytes().to_vec();
+        if channel.plus {
+            binding.extend_from_slice(channel.end_point.ok_or(Malformed("PLUS was not offered"))?);
+        }
+        let binding = BASE64.encode(&binding);
         // PostgreSQL ignores the name in here and uses the one of the startup message, and so do we.
         let rest = bare.strip_prefix("n=").ok_or(Malformed("user name"))?;
         let (_, rest) = rest.split_once(',').ok_or(Malformed("user name"))?;
@@ -152,7 +214,7 @@ impl Server {
         let nonce = format!("{theirs}{nonce}");
         let first = format!("r={nonce},s={},i={}", BASE64.encode(&verifier.salt), verifier.iterations);
         let auth_message = format!("{bare},{first}");
-        Ok((Server { verifier, binding, nonce, auth_message }, first))
+        Ok((Server { verifier, binding, plus: channel.plus, nonce, auth_message }, first))
     }
 
     /// Takes the client's last message. Returns the keys it proved, and our last message.
@@ -163,7 +225,7 @@ impl Server {
         let binding = parts.next().and_then(|p| p.strip_prefix("c=")).ok_or(Malformed("channel binding"))?;
         let nonce = parts.next().and_then(|p| p.strip_prefix("r=")).ok_or(Malformed("nonce"))?;
         if binding != self.binding {
-            return Err(Malformed("channel binding"));
+            return Err(if self.plus { ScramError::WrongChannel } else { Malformed("channel binding") });
         }
         if nonce != self.nonce {
             return Err(Malformed("nonce"));
@@ -247,7 +309,7 @@ fn xor(a: &Key, b: &Key) -> Key {
 }
 
 /// Compares in constant time: both sides go through an HMAC, and ring compares the tags.
-fn equal(a: &[u8], b: &[u8]) -> bool {
+pub(super) fn equal(a: &[u8], b: &[u8]) -> bool {
     let key = hmac::Key::new(hmac::HMAC_SHA256, b"compare");
     hmac::verify(&key, a, hmac::sign(&key, b).as_ref()).is_ok()
 }
@@ -256,6 +318,7 @@ fn equal(a: &[u8], b: &[u8]) -> bool {
 mod tests {
     use super::*;
 
+    const NO_CHANNEL: Channel<'_> = Channel { end_point: None, plus: false };
     const ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).expect("not zero");
     const SALT: &str = "W22ZaJ0SNY7soEsUEjb6gQ==";
     const THEIRS: &str = "rOprNGfwEbeRWgbNEkqO";
@@ -276,7 +339,7 @@ mod tests {
 
     #[test]
     fn the_server_side_follows_the_example_of_rfc_7677() {
-        let (server, first) = Server::start(verifier(), CLIENT_FIRST.as_bytes(), OURS).expect("first");
+        let (server, first) = Server::start(verifier(), NO_CHANNEL, CLIENT_FIRST.as_bytes(), OURS).expect("first");
         assert_eq!(first, SERVER_FIRST);
         let (keys, last) = server.finish(CLIENT_FINAL.as_bytes()).expect("final");
         assert_eq!(last, SERVER_FINAL);
@@ -287,10 +350,10 @@ mod tests {
 
     #[test]
     fn keys_of_a_proof_log_in_without_the_password() {
-        let (server, _) = Server::start(verifier(), CLIENT_FIRST.as_bytes(), OURS).expect("first");
+        let (server, _) = Server::start(verifier(), NO_CHANNEL, CLIENT_FIRST.as_bytes(), OURS).expect("first");
         let (keys, _) = server.finish(CLIENT_FINAL.as_bytes()).expect("final");
         let (mut client, first) = Client::start(keys, THEIRS);
-        let (server, answer) = Server::start(verifier(), first.as_bytes(), "another").expect("first");
+        let (server, answer) = Server::start(verifier(), NO_CHANNEL, first.as_bytes(), "another").expect("first");
         let last = client.answer(answer.as_bytes()).expect("answer");
         let (_, proof) = server.finish(last.as_bytes()).expect("accepted");
         client.verify(proof.as_bytes()).expect("mutual");
@@ -299,7 +362,7 @@ mod tests {
     #[test]
     fn a_wrong_password_a_bent_signature_and_a_mock_fail() {
         let wrong = Verifier::derive(b"pencils", &salt(), ITERATIONS);
-        let (server, _) = Server::start(wrong, CLIENT_FIRST.as_bytes(), OURS).expect("first");
+        let (server, _) = Server::start(wrong, NO_CHANNEL, CLIENT_FIRST.as_bytes(), OURS).expect("first");
         assert_eq!(server.finish(CLIENT_FINAL.as_bytes()).err(), Some(ScramError::WrongProof));
 
         let keys = Keys::derive(b"pencil", &salt(), ITERATIONS);
@@ -308,23 +371,60 @@ mod tests {
         let bent = client.verify(b"v=7rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=");
         assert_eq!(bent, Err(ScramError::WrongProof));
 
-        let mock = Verifier::mock("nobody", &[7; 32]);
-        let again = Verifier::mock("nobody", &[7; 32]);
+        let mock = Verifier::mock("nobody", &[7; 32], 4096);
+        let again = Verifier::mock("nobody", &[7; 32], 4096);
         assert_eq!(mock.salt, again.salt, "asking twice tells nothing");
-        assert_ne!(mock.salt, Verifier::mock("other", &[7; 32]).salt);
-        let (server, first) = Server::start(mock, CLIENT_FIRST.as_bytes(), OURS).expect("looks the same");
+        assert_ne!(mock.salt, Verifier::mock("other", &[7; 32], 4096).salt);
+        let (server, first) = Server::start(mock, NO_CHANNEL, CLIENT_FIRST.as_bytes(), OURS).expect("looks the same");
         assert!(first.ends_with(",i=4096"));
         let last = CLIENT_FINAL.as_bytes();
         assert_eq!(server.finish(last).err(), Some(ScramError::WrongProof));
     }
 
+    /// What a client that is bound to `end_point` says in the end, after this header in the beginning.
+    fn bound(header: &str, channel: Channel<'_>, end_point: &[u8]) -> Result<(Keys, String), ScramError> {
+        let first = CLIENT_FIRST.replacen("n,,", header, 1);
+        let (server, answer) = Server::start(verifier(), channel, first.as_bytes(), OURS)?;
+        let binding = BASE64.encode(&[header.as_bytes(), end_point].concat());
+        let without_proof = format!("c={binding},r={THEIRS}{OURS}");
+        let bare = first.strip_prefix(header).expect("our header");
+        let keys = Keys::derive(b"pencil", &salt(), ITERATIONS);
+        let message = format!("{bare},{answer},{without_proof}");
+        let proof = xor(&keys.client_key, &mac(&sha256(&keys.client_key), message.as_bytes()));
+        server.finish(format!("{without_proof},p={}", BASE64.encode(&proof)).as_bytes())
+    }
+
     #[test]
     fn the_binding_must_be_what_the_header_said() {
+        const PLUS: &str = "p=tls-server-end-point,,";
+        let ours = [7; 32];
+        let tls = Channel { end_point: Some(&ours), plus: false };
+        let plus = Channel { plus: true, ..tls };
+        for (header, channel, hash, expected) in [
+            ("n,,", NO_CHANNEL, &[][..], None),
+            ("y,,", NO_CHANNEL, &[], None),
+            ("n,,", tls, &[], None),
+            (PLUS, plus, &ours, None),
+            ("y,,", tls, &[], Some(ScramError::Downgraded)),
+            (PLUS, plus, &[8; 32], Some(ScramError::WrongChannel)),
+            (PLUS, plus, &[], Some(ScramError::WrongChannel)),
+            ("n,,", plus, &[], Some(Malformed("PLUS was chosen, but there is no channel binding data"))),
+            ("y,,", plus, &[], Some(Malformed("PLUS was chosen, but there is no channel binding data"))),
+            (PLUS, tls, &ours, Some(Malformed("PLUS was not chosen, but there is channel binding data"))),
+            (PLUS, NO_CHANNEL, &ours, Some(Malformed("PLUS was not chosen, but there is channel binding data"))),
+            ("p=tls-unique,,", plus, &ours, Some(ScramError::UnknownBinding)),
+            ("n,a=root,", NO_CHANNEL, &[], Some(ScramError::AuthorizationIdentity)),
+            ("x,,", NO_CHANNEL, &[], Some(Malformed("gs2 header"))),
+            ("n,x,", NO_CHANNEL, &[], Some(Malformed("gs2 header"))),
+        ] {
+            assert_eq!(bound(header, channel, hash).err(), expected, "{header} {channel:?}");
+        }
+        // The header of the beginning counts, not another that would be allowed.
         let yes = CLIENT_FIRST.replacen("n,,", "y,,", 1);
-        let (server, _) = Server::start(verifier(), yes.as_bytes(), OURS).expect("y is allowed without PLUS");
+        let (server, _) = Server::start(verifier(), NO_CHANNEL, yes.as_bytes(), OURS).expect("y without PLUS");
         assert_eq!(server.finish(CLIENT_FINAL.as_bytes()).err(), Some(Malformed("channel binding")));
-        let plus = CLIENT_FIRST.replacen("n,,", "p=tls-unique,,", 1);
-        assert!(Server::start(verifier(), plus.as_bytes(), OURS).is_err());
+        assert_eq!(tls.mechanisms(), [MECHANISM_PLUS, MECHANISM]);
+        assert_eq!(NO_CHANNEL.mechanisms(), [MECHANISM]);
     }
 
     #[test]
@@ -349,9 +449,9 @@ mod tests {
             a in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
             b in "[cnrpv=,a-zA-Z0-9+/]{0,80}",
         ) {
-            let _ = Server::start(verifier_cheap(), &a, OURS);
-            let _ = Server::start(verifier_cheap(), b.as_bytes(), OURS);
-            if let Ok((server, _)) = Server::start(verifier_cheap(), CLIENT_FIRST.as_bytes(), OURS) {
+            let _ = Server::start(verifier_cheap(), NO_CHANNEL, &a, OURS);
+            let _ = Server::start(verifier_cheap(), NO_CHANNEL, b.as_bytes(), OURS);
+            if let Ok((server, _)) = Server::start(verifier_cheap(), NO_CHANNEL, CLIENT_FIRST.as_bytes(), OURS) {
                 let _ = server.finish(b.as_bytes());
             }
             let (mut client, _) = Client::start(Keys { client_key: [0; 32], server_key: [0; 32] }, THEIRS);
@@ -361,6 +461,6 @@ mod tests {
         }
     }
     fn verifier_cheap() -> Verifier {
-        Verifier::mock("x", &[0; 32])
+        Verifier::mock("x", &[0; 32], 4096)
     }
 }

@@ -146,14 +146,25 @@ fn check_config_names_the_line_of_hba_file_that_the_gate_would_not_take() {
     assert_exit(&portcullis(&["check-config", &file]), 0);
     fs::write(&hba, "# who may\nhost all all 192.0.2.0/24 scram-sha-256\n").expect("ours");
     assert_exit(&portcullis(&["check-config", &file]), 0);
-    fs::write(&hba, "# who may\nhost all all 192.0.2.0/24 md5\nhost all all nowhere trust\n").expect("ours");
+    fs::write(&hba, "# who may\nhost all all 192.0.2.0/24 gss\nhost all all 10.0.0.1 trust\n").expect("ours");
     let output = portcullis(&["check-config", &file]);
     assert_exit(&output, 2);
     let said: Vec<String> = stderr(&output).lines().filter(|line| !line.contains("warning")).map(Into::into).collect();
     assert_eq!(said.len(), 2, "{said:#?}");
     assert!(said[0].starts_with(&format!("portcullis: {hba}:2: auth.hba_file: ")), "{said:#?}");
-    assert!(said[0].ends_with("; use scram-sha-256, trust or reject"), "{said:#?}");
+    assert!(said[0].ends_with("; use scram-sha-256, md5, cert, trust or reject"), "{said:#?}");
     assert!(said[1].starts_with(&format!("portcullis: {hba}:3: auth.hba_file: ")), "{said:#?}");
+    fs::write(&hba, "hostssl all all all cert\n").expect("ours");
+    let said = stderr(&portcullis(&["check-config", &file]));
+    assert!(said.contains(&format!("{hba}:1: auth.hba_file: ")) && said.contains("auth.tls_ca_file"), "{said}");
+    // A file of names has errors of its own.
+    fs::write(&hba, "include more.conf\n").expect("ours");
+    let more = dir.path().join("more.conf").to_str().expect("UTF-8").to_owned();
+    fs::write(&more, "host all @names all trust\n").expect("ours");
+    let said = stderr(&portcullis(&["check-config", &file]));
+    assert!(said.contains(&format!("{more}:1: auth.hba_file: ")) && said.contains("names is not there"), "{said}");
+    fs::write(dir.path().join("names"), "ann, bob\n").expect("ours");
+    assert_exit(&portcullis(&["check-config", &file]), 0);
     fs::write(&hba, [0xff, 0xfe]).expect("ours");
     let said = stderr(&portcullis(&["check-config", &file]));
     assert!(said.contains(&format!("{file}:{}: auth.hba_file: ", at + 1)) && said.contains("UTF-8"), "{said}");

@@ -14,9 +14,15 @@ mod login;
 mod pg;
 #[path = "proxy/raw.rs"]
 mod raw;
+#[path = "proxy/rules.rs"]
+mod rules;
+#[path = "proxy/secrets.rs"]
+mod secrets;
 #[path = "proxy/sharing.rs"]
 mod sharing;
 #[path = "proxy/stream.rs"]
 mod stream;
 #[path = "proxy/success.rs"]
 mod success;
+#[path = "proxy/tls.rs"]
+mod tls;

@@ -197,6 +197,7 @@ key_file = @KEY@    # the one shared secret: base64 of 32 bytes, the same on bot
 # hba_file = "/etc/portcullis/hba.conf"    # who may log in at the gate, without it: scram-sha-256 for all
 # tls_cert_file = ""         # TLS for clients; empty: none
 # tls_key_file = ""
+# tls_ca_file = ""           # certificates of clients must be of a CA in here; empty: none are asked for
 "#;
 
 const DNS: &str = r#"

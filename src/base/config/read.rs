@@ -208,13 +208,17 @@ fn auth(section: Section<'_>) -> Auth {
     let hba_file = section.path_of("hba_file").unwrap_or_else(|| "/etc/portcullis/hba.conf".into());
     let tls_cert_file = section.path_of("tls_cert_file");
     let tls_key_file = section.path_of("tls_key_file");
+    let tls_ca_file = section.path_of("tls_ca_file");
     match (&tls_cert_file, &tls_key_file) {
         (Some(_), None) => section.error("tls_cert_file", "a certificate without its key", "write tls_key_file too"),
         (None, Some(_)) => section.error("tls_key_file", "a key without its certificate", "write tls_cert_file too"),
+        (None, None) if tls_ca_file.is_some() => {
+            section.error("tls_ca_file", "a CA for clients without a certificate", "write tls_cert_file too");
+        }
         _ => {}
     }
     section.finish();
-    Auth { hba_file, tls_cert_file, tls_key_file }
+    Auth { hba_file, tls_cert_file, tls_key_file, tls_ca_file }
 }
 
 fn dns(section: Section<'_>, service: Option<&str>) -> Option<Dns> {

@@ -166,6 +166,7 @@ fn each_error_names_file_line_key_and_remedy() {
         (with("zone = \"example.org\"", "zone = \"ample.org\""), 3, "service.name", &["not within"]),
         (plus("[auth]\ntls_cert_file = \"/c\"\n"), 22, "auth.tls_cert_file", &["tls_key_file too"]),
         (plus("[auth]\ntls_key_file = \"/k\"\n"), 22, "auth.tls_key_file", &["tls_cert_file too"]),
+        (plus("[auth]\ntls_ca_file = \"/a\"\n"), 22, "auth.tls_ca_file", &["tls_cert_file too"]),
         (plus("[vip]\naddress = \"192.0.2.11/24\"\n"), 6, "node.alp.address", &["is the VIP"]),
         (plus("[witness]\nactive = \"alpp\"\n"), 22, "witness.active", &["no [[node]]"]),
         // not built yet
@@ -216,7 +217,7 @@ fn default_values_of_what_is_not_built_are_accepted() {
     let text = with("[[node]]", "passive = \"refuse\"\nunits = []\n[[node]]")
         .replace("zone =", "update_command = []\nzone =")
         + "[fence]\nkernel_gate = false\nstonith = []\n[pool]\nmode = \"session\"\n[reads]\nbalance = false\n\
-           [notify]\ncommand = []\n[auth]\ntls_cert_file = \"\"\ntls_key_file = \"\"\n";
+           [notify]\ncommand = []\n[auth]\ntls_cert_file = \"\"\ntls_key_file = \"\"\ntls_ca_file = \"\"\n";
     parse(&text).expect("defaults are never errors");
 }
 

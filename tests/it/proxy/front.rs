@@ -1,6 +1,6 @@
 //! A gate with its proxy before the shared cluster, and psql through it.
 
-use crate::pg::{PASSWORD, PORT, Pg, shared};
+use crate::pg::{PASSWORD, Pg, shared};
 use futures_util::FutureExt;
 use portcullis::base::config::Pool;
 use portcullis::base::time::{Duration, Instant};
@@ -24,6 +24,8 @@ pub struct Setup {
     pub query_wait: Duration,
     pub clock: ReadClock,
     pub pool: Pool,
+    /// Another than the shared one.
+    pub pg: Option<Arc<Pg>>,
 }
 
 impl Default for Setup {
@@ -35,6 +37,7 @@ impl Default for Setup {
             query_wait: Duration::from_secs(30),
             clock: clock::now,
             pool: Pool { threads: 2, ..Pool::default() },
+            pg: None,
         }
     }
 }
@@ -46,6 +49,8 @@ pub struct Front {
     /// What the peer says when asked whether it has everything.
     pub confirmed: Arc<AtomicBool>,
     pub asked: Arc<AtomicU32>,
+    /// What a reload replaces.
+    pub rules: Arc<Rules>,
     task: tokio::task::JoinHandle<()>,
     _snapshot: watch::Sender<Arc<Snapshot>>,
 }
@@ -69,16 +74,20 @@ pub async fn open_with(setup: Setup) -> Front {
 }
 
 pub async fn shut_with(setup: Setup) -> Front {
-    let pg = tokio::task::spawn_blocking(shared).await.unwrap();
+    let pg = match setup.pg {
+        Some(pg) => pg,
+        None => tokio::task::spawn_blocking(shared).await.unwrap(),
+    };
     let gate = Gate::new(setup.clock);
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let rules = Rules::new(HbaFile::parse("hba.conf", setup.hba).unwrap(), setup.tls);
     let options = ProxyOptions {
         listen: vec![address],
         vips: vec![],
         socket_dir: pg.socket_dir().to_owned(),
-        port: PORT,
+        port: pg.port,
         admin_user: "postgres".to_owned(),
-        rules: Rules::new(HbaFile::parse("hba.conf", setup.hba).unwrap(), setup.tls),
+        rules: Arc::clone(&rules),
         pool: Pool { max_clients: setup.max_clients, query_wait: setup.query_wait, ..setup.pool },
         node: "alp".parse().unwrap(),
     };
@@ -93,7 +102,7 @@ pub async fn shut_with(setup: Setup) -> Front {
         })
     };
     let task = tokio::spawn(run(Arc::clone(&gate), Arc::new(options), snapshots, confirm));
-    Front { pg, gate, address, confirmed, asked, task, _snapshot: snapshot }
+    Front { pg, gate, address, confirmed, asked, rules, task, _snapshot: snapshot }
 }
 
 impl Front {
@@ -150,7 +159,7 @@ pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
 }
 
 /// Below the ephemeral range, free now, of this process.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
         let offset = (std::process::id() % 500) * 20 + u32::from(NEXT.fetch_add(1, Ordering::Relaxed));

@@ -19,7 +19,9 @@ synchronous_commit = local
 ";
 const HBA: &str = "
 local all postgres trust
-local all trusty,lame trust
+local all trusty,lame,+carded trust
+local all old md5
+local replication streamer scram-sha-256
 local all all scram-sha-256
 ";
 const ROLES: &str = "
@@ -28,6 +30,11 @@ create role lame nologin;
 create role app login password 'correct horse';
 create role expired login password 'correct horse' valid until '2001-01-01';
 create role idle nologin password 'correct horse';
+create role streamer login replication password 'correct horse';
+create role bare login;
+create role carded;
+create role ann login in role carded;
+create role retired nologin in role carded;
 set password_encryption = md5;
 create role old login password 'correct horse';
 create database app;
@@ -36,6 +43,7 @@ create database app;
 pub struct Pg {
     dir: tempfile::TempDir,
     child: Child,
+    pub port: u16,
 }
 
 static SHARED: Mutex<Weak<Pg>> = Mutex::new(Weak::new());
@@ -52,6 +60,13 @@ pub fn shared() -> Arc<Pg> {
 
 impl Pg {
     pub fn start() -> Pg {
+        let pg = Pg::start_with(PORT, "", HBA);
+        pg.admin(ROLES).unwrap();
+        pg
+    }
+
+    /// One of its own, without the roles: on this port of its Unix socket, with more settings and these rules.
+    pub fn start_with(port: u16, more: &str, hba: &str) -> Pg {
         install();
         // Not in $TMPDIR, which user postgres may not be able to enter.
         let dir = tempfile::Builder::new().prefix("portcullis-proxy-").tempdir_in("/tmp").unwrap();
@@ -61,8 +76,8 @@ impl Pg {
         run(as_postgres("initdb")
             .args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "-D"])
             .arg(&data));
-        std::fs::write(data.join("pg_hba.conf"), HBA).unwrap();
-        let conf = format!("{CONF}unix_socket_directories = '{}'\nport = {PORT}\n", dir.path().display());
+        std::fs::write(data.join("pg_hba.conf"), hba).unwrap();
+        let conf = format!("{CONF}{more}unix_socket_directories = '{}'\nport = {port}\n", dir.path().display());
         std::fs::write(data.join("postgresql.auto.conf"), conf).unwrap();
         let log = std::fs::File::create(dir.path().join("log")).unwrap();
         let child = as_postgres("postgres")
@@ -73,10 +88,9 @@ impl Pg {
             .stderr(log)
             .spawn()
             .unwrap();
-        let pg = Pg { dir, child };
+        let pg = Pg { dir, child, port };
         for _ in 0..300 {
             if pg.admin("select 1").is_ok() {
-                pg.admin(ROLES).unwrap();
                 return pg;
             }
             std::thread::sleep(Duration::from_millis(100));
@@ -97,7 +111,7 @@ impl Pg {
         let out = Command::new("psql")
             .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h"])
             .arg(self.socket_dir())
-            .args(["-p", &PORT.to_string(), "-d", "postgres", "-f", "-"])
+            .args(["-p", &self.port.to_string(), "-d", "postgres", "-f", "-"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -123,7 +137,7 @@ impl Drop for Pg {
     }
 }
 
-fn as_postgres(program: &str) -> Command {
+pub fn as_postgres(program: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--"]).arg(format!("{BIN}/{program}"));
     command.current_dir("/").env("LC_ALL", "C");
