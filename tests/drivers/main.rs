@@ -1,11 +1,11 @@
 //! Conformance: the drivers people use, first against PostgreSQL itself, then through the gate in each pool mode.
 //!
 //! A test that passes directly passes through session mode. In transaction mode those in `transaction.txt` fail, with
-//! the reason beside each, and no others. `cargo test --test drivers -- NAME...` runs the suites whose names contain one
-//! of the words; `--pgbouncer` compares with pgbouncer's transaction mode instead (docs/conformance.md).
+//! the reason beside each, and no others. `cargo test --test drivers -- NAME...` runs the suites whose names contain
+//! one of the words; `--pgbouncer` compares with pgbouncer's transaction mode instead (docs/conformance.md).
 //!
-//! What it is NOT: no measurement. It is its own harness, since suites are run and compared as wholes; the gate runs in a
-//! process of its own (`gate.rs`), which is this program once more.
+//! What it is NOT: no measurement. It is its own harness, since suites are run and compared as wholes; the gate runs
+//! in a process of its own (`gate.rs`), which is this program once more.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,6 @@
-//! Debian's pgbouncer in transaction mode, for the comparison in docs/conformance.md. What it is NOT: part of `make test`.
+//! Debian's pgbouncer in transaction mode, for the comparison in docs/conformance.md.
+//!
+//! What it is NOT: part of `make test`.
 
 use crate::pg::{self, Pg};
 use crate::suite::Server;
