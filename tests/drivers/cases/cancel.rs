@@ -227,7 +227,7 @@ async fn while_waiting_for_a_lock(target: Arc<Target>) {
     assert_eq!(holder.ask(&query("commit")).await, "Ci");
 }
 
-/// Reads up to ReadyForQuery; whether the query was cancelled. No other error is right. `None`: the session ended by it,
+/// Reads to ReadyForQuery; whether the query was cancelled. No other error is right. `None`: the session ended by it,
 /// as a pool ends one whose query is cancelled while it waits for a backend.
 async fn settle(raw: &mut Raw) -> Option<bool> {
     let mut cancelled = false;
