@@ -98,6 +98,13 @@ pub(crate) enum Proof {
     Trust,
 }
 
+impl Proof {
+    /// PostgreSQL takes it for a password's proof; without one its own rules must let the gate in.
+    pub(crate) fn has_secret(&self) -> bool {
+        matches!(self, Proof::Scram(_) | Proof::Md5(_))
+    }
+}
+
 impl fmt::Debug for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Proof(...)")

@@ -204,7 +204,7 @@ impl Pool {
     /// A client proved the role anew.
     pub(crate) fn renew_proof(&self, proof: Proof) {
         // What lets the gate in where PostgreSQL asks for a password is not forgotten for a client that needed none.
-        if !matches!(proof, Proof::Trust) {
+        if proof.has_secret() {
             *self.proof.borrow_mut() = proof;
         }
     }
