@@ -1,6 +1,6 @@
 #!/bin/bash
-# Installs the Debian packages that the tests and the demo (no argument), or the package (`deb`), need. Does nothing when
-# all are there.
+# Installs the Debian packages that the tests and the demo (no argument), the package (`deb`), or the bench (`bench`)
+# need. Does nothing when all are there.
 #
 # Starts no service and makes no PostgreSQL cluster: tests run their own, on ports and directories of their own.
 set -euo pipefail
@@ -15,7 +15,17 @@ packages=(
     systemd-container dbus polkitd          # a machine with a real service manager
     openssl python3 python3-venv            # certificates for client TLS; small helpers; drivers from PyPI
 )
-[ "${1:-}" = deb ] && packages=(dpkg-dev binutils)
+case "${1:-}" in
+deb) packages=(dpkg-dev binutils) ;;
+bench)
+    packages=(
+        pgbouncer haproxy pgpool2           # what we are compared with
+        gcc make pkg-config curl            # a newer pgbouncer
+        libevent-dev libssl-dev libc-ares-dev
+        strace linux-perf                   # system calls per transaction; profiles
+    )
+    ;;
+esac
 
 missing=()
 for package in "${packages[@]}"; do

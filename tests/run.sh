@@ -1,49 +1,128 @@
 #!/bin/bash
-# `make test`: every test there is, one binary after another, and a summary. No arguments.
+# `make test`: every test there is, and a summary that names what failed. No arguments.
 #
-# In the order of Cargo.toml, quick ones first: what measures time (lab_vip, lab) runs last and beside nothing else.
-# Everything is built first, so that no compiler runs beside a measurement. All suites run even when one fails.
+# Everything is built first, so that no compiler runs beside a measurement. Then the quick suites, two beside one
+# another, each with a loopback of its own, so that no port is taken from the other; then, one after another and beside
+# nothing else, those that measure time; the last are the labs, who take turns (tests/lab/turns.rs). All suites run even
+# when one fails.
 set -euo pipefail
+# One group of commands, read whole: who edits this file does not change a run that is under way.
+{
 cd "$(dirname "$0")/.."
 cargo=${CARGO:-cargo}
 flags=(--locked --color never)
+# The first runs four suites at a time itself, and fetches what they need when it is not there yet.
+alone=(drivers peer postgres proxy kernel_gate lab_vip lab)
+lanes=2
+# A suite that hangs must not take the summary with it; the slowest takes half of this.
+limit=1200
 
 began=$SECONDS
-echo "test: building"
-"$cargo" test "${flags[@]}" --quiet --no-run --all-targets
-built=$((SECONDS - began))
+clock() { printf '%d:%02d' $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)); }
+say() { echo "test: $(clock) $*"; }
 
 # A suite that is declared is run: nothing is listed twice.
 mapfile -t declared < <(sed -n '/^\[\[test\]\]$/{n;s/^name = "\(.*\)"$/\1/p}' Cargo.toml)
 [ ${#declared[@]} -gt 0 ] || { echo "test: Cargo.toml declares no tests" >&2; exit 1; }
+beside=(lib)
+for name in "${declared[@]}"; do
+    [[ " ${alone[*]} " == *" $name "* ]] || beside+=("$name")
+done
+for name in "${alone[@]}"; do
+    [[ " ${declared[*]} " == *" $name "* ]] || { echo "test: there is no suite $name" >&2; exit 1; }
+done
 
-output=$(mktemp)
-trap 'rm -f "$output"' EXIT
-summary=$(printf '%-10s %-7s %7s %7s %7s' suite result passed failed seconds)
+say "plan: build; $lanes at once: ${beside[*]}; one by one: ${alone[*]}"
+say "building"
+"$cargo" test "${flags[@]}" --quiet --no-run --all-targets
+# What the compiler wrote must not be in the way of a PostgreSQL that waits for the disk.
+sync
+built=$((SECONDS - began))
+
+work=$(mktemp -d)
+trap 'exit 130' INT TERM
+trap '{ cat "$work"/*.pid 2>/dev/null | xargs -r kill; } || true; rm -rf "$work"' EXIT
+failed_names=() summary=$(printf '%-12s %-7s %7s %7s %7s' suite result passed failed seconds)
 bad=0 suites=0 all_passed=0 all_failed=0
 
-# suite NAME ARGUMENT...: runs one, shows it as it goes, and keeps its line of the summary.
-suite() {
-    local name=$1 start=$SECONDS result=ok passed failed
+# run NAME COMMAND...: runs one suite by the command to its end; leaves its result and seconds in $work.
+run() {
+    local name=$1 start=$SECONDS result=ok words=(--test "$1")
     shift
+    [ "$name" != lib ] || words=(--lib)
+    # Labs wait for their turn, where waiting costs nothing.
+    [ "$name" != lab ] || words+=(-- --test-threads 100)
+    # In a process group of its own, whole: cargo does not end its test with itself.
+    timeout -k 30 "$limit" "$@" "$cargo" test "${flags[@]}" "${words[@]}" 2>&1 &
+    echo $! >"$work/$name.pid"
+    wait $! || result=FAILED
+    rm "$work/$name.pid"
+    echo "$result $((SECONDS - start))" >"$work/$name.result"
+}
+# What else this machine has to do waits for a suite that measures; a warning where that is not allowed.
+first=(nice -n -10)
+own_loopback=(unshare --net -- sh -c 'ip link set lo up && exec "$@"' own_loopback)
+
+# tell NAME: its line of the summary, and the names of what failed in it.
+tell() {
+    local name=$1 result seconds passed failed names
+    read -r result seconds <"$work/$name.result"
     suites=$((suites + 1))
-    echo
-    echo "test: $name"
-    if ! "$cargo" test "${flags[@]}" "$@" 2>&1 | tee "$output"; then
-        result=FAILED
-        bad=$((bad + 1))
-    fi
     # The last line of a binary is "test result: ok. 13 passed; 0 failed; ..."; some run themselves once more as user
     # postgres, with a line for each.
-    passed=$(sed -n 's/^test result: .* \([0-9]*\) passed; .*/\1/p' "$output" | tail -n 1)
-    failed=$(sed -n 's/^test result: .* \([0-9]*\) failed; .*/\1/p' "$output" | tail -n 1)
+    passed=$(sed -n 's/^test result: .* \([0-9]*\) passed; .*/\1/p' "$work/$name" | tail -n 1)
+    failed=$(sed -n 's/^test result: .* \([0-9]*\) failed; .*/\1/p' "$work/$name" | tail -n 1)
     all_passed=$((all_passed + passed)) all_failed=$((all_failed + failed))
-    summary+=$(printf '\n%-10s %-7s %7s %7s %7d' "$name" "$result" "${passed:--}" "${failed:--}" $((SECONDS - start)))
+    summary+=$(printf '\n%-12s %-7s %7s %7s %7d' "$name" "$result" "${passed:--}" "${failed:--}" "$seconds")
+    [ "$result" != ok ] || return 0
+    bad=$((bad + 1))
+    # After the last line "failures:" each name stands alone; drivers, which is no libtest, says FAILED before each.
+    names=$(awk '/^failures:$/ { list = "" } /^    [^ ]+$/ { list = list $1 "\n" }
+        /^FAILED / { list = list substr($0, 8) "\n" } END { printf "%s", list }' "$work/$name")
+    if [ -z "$names" ]; then
+        failed_names+=("$name: ended without a result after $seconds s (killed after $limit s if it hangs)")
+    else
+        while read -r test; do failed_names+=("$name: $test"); done <<<"$names"
+    fi
 }
 
-suite lib --lib
-for name in "${declared[@]}"; do
-    suite "$name" --test "$name"
+# The quick ones: each shown whole when it has ended, so that two do not mix.
+running=()
+reap() {
+    local name still=()
+    for name in "${running[@]}"; do
+        if [ -e "$work/$name.result" ]; then
+            echo
+            say "$name: $(cat "$work/$name.result") s"
+            cat "$work/$name"
+            tell "$name"
+        else
+            still+=("$name")
+        fi
+    done
+    running=("${still[@]}")
+}
+for name in "${beside[@]}"; do
+    while [ ${#running[@]} -ge $lanes ]; do
+        wait -n || true
+        reap
+    done
+    say "$name begins"
+    run "$name" "${own_loopback[@]}" >"$work/$name" &
+    running+=("$name")
+done
+while [ ${#running[@]} -gt 0 ]; do
+    wait -n || true
+    reap
+done
+
+# Those that measure: shown as they go, without the runner's words about tests that wait for their turn.
+for name in "${alone[@]}"; do
+    echo
+    say "$name begins"
+    run "$name" "${first[@]}" | sed -u '/has been running for over 60 seconds$/d' | tee "$work/$name"
+    say "$name: $(cat "$work/$name.result") s"
+    tell "$name"
 done
 
 echo
@@ -51,7 +130,10 @@ echo "$summary"
 echo
 echo "$all_passed passed, $all_failed failed"
 if [ "$bad" -gt 0 ]; then
+    printf 'FAILED %s\n' "${failed_names[@]}"
     echo "test: $bad of $suites suites FAILED; $((SECONDS - began)) s, of which $built s building"
     exit 1
 fi
 echo "test: all $suites suites passed; $((SECONDS - began)) s, of which $built s building"
+exit 0
+}

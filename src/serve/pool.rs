@@ -11,6 +11,7 @@ use super::backend::{self, Backend, NoBackend, Proof};
 use super::data::Data;
 use super::gate::Pass;
 use super::listener::Proxy;
+use crate::base::config::PoolMode;
 use crate::base::time::Instant;
 use crate::wire::pg::{Refusal, Startup};
 use std::cell::{Cell, RefCell};
@@ -22,6 +23,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+/// Greetings that a pool keeps.
+const MAX_GREETINGS: usize = 64;
 /// Pause before PostgreSQL is tried again that cannot take a connection just now.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -59,7 +62,8 @@ pub(crate) fn add(counter: &AtomicU64, n: u64) {
 pub(crate) type Shape = Rc<Startup>;
 
 /// Settings that differ from what the start-up packet made them, by name; `None`: none.
-pub(crate) type Settings = Option<Rc<Vec<(String, String)>>>;
+pub(crate) type Settings = Option<Rc<Pairs>>;
+pub(crate) type Pairs = Vec<(String, String)>;
 
 pub(crate) struct Pool {
     data: Weak<Data>,
@@ -75,8 +79,8 @@ pub(crate) struct Pool {
     queue: RefCell<VecDeque<Rc<Ticket>>>,
     /// What PostgreSQL says to a client of this shape at its login.
     greetings: RefCell<HashMap<Shape, Rc<[u8]>>>,
-    settings: RefCell<Vec<std::rc::Weak<Vec<(String, String)>>>>,
-    shapes: RefCell<Vec<std::rc::Weak<Startup>>>,
+    settings: RefCell<Vec<Weak<Pairs>>>,
+    shapes: RefCell<Vec<Weak<Startup>>>,
 }
 
 /// A place in the queue.
@@ -402,7 +406,7 @@ impl Pool {
                     drop(place);
                     backend.reconnects = reconnects;
                     backend.born = self.now();
-                    self.greetings.borrow_mut().insert(shape, Rc::clone(&backend.greeting));
+                    self.remember(shape, &backend.greeting);
                     self.give_back(backend);
                     return;
                 }
@@ -425,6 +429,18 @@ impl Pool {
                     return;
                 }
             }
+        }
+    }
+
+    /// Keeps what new clients of a shape are told, where they need no backend to be told it.
+    fn remember(&self, shape: Shape, greeting: &Rc<[u8]>) {
+        if self.proxy.options.pool.mode == PoolMode::Transaction {
+            let mut greetings = self.greetings.borrow_mut();
+            // Clients may differ without end in what they ask for.
+            if greetings.len() >= MAX_GREETINGS {
+                greetings.clear();
+            }
+            greetings.insert(shape, Rc::clone(greeting));
         }
     }
 

@@ -79,7 +79,7 @@ impl TlsAcceptor {
     /// The handshake. `direct`: the client began with it, and must have said by ALPN what it wants, so that no other
     /// protocol's client can be led here (PostgreSQL 17). The caller bounds the time.
     pub(crate) async fn accept(&self, stream: TcpStream, direct: bool) -> io::Result<ClientStream> {
-        let stream = self.acceptor.accept(stream).await?;
+        let stream = self.acceptor.accept(Moving(Some(stream))).await?;
         if direct && stream.get_ref().1.alpn_protocol() != Some(ALPN) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "direct TLS without ALPN"));
         }
@@ -96,24 +96,65 @@ pub(crate) enum ClientStream {
 
 /// A client's TLS, and what the certificate of its handshake was: a reload may have replaced it since.
 pub(crate) struct Tls {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Moving>,
     end_point: Option<Arc<[u8]>>,
     has_ca: bool,
 }
 
+/// A socket that can be taken out from under its TLS, to be put on another thread's runtime.
+struct Moving(Option<TcpStream>);
+
+impl Moving {
+    /// The socket; absent only on its way from one thread to another.
+    fn socket(self: Pin<&mut Self>) -> io::Result<Pin<&mut TcpStream>> {
+        self.get_mut().0.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl AsyncRead for Moving {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.socket()?.poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Moving {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.socket()?.poll_write(cx, buf)
+    }
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.socket()?.poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket()?.poll_flush(cx)
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket()?.poll_shutdown(cx)
+    }
+}
+
 /// A client's side on its way from one thread to another.
-pub(crate) enum Parked {
-    Plain(std::net::TcpStream),
-    /// Its socket stays with the runtime of the door, which wakes the session.
-    Tls(Box<Tls>),
+pub(crate) struct Parked {
+    socket: std::net::TcpStream,
+    tls: Option<Box<Tls>>,
 }
 
 impl Parked {
     /// On the thread it came to.
     pub(crate) fn unpark(self) -> io::Result<ClientStream> {
-        Ok(match self {
-            Parked::Plain(stream) => ClientStream::Plain(TcpStream::from_std(stream)?),
-            Parked::Tls(stream) => ClientStream::Tls(stream),
+        let socket = TcpStream::from_std(self.socket)?;
+        Ok(match self.tls {
+            None => ClientStream::Plain(socket),
+            Some(mut tls) => {
+                tls.stream.get_mut().0.0 = Some(socket);
+                ClientStream::Tls(tls)
+            }
         })
     }
 }
@@ -121,10 +162,12 @@ impl Parked {
 impl ClientStream {
     /// Takes it off this thread.
     pub(crate) fn park(self) -> io::Result<Parked> {
-        Ok(match self {
-            ClientStream::Plain(stream) => Parked::Plain(stream.into_std()?),
-            ClientStream::Tls(stream) => Parked::Tls(stream),
-        })
+        let (socket, tls) = match self {
+            ClientStream::Plain(stream) => (Some(stream), None),
+            ClientStream::Tls(mut tls) => (tls.stream.get_mut().0.0.take(), Some(tls)),
+        };
+        let socket = socket.ok_or(io::ErrorKind::NotConnected)?.into_std()?;
+        Ok(Parked { socket, tls })
     }
 
     pub(crate) fn is_tls(&self) -> bool {
@@ -155,10 +198,10 @@ impl ClientStream {
     /// Closes with a reset, telling nothing.
     pub(crate) fn reset(self) {
         let stream = match &self {
-            ClientStream::Plain(stream) => stream,
-            ClientStream::Tls(tls) => tls.stream.get_ref().0,
+            ClientStream::Plain(stream) => Some(stream),
+            ClientStream::Tls(tls) => tls.stream.get_ref().0.0.as_ref(),
         };
-        if let Err(error) = stream.set_zero_linger() {
+        if let Some(Err(error)) = stream.map(TcpStream::set_zero_linger) {
             tracing::debug!(%error, "a client's connection is closed without a reset");
         }
     }

@@ -15,7 +15,7 @@ use crate::in_lab;
 /// A session through the gate is answered.
 fn serves(lab: &Lab, node: &Node) -> Outcome {
     let crowd = Crowd::open(lab.client.ns(), node.gate()?, vec![(Habit::Asking, false)], None)?;
-    crowd.wait_answer_after(now(), secs(5))
+    crowd.wait_answer_after(now(), secs(10))
 }
 
 /// Opens by itself at the epoch it had, with the VIP, while the other neither opens nor has the VIP.
@@ -27,7 +27,7 @@ fn opens_by_itself(lab: &Lab, node: &Node, other: &Node, epoch: u64) -> Outcome<
     })?;
     let took = ms(begun, now());
     ensure!(node.epoch()? == epoch, "epoch {} became {}", epoch, node.epoch()?);
-    wait_until(secs(3), "the VIP on the active node", || node.has_vip())?;
+    wait_until(secs(10), "the VIP on the active node", || node.has_vip())?;
     serves(lab, node)?;
     Ok(took)
 }
@@ -74,7 +74,7 @@ fn witness_last(lab: &Lab, active: &Node, other: &Node, epoch: u64) -> Outcome<i
     lab.witness.start()?;
     // The unit is started again by a person, or by the daemon where it does so.
     if active.host.named("postgres")?.is_empty() {
-        wait_until(secs(5), "the active node's PostgreSQL allowed", || active.may_start_primary())?;
+        wait_until(secs(15), "the active node's PostgreSQL allowed", || active.may_start_primary())?;
         active.postgres.start(&active.host)?;
     }
     opens_by_itself(lab, active, other, epoch)
@@ -85,7 +85,7 @@ fn witness_last(lab: &Lab, active: &Node, other: &Node, epoch: u64) -> Outcome<i
 fn the_old_primary_alone(lab: &Lab, old: &Node, new: &Node) -> Outcome<i64> {
     old.power_off()?;
     new.cli(&["promote", "--yes"])?.expect(0)?;
-    new.wait_active(secs(5))?;
+    new.wait_active(secs(10))?;
     let epoch = new.epoch()?;
     new.power_off()?;
     old.host.power_on()?;
@@ -107,7 +107,7 @@ fn the_old_primary_alone(lab: &Lab, old: &Node, new: &Node) -> Outcome<i64> {
     ensure!(new.start_postgres_as_the_unit_does()?, "the active node's PostgreSQL was refused");
     opens_by_itself(lab, new, old, epoch)?;
     ensure!(!old.gate_is_open()? && old.postgres.is_read_only()?, "the old primary is writable");
-    new.cli(&["rejoin", old.name()])?.expect(0)?;
+    new.rejoin(old.name())?;
     new.wait_in_sync(secs(30))?;
     Ok(demoted)
 }

@@ -44,7 +44,7 @@ fn a_flowing_crowd(lab: &Lab, node: &Node) -> Outcome<Crowd> {
     let crowd = Crowd::open(lab.client.ns(), node.gate()?, members, None)?;
     let begun = now();
     wait_until(secs(10), "answers to flow", || Ok(crowd.answers() > 300))?;
-    crowd.wait_answer_after(begun, secs(5))?;
+    crowd.wait_answer_after(begun, secs(10))?;
     Ok(crowd)
 }
 
@@ -66,7 +66,7 @@ fn one_pause(lab: &Lab, kind: Frozen, active: &Node, other: &Node) -> Outcome<(u
     };
     let before = crowd.answers();
     other.cli(&["promote", "--yes"])?.expect(0)?;
-    other.wait_active(secs(5))?;
+    other.wait_active(secs(10))?;
     let stood = ms(frozen, now());
     ensure!(stood > W_MS, "{kind:?}: the pause of {stood} ms was not longer than W");
     let silent = crowd.late(frozen + ON_THE_WIRE);
@@ -79,7 +79,7 @@ fn one_pause(lab: &Lab, kind: Frozen, active: &Node, other: &Node) -> Outcome<(u
     never(millis(1500), "an answer after the pause", || Ok(!crowd.late(frozen + ON_THE_WIRE).is_empty())).map_err(
         |error| crate::harness::sys::Fail(format!("{kind:?}: {error}: {:?}", crowd.late(frozen + ON_THE_WIRE))),
     )?;
-    crowd.wait_ended(secs(5))?;
+    crowd.wait_ended(secs(10))?;
     ensure!(!active.gate_is_open()?, "{kind:?}: the old gate is open");
     lab.switch.heal()?;
     Ok((before, stood))
@@ -89,7 +89,7 @@ fn one_pause(lab: &Lab, kind: Frozen, active: &Node, other: &Node) -> Outcome<(u
 fn bring_back(old: &Node, new: &Node) -> Outcome {
     old.wait_role("fenced", secs(15))?;
     wait_until(secs(20), "PostgreSQL of the old node read-only", || old.postgres.is_read_only())?;
-    new.cli(&["rejoin", old.name()])?.expect(0)?;
+    new.rejoin(old.name())?;
     new.wait_in_sync(secs(30))?;
     old.postgres.forget_old_lives()
 }
@@ -111,7 +111,7 @@ fn without_daemon(lab: &Lab, node: &Node, signal: Signal) -> Outcome<(i64, i64)>
     }
     if signal == Signal::STOP {
         continue_all(&daemon);
-        crowd.wait_ended(secs(5))?;
+        crowd.wait_ended(secs(10))?;
     } else {
         ensure!(!connects(lab.client.ns(), node.address(), GATE_PORT)?, "a dead daemon's gate accepts connections");
         node.start_daemon()?;
@@ -119,7 +119,7 @@ fn without_daemon(lab: &Lab, node: &Node, signal: Signal) -> Outcome<(i64, i64)>
     let late = crowd.late(over);
     ensure!(late.is_empty(), "{signal:?}: answers more than {limit} ms later: {late:?}");
     node.wait_active(secs(10))?;
-    wait_until(secs(5), "the VIP back", || node.has_vip())?;
+    wait_until(secs(10), "the VIP back", || node.has_vip())?;
     Ok((ms(ended, last).max(0), ms(ended, gone)))
 }
 

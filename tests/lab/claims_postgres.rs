@@ -39,11 +39,11 @@ fn fenced_under(
 ) -> Outcome<i64> {
     let a = &lab.a;
     let crowd = Crowd::open(lab.client.ns(), a.gate()?, vec![(Habit::Pouring, false), (Habit::Asking, false)], None)?;
-    crowd.wait_answer_after(now(), secs(5))?;
+    crowd.wait_answer_after(now(), secs(10))?;
     harm()?;
     let said = a.cli(&["fence", "--reason", what])?.expect(0)?;
     let pages = active_page(a.ns(), a.address())?;
-    crowd.wait_ended(secs(2))?;
+    crowd.wait_ended(secs(5))?;
     wait_until(BOUND, &format!("{what}: PostgreSQL out of service"), done)?;
     let took = ms(said.started, now());
     // What had left before the cut may lie at the client until it is scheduled.
@@ -71,7 +71,7 @@ pub(crate) fn the_old_primary_is_taken_out(lab: &Lab) -> Outcome {
     let orphans = fenced_under(lab, "orphans of a killed postmaster", orphan, || is_standby(a))?;
     // A child is called like its postmaster for the moment before it sets its title.
     let line = format!("-D {}", a.postgres.data_dir.display());
-    wait_until(secs(2), "one postmaster on the directory", || Ok(a.host.titled(&line)?.len() == 1))?;
+    wait_until(secs(10), "one postmaster on the directory", || Ok(a.host.titled(&line)?.len() == 1))?;
     unfence(lab)?;
     eprintln!(
         "figure: fence.postgres = demote: a standby {frozen} ms after the fence with all of PostgreSQL frozen, \
@@ -118,7 +118,7 @@ fn a_full_disk_keeps_nothing_running(lab: &Lab) -> Outcome {
     a.postgres.start(&a.host)?;
     a.start_daemon()?;
     a.wait_active(secs(15))?;
-    a.wait_in_sync(secs(15))?;
+    a.wait_in_sync(secs(30))?;
     let fill = format!(
         "mkdir {pg}/junk && cd {pg}/junk && dd if=/dev/zero of=fill bs=64k 2>/dev/null; \
          dd if=/dev/zero of=fill2 bs=1 count=65536 2>/dev/null; seq 1 6000 | xargs touch 2>/dev/null; true"
@@ -150,5 +150,5 @@ fn reconfigured(lab: &Lab, from: &str, to: &str) -> Outcome {
     lab.a.stop_daemon()?;
     lab.a.start_daemon()?;
     lab.a.wait_active(secs(15))?;
-    lab.a.wait_in_sync(secs(15)).map(drop)
+    lab.a.wait_in_sync(secs(30)).map(drop)
 }

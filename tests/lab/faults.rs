@@ -1,45 +1,14 @@
-//! Unplanned: frozen, killed, cut off, dead. What the old node acknowledges afterwards, and what the new one holds.
+//! Unplanned: killed, cut off, dead. What the old node acknowledges afterwards, and what the new one holds. Frozen is
+//! claims_pause.rs.
 
 use crate::ensure;
 use crate::harness::client::{Target, Writer, WriterOptions, lost};
 use crate::harness::config::Options;
 use crate::harness::net::{VIP, address_gone, connects, who_answers_arp};
 use crate::harness::node::{GATE_PORT, text_at};
-use crate::harness::sys::{Fail, millis, ms, never, secs, wait_until};
+use crate::harness::sys::{Fail, ms, never, secs, wait_until};
 use crate::in_lab;
 use rustix::process::Signal;
-
-#[test]
-fn a_frozen_and_thawed_never_acknowledges_again() {
-    in_lab(Options::new("frozen"), |lab| {
-        lab.start_pair()?;
-        let (a, b, client) = (&lab.a, &lab.b, lab.client.ns());
-        // Sixteen statements under way at once: when the node stops, queries and answers lie in every buffer.
-        let options = WriterOptions { depth: 16, every: millis(1), ..WriterOptions::once(1, a.gate()?) };
-        let writer = Writer::start_flowing(client, options)?;
-        let frozen = a.host.freeze()?;
-        let said = b.cli(&["promote", "--yes"])?.expect(0)?;
-        b.wait_active(secs(5))?;
-        let second = Writer::start_flowing(client, WriterOptions::once(2, b.gate()?))?;
-        let thawed = a.host.thaw()?;
-        never(secs(5), "an acknowledgement from the thawed node", || Ok(!writer.log().acks_after(thawed).is_empty()))?;
-        let log = writer.finish();
-        let late = log.acks_after(frozen + millis(50));
-        ensure!(late.is_empty(), "{} acknowledgements after the freeze, first {late:?}", late.len());
-        a.wait_role("fenced", secs(15))?;
-        wait_until(secs(20), "PostgreSQL on a read-only", || a.postgres.is_read_only())?;
-        ensure!(!connects(client, a.address(), GATE_PORT)?, "the old gate accepts connections");
-        second.wait_acks(20, secs(5))?;
-        let log_b = second.finish();
-        ensure!(log_b.errors.is_empty(), "errors on the new node: {:?}", log_b.errors);
-        for (log, id) in [(&log, 1), (&log_b, 2)] {
-            let missing = lost(log, id, &b.postgres)?;
-            ensure!(missing.is_empty(), "acknowledged to writer {id} but missing on b: {missing:?}");
-        }
-        eprintln!("frozen: promote took {} ms; {} acks before", ms(said.started, said.ended), log.acks.len());
-        Ok(())
-    });
-}
 
 #[test]
 fn kill_9_of_the_daemon_loses_the_vip_by_itself() {
@@ -60,8 +29,8 @@ fn kill_9_of_the_daemon_loses_the_vip_by_itself() {
         ensure!(ms(killed, last) <= 300, "an acknowledgement {} ms after kill -9", ms(killed, last));
 
         let said = b.cli(&["promote", "--yes"])?.expect(0)?;
-        b.wait_active(secs(5))?;
-        let first = writer.wait_ack_via(vip_gate, said.started, secs(5))?;
+        b.wait_active(secs(10))?;
+        let first = writer.wait_ack_via(vip_gate, said.started, secs(15))?;
         let answers = who_answers_arp(client, VIP)?;
         ensure!(answers == [b.host.plug.mac.clone()].into(), "ARP after: {answers:?}");
         ensure!(!a.has_vip()? && b.has_vip()?, "the VIP should be on b alone");
@@ -100,7 +69,7 @@ fn node_cut_off_stops_acknowledging_locally_within_lease_plus_300ms() {
         ensure!(!connects(a.ns(), a.address(), GATE_PORT)?, "the gate accepts connections on the node itself");
         // b, told to, takes over; a comes back to a record that is no longer its own and learns it.
         let said = b.cli(&["promote", "--yes"])?.expect(0)?;
-        b.wait_active(secs(5))?;
+        b.wait_active(secs(10))?;
         a.host.rejoin_network()?;
         a.wait_role("fenced", secs(15))?;
         ensure!(b.gate_is_open()?, "the return of a shut b");
@@ -121,8 +90,8 @@ fn a_dead_node_is_replaced_stays_shut_and_rejoins() {
         let writer = Writer::start_flowing(client, WriterOptions::service(1, lab.witness.address()))?;
         let dark = a.power_off()?;
         let said = b.cli(&["promote", "--yes"])?.expect(0)?;
-        b.wait_active(secs(5))?;
-        let first = writer.wait_ack_via(b.gate()?, said.started, secs(5))?;
+        b.wait_active(secs(10))?;
+        let first = writer.wait_ack_via(b.gate()?, said.started, secs(15))?;
         // W + 1.5 s of Enter, plus the 2 s of asking a peer that has just fallen silent.
         ensure!(
             ms(said.started, first) <= 3260 + 1500 + 2000 + 700,
@@ -142,16 +111,16 @@ fn a_dead_node_is_replaced_stays_shut_and_rejoins() {
         let standby = a.postgres.data_dir.join("standby.signal").exists();
         ensure!(!a.may_start_primary()? || standby, "the old primary may start writable while the daemon runs");
 
-        let rejoined = b.cli(&["rejoin", "a"])?.expect(0)?;
+        let rejoined = b.rejoin("a")?;
         b.wait_in_sync(secs(30))?;
         a.wait_status(secs(15), "to be a passive standby", |status| {
             text_at(status, "/role") == "passive" && text_at(status, "/nodes/0/role") == "standby"
         })?;
         wait_until(secs(10), "/replica on a", || Ok(a.http("/replica")?.0 == 200))?;
-        writer.wait_acks(20, secs(5))?;
+        writer.wait_acks(20, secs(15))?;
         let log = writer.finish();
         for node in lab.nodes() {
-            wait_until(secs(5), "every acknowledged number on both nodes", || {
+            wait_until(secs(15), "every acknowledged number on both nodes", || {
                 let missing = lost(&log, 1, &node.postgres)?;
                 if missing.is_empty() {
                     Ok(true)

@@ -1,7 +1,7 @@
 //! The lab tests: the faults of the real world on two nodes of real PostgreSQL in network namespaces, as root. What is
 //! claimed is measured at clients, by acknowledgements with the time they came, never by closed sockets.
 //!
-//! One lab at a time: the measured times are worth nothing on an overloaded machine.
+//! A few labs stand at once ([`turns`]).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod harness;
@@ -23,6 +23,7 @@ mod random;
 mod record;
 mod side_doors;
 mod stonith;
+mod turns;
 mod units;
 mod vip;
 mod vip_full;
@@ -35,19 +36,22 @@ use harness::config::Options;
 use harness::sys::{Fail, Outcome};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-static ONE_LAB: Mutex<()> = Mutex::new(());
-
-/// Held for as long as a lab stands.
-fn one_lab() -> MutexGuard<'static, ()> {
-    ONE_LAB.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use turns::Turn;
 
 /// Builds the lab, runs the test in it, and on failure shows everybody's logs before the lab is torn down.
 /// `LAB_LOGS=DIR` copies the logs there in any case.
 fn in_lab(options: Options, test: impl FnOnce(&Lab) -> Outcome) {
-    let _one = one_lab();
+    let turn = Turn::wait(options.name, false);
+    run_in_lab(turn, options, test);
+}
+
+/// The same with the machine to itself, for measurements that a busy one would spoil.
+fn alone_in_lab(options: Options, test: impl FnOnce(&Lab) -> Outcome) {
+    let turn = Turn::wait(options.name, true);
+    run_in_lab(turn, options, test);
+}
+
+fn run_in_lab(_turn: Turn, options: Options, test: impl FnOnce(&Lab) -> Outcome) {
     let start = harness::sys::now();
     let name = options.name;
     let lab = Lab::new(options).unwrap_or_else(|error| panic!("the lab {name} cannot be built: {error}"));

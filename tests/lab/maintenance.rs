@@ -20,7 +20,7 @@ fn is_writable_primary(node: &Node) -> Outcome<bool> {
 
 /// Every surface says so, and none that it is not.
 fn shown(node: &Node, on: bool) -> Outcome {
-    node.wait_status(secs(5), "to show maintenance", |s| s.pointer("/maintenance") == Some(&Value::Bool(on)))?;
+    node.wait_status(secs(10), "to show maintenance", |s| s.pointer("/maintenance") == Some(&Value::Bool(on)))?;
     let status = node.cli(&["status"])?.expect(0)?.out;
     // A line of its own, not the events below.
     ensure!(status.lines().any(|line| line.starts_with("maintenance")) == on, "status: {status}");
@@ -79,7 +79,7 @@ fn maintenance_leaves_postgresql_alone_and_the_gate_obeys() {
         let before = postmaster(a)?;
         let last = writer.log().last_ack().ok_or("no acknowledgement")?.n;
         a.cli(&["fence", "--reason", "a test"])?.expect(0)?;
-        a.wait_role("fenced", secs(5))?;
+        a.wait_role("fenced", secs(10))?;
         let fenced = now();
         never(secs(4), "PostgreSQL touched, or an acknowledgement", || {
             let acked = !writer.log().acks_after(fenced).is_empty();

@@ -22,10 +22,10 @@ fn writes_flow_and_promote_moves_the_service_without_loss() {
         let writer = Writer::start_flowing(client, WriterOptions::service(1, lab.witness.address()))?;
         let rehearsed = b.cli(&["promote", "--yes", "--dry-run"])?.expect(0)?;
         ensure!(a.epoch()? == epoch, "a dry run changed the epoch");
-        writer.wait_acks(20, secs(5))?;
+        writer.wait_acks(20, secs(15))?;
 
         let said = b.cli(&["promote", "--yes"])?.expect(0)?;
-        b.wait_active(secs(5))?;
+        b.wait_active(secs(10))?;
         writer.wait_ack_via(b.gate()?, said.started, secs(10))?;
         ensure!(b.epoch()? > epoch, "the epoch did not rise: {} then {}", epoch, b.epoch()?);
         writer.wait_acks(50, secs(10))?;
@@ -38,12 +38,12 @@ fn writes_flow_and_promote_moves_the_service_without_loss() {
         })?;
         b.wait_in_sync(secs(30))?;
         ensure!(a.postgres.is_read_only()?, "the old primary is writable");
-        writer.wait_acks(20, secs(5))?;
+        writer.wait_acks(20, secs(15))?;
 
         let log = writer.finish();
         let missing = lost(&log, 1, &b.postgres)?;
         ensure!(missing.is_empty(), "acknowledged but missing on b: {missing:?}");
-        wait_until(secs(5), "a to hold all that was acknowledged", || Ok(lost(&log, 1, &a.postgres)?.is_empty()))?;
+        wait_until(secs(15), "a to hold all that was acknowledged", || Ok(lost(&log, 1, &a.postgres)?.is_empty()))?;
         let (seen_a, seen_b) = (roles_a.finish(), roles_b.finish());
         never_two_active(&seen_a, &seen_b)?;
         ensure!(seen_a.len() > 50 && seen_b.len() > 50, "the watchers saw {} and {} looks", seen_a.len(), seen_b.len());
@@ -61,7 +61,7 @@ fn writes_flow_and_promote_moves_the_service_without_loss() {
         );
         // And back, from the other node this time.
         a.cli(&["switchover", "--to", "a"])?.expect(0)?;
-        a.wait_active(secs(5)).map(drop)
+        a.wait_active(secs(10)).map(drop)
     });
 }
 
@@ -82,12 +82,12 @@ fn surfaces_tell_the_truth() {
         ensure!(!crate::harness::net::connects(lab.client.ns(), a.address(), GATE_PORT)?, "a lapsed gate accepts");
         lab.switch.heal()?;
         lab.witness.start()?;
-        a.wait_active(secs(5))?;
+        a.wait_active(secs(10))?;
         while_in_service(lab)?;
 
         // Fenced, by word of the operator; durable.
         a.cli(&["fence", "--reason", "lab"])?.expect(0)?;
-        a.wait_role("fenced", secs(5))?;
+        a.wait_role("fenced", secs(10))?;
         expect_pages(a, &[("/active", 503), ("/read-write", 503), ("/health", 200)])?;
         expect_check(a, &[1, 2], "")?;
         let status = a.status()?;
@@ -121,12 +121,12 @@ fn surfaces_tell_the_truth() {
 /// Every surface of both nodes while a serves and b stands by.
 fn while_in_service(lab: &Lab) -> Outcome {
     let (a, b) = (&lab.a, &lab.b);
-    b.wait_status(secs(10), "to be a standby in service", |status| {
+    b.wait_status(secs(30), "to be a standby in service", |status| {
         text_at(status, "/role") == "passive" && status.pointer("/postgres/streaming") != Some(&Value::Bool(false))
     })?;
-    a.wait_in_sync(secs(10))?;
+    a.wait_in_sync(secs(30))?;
     expect_pages(a, &[("/active", 200), ("/primary", 200), ("/read-write", 200), ("/replica", 503), ("/health", 200)])?;
-    wait_until(secs(5), "/replica on b", || Ok(b.http("/replica")?.0 == 200))?;
+    wait_until(secs(15), "/replica on b", || Ok(b.http("/replica")?.0 == 200))?;
     expect_pages(b, &[("/active", 503), ("/read-write", 503), ("/read-only", 200), ("/health", 200)])?;
     let outside = http_from(lab.client.ns(), a.address(), "/active")?.0;
     ensure!(outside == 200, "/active asked from the client host answers {outside}");

@@ -20,7 +20,7 @@ fn record_moved_by_hand_cuts_an_open_session_within_1400ms_then_fences() {
         let begun = now();
         lab.witness.move_record_to(b.address())?;
         let moved = now();
-        wait_until(secs(4), "the gate of a to be cut", || Ok(!a.gate_is_open()?))?;
+        wait_until(secs(10), "the gate of a to be cut", || Ok(!a.gate_is_open()?))?;
         let cut = now();
         ensure!(a.role()? != "fenced", "fenced at once: an edit must stand for W first");
         a.wait_role("fenced", secs(10))?;
@@ -43,7 +43,7 @@ fn record_moved_by_hand_cuts_an_open_session_within_1400ms_then_fences() {
         );
         // b, told to, serves; a stays fenced.
         b.cli(&["promote", "--yes"])?.expect(0)?;
-        b.wait_active(secs(5))?;
+        b.wait_active(secs(10))?;
         ensure!(lost(&log, 1, &b.postgres)?.is_empty(), "acknowledged but missing on b");
         Ok(())
     });
@@ -55,16 +55,16 @@ fn record_put_back_within_w_opens_the_gate_again() {
         lab.start_pair()?;
         let a = &lab.a;
         lab.witness.move_record_to(lab.b.address())?;
-        wait_until(secs(4), "the gate of a to be cut", || Ok(!a.gate_is_open()?))?;
+        wait_until(secs(10), "the gate of a to be cut", || Ok(!a.gate_is_open()?))?;
         lab.witness.move_record_to(a.address())?;
-        a.wait_active(secs(4))?;
+        a.wait_active(secs(10))?;
         // A typo is worse than an edit to look at, and must do no more harm: cut, lapsed, never fenced.
         lab.witness.nsupdate("update delete db.example.org A")?;
-        wait_until(secs(4), "the gate of a to be cut", || Ok(!a.gate_is_open()?))?;
+        wait_until(secs(10), "the gate of a to be cut", || Ok(!a.gate_is_open()?))?;
         never(secs(5), "a fenced by a record that says nothing", || Ok(a.role()? == "fenced"))?;
         ensure!(!a.postgres.is_read_only()?, "a typo demoted the only primary");
         lab.witness.nsupdate(&format!("update add db.example.org 5 A {}", a.address()))?;
-        a.wait_active(secs(4)).map(drop)
+        a.wait_active(secs(10)).map(drop)
     });
 }
 
@@ -83,7 +83,7 @@ fn dns_dead_for_15s_costs_no_client_error() {
         ensure!(second.finish().errors.is_empty(), "a new session met an error");
         let dead_for = ms(killed, now());
         lab.witness.start()?;
-        a.wait_status(secs(5), "to hear the witness again", |status| {
+        a.wait_status(secs(15), "to hear the witness again", |status| {
             status.pointer("/witness/servers/0/verdict").and_then(|verdict| verdict.as_str()) == Some("here")
         })?;
         let log = writer.finish();

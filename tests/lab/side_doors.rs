@@ -38,7 +38,7 @@ fn attempt(ns: &str, target: (&str, u16), login: (&str, &str, &str)) -> Outcome<
         runtime.block_on(async {
             let mut config = tokio_postgres::Config::new();
             config.host(target.0).port(target.1).user(user).dbname(database).password(password);
-            config.connect_timeout(secs(2));
+            config.connect_timeout(secs(10));
             let error = match config.connect(tokio_postgres::NoTls).await {
                 Ok(_) => return Ok(Attempt::Open("logged in".to_owned())),
                 Err(error) => error,
@@ -138,7 +138,7 @@ fn no_side_door_in_any_state() {
         a.wait_in_sync(secs(20))?;
 
         a.cli(&["fence"])?.expect(0)?;
-        a.wait_role("fenced", secs(5))?;
+        a.wait_role("fenced", secs(10))?;
         // While it is demoted, too: before, between and after.
         never(secs(3), "a door", || knock_everywhere(lab, &mut tally, "a fenced").map(|()| false))?;
         wait_until(secs(20), "a demoted", || a.postgres.is_read_only())?;
@@ -148,7 +148,7 @@ fn no_side_door_in_any_state() {
         let (code, findings, _) = doctor(a)?;
         ensure!(code == 1 && findings.iter().any(|f| f.contains("fenced")), "doctor on a fenced node: {findings:?}");
         b.cli(&["promote", "--yes"])?.expect(0)?;
-        b.wait_active(secs(5))?;
+        b.wait_active(secs(10))?;
         for _ in 0..5 {
             knock_everywhere(lab, &mut tally, "b active, a fenced")?;
         }

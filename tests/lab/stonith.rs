@@ -54,6 +54,7 @@ fn with_a_vip_alone_stonith_replaces_the_silent_nodes_word() {
         lab.start_servers()?;
         lab.b.start_daemon()?;
         lab.a.start_daemon()?;
+        lab.a.wait_postgres("primary")?;
         lab.a.cli(&["promote", "--yes"])?.expect(0)?;
         lab.a.wait_in_sync(secs(30))?;
         let (a, b) = (&lab.a, &lab.b);

@@ -93,19 +93,19 @@ fn units_follow_the_gate_and_never_hold_it_up() {
         a.cli(&["unfence"])?.expect(0)?;
         a.wait_active(secs(20))?;
         let again = now();
-        wait_for(a, "lab-app.service", "active", 5)?;
+        wait_for(a, "lab-app.service", "active", 10)?;
         wait_for(a, "lab-hang.service", "active", 15)?;
         let hung = ms(cut, now());
         a.wait_in_sync(secs(20))?;
 
         // A clean end takes the units along.
         a.stop_daemon()?;
-        wait_for(a, "lab-app.service", "inactive", 3)?;
+        wait_for(a, "lab-app.service", "inactive", 10)?;
         // systemd kills it at its own time-out, which it calls a failure.
         wait_for(a, "lab-hang.service", "failed", 12)?;
         a.start_daemon()?;
         a.wait_active(secs(10))?;
-        wait_for(a, "lab-app.service", "active", 5)?;
+        wait_for(a, "lab-app.service", "active", 10)?;
 
         // Killed, nobody stops them; the next life does, unless the gate is open within a lease.
         a.kill_daemon(Signal::KILL)?;
@@ -119,7 +119,7 @@ fn units_follow_the_gate_and_never_hold_it_up() {
         ensure!(!a.gate_is_open()?, "the gate opened without proof");
         lab.witness.host.rejoin_network()?;
         a.wait_active(secs(10))?;
-        wait_for(a, "lab-app.service", "active", 5)?;
+        wait_for(a, "lab-app.service", "active", 10)?;
 
         // Killed and back with proof within a lease: the application runs on as if nothing had been.
         a.wait_in_sync(secs(20))?;

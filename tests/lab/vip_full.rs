@@ -9,8 +9,10 @@ use crate::harness::host::Host;
 use crate::harness::net::{self, VIP, address_gone};
 use crate::harness::node::{GATE_PORT, Node};
 use crate::harness::postgres::SYSTEM_USER;
-use crate::harness::sys::{Fail, Outcome, enter_netns, in_netns, millis, ms, never, now, run, secs, wait_until};
-use crate::in_lab;
+use crate::harness::sys::{
+    Fail, Outcome, be_prompt, enter_netns, in_netns, millis, ms, never, now, run, secs, wait_until,
+};
+use crate::{alone_in_lab, in_lab};
 use portcullis::base::time::{Duration, Instant};
 use portcullis::io::arp::PacketSocket;
 use portcullis::io::vip::VipHand;
@@ -96,6 +98,7 @@ impl<T: Send + 'static> Noting<T> {
         let (seen, ns) = (Arc::clone(&stop), ns.to_owned());
         let thread = std::thread::spawn(move || {
             enter_netns(&ns).expect("the host's namespace");
+            be_prompt();
             work(&seen)
         });
         Noting { stop, thread }
@@ -208,9 +211,10 @@ fn move_to(lab: &Lab, to: &Node, dark: Option<Duration>) -> Outcome<[i64; 2]> {
     Ok(delays)
 }
 
+/// Alone: 50 ms are kept with room on a machine of its own, and not by a client that must wait for a processor.
 #[test]
 fn busy_clients_follow_several_vips_of_both_families() {
-    in_lab(Options { vip_lines: THREE, ..Options::with_vip("vipfollow") }, |lab| {
+    alone_in_lab(Options { vip_lines: THREE, ..Options::with_vip("vipfollow") }, |lab| {
         speak_ipv6(lab)?;
         lab.start_pair()?;
         let (a, b, client) = (&lab.a, &lab.b, lab.client.ns());
@@ -253,7 +257,7 @@ fn busy_clients_follow_several_vips_of_both_families() {
         })?;
         wait_until(secs(2), "the gate of b cut by a foreign claim", || Ok(!b.gate_is_open()?))?;
         eprintln!("figure: vipfollow: cut {} ms after a foreign claim (looked at every 20 ms)", ms(claimed, now()));
-        wait_until(secs(1), "the claimed VIP gone", || Ok(!net::has_address(b.ns(), VIP6)?))?;
+        wait_until(secs(3), "the claimed VIP gone", || Ok(!net::has_address(b.ns(), VIP6)?))?;
         // It comes back once nobody answers for it, and then only says so itself.
         b.wait_active(secs(10))?;
         let defended: Vec<_> =
@@ -292,7 +296,7 @@ fn claims_of(host: &Host, address: &'static str, mac: Mac) -> Noting<Instant> {
 /// A connection that says an octet every 20 ms; when it was cut, and how.
 fn trickle(ns: &str, address: &str, port: u16) -> Outcome<Noting<(Instant, std::io::ErrorKind)>> {
     let target: std::net::SocketAddr = format!("{address}:{port}").parse()?;
-    let mut stream = in_netns(ns, || Ok(TcpStream::connect_timeout(&target, secs(1))?))?;
+    let mut stream = in_netns(ns, || Ok(TcpStream::connect_timeout(&target, secs(5))?))?;
     stream.set_nodelay(true)?;
     // The beginning of a start-up message that is never complete: both PostgreSQL and the gate wait for the rest.
     stream.write_all(&9000u32.to_be_bytes())?;
@@ -326,7 +330,7 @@ fn a_frozen_or_killed_daemon_leaves_no_open_session_behind_the_second_wall() {
         ensure!(!net::connects(client, b.address(), 5432)?, "the standby's PostgreSQL is open to a client");
         ensure!(!net::connects(client, b.address(), GATE_PORT)?, "the passive node's gate is open to a client");
         for (what, signal) in [("SIGSTOP", Signal::STOP), ("kill -9", Signal::KILL)] {
-            wait_until(secs(5), "the gate open to the client", || net::connects(client, VIP, GATE_PORT))?;
+            wait_until(secs(10), "the gate open to the client", || net::connects(client, VIP, GATE_PORT))?;
             // To the gate, and round it to PostgreSQL itself. By the node's own address: a session by the VIP dies with
             // the VIP, before the lease, and nobody is left to tell the client.
             let doors = [(a.address(), GATE_PORT), (a.address(), 5432)];
@@ -365,15 +369,15 @@ fn a_frozen_or_killed_daemon_leaves_no_open_session_behind_the_second_wall() {
                 a.start_daemon()?;
             }
             a.wait_active(secs(15))?;
-            wait_until(secs(3), "the gate open to the client again", || net::connects(client, VIP, GATE_PORT))?;
+            wait_until(secs(10), "the gate open to the client again", || net::connects(client, VIP, GATE_PORT))?;
         }
         // A cut with words: the wall lets clients read why the gate was shut.
         let writer = Writer::start_flowing(client, WriterOptions::once(1, a.gate()?))?;
         a.cli(&["fence"])?.expect(0)?;
-        wait_until(secs(3), "the session told", || Ok(!writer.log().errors.is_empty()))?;
+        wait_until(secs(10), "the session told", || Ok(!writer.log().errors.is_empty()))?;
         let errors = writer.finish().errors;
         ensure!(errors.iter().any(|(_, text)| text.contains("57P0")), "the client was told {errors:?}");
-        wait_until(secs(2), "the gate shut", || Ok(!net::connects(client, a.address(), GATE_PORT)?))?;
+        wait_until(secs(5), "the gate shut", || Ok(!net::connects(client, a.address(), GATE_PORT)?))?;
         // Somebody reloads his packet filter: it stands again.
         run(&["ip", "netns", "exec", b.ns(), "nft", "flush", "ruleset"])?;
         wait_until(secs(3), "the wall of the passive node to stand again", || has_table(b))?;
@@ -448,8 +452,12 @@ fn after_a_heal_with_two_claimants_one_answers() {
 }
 
 #[test]
-fn after_a_one_way_heal_with_two_claimants_one_answers() {
+fn after_a_heal_that_only_the_old_holder_hears_one_answers() {
     heal_with_two_claimants("viphealab", Some([0, 1]));
+}
+
+#[test]
+fn after_a_heal_that_only_the_new_holder_hears_one_answers() {
     heal_with_two_claimants("viphealba", Some([1, 0]));
 }
 

@@ -140,7 +140,7 @@ fn a_silent_node_is_taken_over_from_only_on_a_persons_word() {
         wait_until(secs(20), "the old primary read-only or down", || {
             Ok(b.postgres.is_read_only().unwrap_or(true) && !b.gate_is_open()? && !b.has_vip()?)
         })?;
-        a.cli(&["rejoin", "b"])?.expect(0)?;
+        a.rejoin("b")?;
         a.wait_in_sync(secs(40))?;
         watch::never_two_active(&roles.0.finish(), &roles.1.finish())
     });

@@ -101,7 +101,7 @@ impl<'l> Bench<'l> {
 
     /// A question asked after the moment got its honest answer: the lease no longer hangs on what came before.
     fn wait_proof_after(&self, moment: Instant) -> Outcome {
-        wait_until(secs(3), "a question with an honest answer", || {
+        wait_until(secs(10), "a question with an honest answer", || {
             Ok(self.relay.last_proof_asked(self.lab.a.address()).is_some_and(|asked| asked > moment))
         })
         .map(drop)
@@ -123,7 +123,7 @@ impl<'l> Bench<'l> {
         let took = ms(ended, first);
         ensure!(took <= RECOVERY_MS, "open again only {took} ms after the fault ended");
         // The status lags behind the gate by up to 200 ms; the next row must not see this one's.
-        wait_until(secs(1), "the status to show the open gate", || {
+        wait_until(secs(5), "the status to show the open gate", || {
             Ok(self.gate.first_after(first, |open| *open).is_some())
         })?;
         Ok(took)
@@ -134,7 +134,7 @@ impl<'l> Bench<'l> {
         let (cuts, begun) = (self.counter("gate_cuts")?, now());
         for (name, fault, _) in SILENT {
             self.relay.set(fault);
-            wait_until(secs(4), &format!("questions that meet: {name}"), || {
+            wait_until(secs(10), &format!("questions that meet: {name}"), || {
                 Ok(self.relay.met(self.lab.a.address()) >= 3)
             })?;
         }
@@ -182,7 +182,7 @@ impl<'l> Bench<'l> {
         ensure!(shut_ms >= LEASE_MS - 60, "{name}: shut {shut_ms} ms after the last answered question: too early");
         ensure!(ack_ms <= LEASE_MS + SLACK_MS, "{name}: acknowledged {ack_ms} ms after the last answered question");
         // A question without an answer is given up later than the lease ends.
-        a.wait_status(secs(3), &format!("to say \"{word}\" of the witness"), |status| {
+        a.wait_status(secs(10), &format!("to say \"{word}\" of the witness"), |status| {
             text_at(status, "/witness/servers/0/error").contains(word)
         })?;
         let ended = now();

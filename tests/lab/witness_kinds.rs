@@ -16,7 +16,7 @@ fn switchover_and_flip(name: &'static str, kind: Kind) {
         let (a, b) = (&lab.a, &lab.b);
         let epoch = a.epoch()?;
         let said = b.cli(&["promote", "--yes"])?.expect(0)?;
-        b.wait_active(secs(5))?;
+        b.wait_active(secs(10))?;
         ensure!(b.epoch()? > epoch, "the epoch did not rise");
         ensure!(lab.witness.service_addresses()? == [b.address()], "the record: {:?}", lab.witness.service_addresses());
         ensure!(lab.witness.marker()?.unwrap_or_default().contains("active=b"), "marker {:?}", lab.witness.marker());
@@ -26,13 +26,13 @@ fn switchover_and_flip(name: &'static str, kind: Kind) {
         let writer = Writer::start_flowing(lab.client.ns(), options)?;
         lab.witness.move_record_to(a.address())?;
         let moved = now();
-        wait_until(secs(4), "the gate of b to be cut", || Ok(!b.gate_is_open()?))?;
+        wait_until(secs(10), "the gate of b to be cut", || Ok(!b.gate_is_open()?))?;
         let last = writer.log().last_ack().ok_or("no acknowledgement")?.at;
         ensure!(ms(moved, last) <= 1300, "the last acknowledgement came {} ms after the flip", ms(moved, last));
         ensure!(!a.gate_is_open()?, "a opened although the marker names b");
         lab.witness.move_record_to(b.address())?;
         let back = now();
-        let first = writer.wait_ack_via(b.gate()?, back, secs(5))?;
+        let first = writer.wait_ack_via(b.gate()?, back, secs(15))?;
         ensure!(ms(back, first) <= 2000, "open again only {} ms after the record was put back", ms(back, first));
         // The server is killed and comes back: what it acknowledged is still there.
         lab.witness.kill()?;
@@ -68,7 +68,7 @@ fn a_lagging_secondary_neither_cuts_the_promoted_node_nor_prolongs_its_lease() {
             Ok(text_at(&node.status()?, &format!("/witness/servers/{index}/verdict")))
         };
         b.cli(&["promote", "--yes"])?.expect(0)?;
-        b.wait_active(secs(5))?;
+        b.wait_active(secs(10))?;
         let asked = second.ask(lab.client.ns(), crate::harness::witness::SERVICE, hickory_proto::rr::RecordType::A)?;
         let shown = crate::harness::witness::addresses_in(&asked);
         ensure!(shown == [a.address()], "the secondary does not lag, it shows {shown:?}");
@@ -86,17 +86,17 @@ fn a_lagging_secondary_neither_cuts_the_promoted_node_nor_prolongs_its_lease() {
         // Up to date it says "here", and that still prolongs nothing: only the server that executes the updates does.
         second.forget_zone()?;
         second.start()?;
-        wait_until(secs(5), "the secondary to say here", || Ok(verdict(b, 1)? == "here"))?;
+        wait_until(secs(10), "the secondary to say here", || Ok(verdict(b, 1)? == "here"))?;
         lab.witness.kill()?;
         let killed = now();
         wait_until(secs(6), "the gate of b to lapse", || Ok(!b.gate_is_open()?))?;
         let lapsed = ms(killed, now());
-        ensure!((1900..=3300).contains(&lapsed), "b lapsed {lapsed} ms after the primary server died");
+        ensure!((1900..=3500).contains(&lapsed), "b lapsed {lapsed} ms after the primary server died");
         ensure!(verdict(b, 1)? == "here" && b.gate_state()? == "lapsed", "b's gate is {}", b.gate_state()?);
         never(secs(2), "a gate opened by the word of a secondary", || Ok(b.gate_is_open()? || a.gate_is_open()?))?;
         lab.witness.start()?;
         let back = now();
-        b.wait_active(secs(4))?;
+        b.wait_active(secs(10))?;
         println!(
             "figure: lagging secondary: 0 cuts in 5 s; lapsed {lapsed} ms after the primary server died, open again \
              {} ms after it came back",
@@ -132,7 +132,7 @@ fn restored_backup(options: Options) {
         lab.witness.start()?;
         a.power_off()?;
         b.cli(promote)?.expect(0)?;
-        b.wait_active(secs(5))?;
+        b.wait_active(secs(10))?;
         let epoch = b.epoch()?;
 
         lab.witness.kill()?;
@@ -154,7 +154,7 @@ fn restored_backup(options: Options) {
         ensure!(!b.postgres.is_read_only()?, "the backup demoted the promoted primary");
         // A person says who it is.
         let said = b.cli(promote)?.expect(0)?;
-        b.wait_active(secs(5))?;
+        b.wait_active(secs(10))?;
         ensure!(b.epoch()? > epoch, "the new epoch {} is not above {epoch}", b.epoch()?);
         a.wait_role("fenced", secs(10))?;
         println!(

@@ -16,7 +16,7 @@ pub enum Look {
     More,
     /// Client side, nothing in flight: a message begins. The caller holds it, answers it, or lets it pass.
     Rest(Header),
-    /// Client side: Parse, Bind, Describe, or Close, where the caller asked to see them. It lets it pass or rewrites it.
+    /// Client side: Parse, Bind, Describe, or Close, where asked for. The caller lets it pass or rewrites it.
     Statement(Header),
     /// Backend side: a message that acknowledges (CommandComplete, ReadyForQuery), complete. The caller holds it or
     /// lets it pass.

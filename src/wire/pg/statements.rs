@@ -111,10 +111,19 @@ impl Known {
 struct Parse {
     /// Of the gate's own: its answer is swallowed.
     own: bool,
-    /// Number in the backend; `None` for the unnamed one.
-    id: Option<u64>,
+    what: What,
     /// The client's name for it, where this Parse made it.
     name: Option<Box<[u8]>>,
+}
+
+/// What a Parse makes.
+#[derive(Debug)]
+enum What {
+    /// The statement of this number.
+    Numbered(u64),
+    Unnamed,
+    /// Nothing: its name is in use, and PostgreSQL says so.
+    Twice,
 }
 
 /// One client's statements and those of its messages in flight.
@@ -125,7 +134,15 @@ pub struct Names {
     unnamed: Vec<u8>,
     token: u64,
     parses: VecDeque<Parse>,
-    closes: VecDeque<bool>,
+    closes: VecDeque<Close>,
+}
+
+/// A Close in flight.
+#[derive(Debug, Clone, Copy, Default)]
+struct Close {
+    own: bool,
+    /// What it takes from the backend; `None` for a client's, which takes nothing, and for the unnamed one.
+    id: Option<u64>,
 }
 
 /// Receives the messages of the gate's own, so that their answers are waited for.
@@ -215,7 +232,7 @@ impl Names {
                         self.unnamed.extend_from_slice(body);
                     }
                     known.unnamed_of = self.token;
-                    self.parses.push_back(Parse { own: false, id: None, name: None });
+                    self.parses.push_back(Parse { own: false, what: What::Unnamed, name: None });
                     return Ok(Rewrite::Pass);
                 }
                 if whole > MAX_TEXT {
@@ -251,7 +268,7 @@ impl Names {
                 }
                 let is_close = kind == b'C';
                 if is_close {
-                    self.closes.push_back(false);
+                    self.closes.push_back(Close::default());
                 }
                 if body.first() != Some(&b'S') {
                     return Ok(Rewrite::Pass);
@@ -279,10 +296,19 @@ impl Names {
         if !name.is_empty() {
             return self.named.get(name).cloned();
         }
-        if known.unnamed_of != self.token && !self.unnamed.is_empty() {
+        if known.unnamed_of == self.token {
+            return None;
+        }
+        if self.unnamed.is_empty() {
+            // This client has none, so it shall not meet another's.
+            out.message(b'C', &[b"S\0"]);
+            out.own.push(b'C');
+            self.closes.push_back(Close { own: true, id: None });
+            known.unnamed_of = 0;
+        } else {
             out.message(b'P', &[b"\0", &self.unnamed]);
             out.own.push(b'P');
-            self.parses.push_back(Parse { own: true, id: None, name: None });
+            self.parses.push_back(Parse { own: true, what: What::Unnamed, name: None });
             known.unnamed_of = self.token;
         }
         None
@@ -301,27 +327,26 @@ impl Names {
             // PostgreSQL says what is wrong with that.
             self.teach(&twice, known, most, out);
             out.message(b'P', &[twice.name().as_bytes(), b"\0", text]);
-            self.parses.push_back(Parse { own: false, id: None, name: None });
+            self.parses.push_back(Parse { own: false, what: What::Twice, name: None });
             return;
         }
         let statement = catalogue.intern(text);
         self.make_room(&statement, known, most, out);
         out.message(b'P', &[statement.name().as_bytes(), b"\0", text]);
         known.learn(statement.id);
-        self.parses.push_back(Parse { own: false, id: Some(statement.id), name: Some(name.clone()) });
+        self.parses.push_back(Parse { own: false, what: What::Numbered(statement.id), name: Some(name.clone()) });
         self.named.insert(name, statement);
     }
 
     /// Closes what stands in the way of parsing a statement: itself, or the one that was not used for longest.
     fn make_room(&mut self, statement: &Statement, known: &mut Known, most: usize, out: &mut Out<'_>) {
-        let in_the_way = match known.statements.remove(&statement.id) {
-            Some(_) => Some(statement.id),
-            None => known.evict(most),
-        };
-        if let Some(id) = in_the_way {
+        let mut in_the_way = known.statements.remove(&statement.id).map(|_| statement.id);
+        loop {
+            // More than one where an error undid a Close.
+            let Some(id) = in_the_way.take().or_else(|| known.evict(most)) else { return };
             out.message(b'C', &[b"S", format!("portcullis_{id}").as_bytes(), b"\0"]);
             out.own.push(b'C');
-            self.closes.push_back(true);
+            self.closes.push_back(Close { own: true, id: Some(id) });
         }
     }
 
@@ -334,7 +359,7 @@ impl Names {
         out.message(b'P', &[statement.name().as_bytes(), b"\0", &statement.text]);
         out.own.push(b'P');
         known.learn(statement.id);
-        self.parses.push_back(Parse { own: true, id: Some(statement.id), name: None });
+        self.parses.push_back(Parse { own: true, what: What::Numbered(statement.id), name: None });
     }
 
     /// A ParseComplete came; whether it is to be swallowed.
@@ -344,27 +369,38 @@ impl Names {
 
     /// A CloseComplete came; whether it is to be swallowed.
     pub fn closed(&mut self) -> bool {
-        self.closes.pop_front().unwrap_or(false)
+        self.closes.pop_front().is_some_and(|close| close.own)
     }
 
     /// So many of each were not carried out.
     pub fn failed(&mut self, parses: u32, closes: u32, known: &mut Known) {
         for _ in 0..parses {
             let Some(parse) = self.parses.pop_front() else { break };
-            match parse.id {
-                Some(id) => known.doubt(id),
-                None => known.unnamed_of = 0,
+            match parse.what {
+                What::Numbered(id) => known.doubt(id),
+                What::Unnamed => {
+                    known.unnamed_of = 0;
+                    // A Parse that failed took the former one with it (exec_parse_message in postgres.c).
+                    if !parse.own {
+                        self.unnamed.clear();
+                    }
+                }
+                What::Twice => {}
             }
             if let Some(name) = parse.name {
                 self.named.remove(&name);
             }
         }
         for _ in 0..closes {
-            self.closes.pop_front();
+            // It may still stand there.
+            if let Some(id) = self.closes.pop_front().and_then(|close| close.id) {
+                known.learn(id);
+                known.doubt(id);
+            }
         }
     }
 }
 
 #[cfg(test)]
-#[path = "statements_tests.rs"]
+#[path = "statements/tests.rs"]
 mod tests;

@@ -23,9 +23,9 @@ pub struct Setup {
     pub max_clients: u32,
     pub query_wait: Duration,
     pub clock: ReadClock,
+    pub pool: Pool,
     /// Another than the shared one.
     pub pg: Option<Arc<Pg>>,
-    pub pool: Pool,
 }
 
 impl Default for Setup {
@@ -36,8 +36,8 @@ impl Default for Setup {
             max_clients: 100,
             query_wait: Duration::from_secs(30),
             clock: clock::now,
-            pg: None,
             pool: Pool { threads: 2, ..Pool::default() },
+            pg: None,
         }
     }
 }

@@ -104,8 +104,8 @@ async fn a_lapse_nobody_announces_ends_all_answers_by_the_deadline() {
     let deadline = front.extend(Duration::from_millis(300));
     let (answered, said) = answers_until_the_end(&mut raw).await;
     assert!(answered.len() > 5, "it did serve before: {}", answered.len());
-    // Sent before the deadline; on this loopback it is read within moments.
-    let late = answered.iter().filter(|at| **at > deadline + Duration::from_millis(20)).count();
+    // Sent before the deadline; on this loopback it is read within moments, and those of a busy machine are longer.
+    let late = answered.iter().filter(|at| **at > deadline + Duration::from_millis(100)).count();
     assert_eq!(late, 0, "answers after the deadline");
     assert_eq!(said.as_deref(), Some("57P01"));
     // A query begun before the deadline and answered by PostgreSQL after it is never answered here.

@@ -5,7 +5,7 @@
 
 use super::net::at;
 use super::postgres::{APP_PASSWORD, Cluster};
-use super::sys::{Fail, Outcome, enter_netns, millis, now, secs, wait_until};
+use super::sys::{Fail, Outcome, be_prompt, enter_netns, millis, now, secs, wait_until};
 use super::witness::{SERVICE, addresses_in, ask_here};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use hickory_proto::rr::RecordType;
@@ -105,6 +105,7 @@ impl Writer {
         let stop = Arc::new(AtomicBool::new(false));
         let (ns, their_log, their_stop, id) = (ns.to_owned(), log.clone(), stop.clone(), options.id);
         let body = move || {
+            be_prompt();
             let ended = enter_netns(&ns).and_then(|()| live(&options, &their_log, &their_stop));
             let mut log = their_log.lock().unwrap_or_else(PoisonError::into_inner);
             if let Err(error) = ended {
@@ -119,7 +120,7 @@ impl Writer {
     /// Starts it and waits until the first numbers are acknowledged.
     pub fn start_flowing(ns: &str, options: WriterOptions) -> Outcome<Writer> {
         let writer = Writer::start(ns, options)?;
-        writer.wait_acks(10, secs(10))?;
+        writer.wait_acks(10, secs(20))?;
         Ok(writer)
     }
 
@@ -184,8 +185,9 @@ impl Drop for Writer {
     }
 }
 
-/// How long a connection attempt may take; the handshake needs milliseconds.
+/// How long a connection attempt may take; the handshake needs milliseconds. Who tries once has more patience.
 const CONNECT_LIMIT: Duration = secs(1);
+const ONLY_CONNECT_LIMIT: Duration = secs(10);
 /// How long a client that may reconnect waits for one answer before it gives the session up: a dead machine says
 /// nothing.
 const ANSWER_LIMIT: Duration = secs(2);
@@ -233,8 +235,9 @@ async fn one_session(
     let mut config = tokio_postgres::Config::new();
     config.host(gate.ip().to_string()).port(gate.port()).user("app").dbname("app").password(APP_PASSWORD);
     config.application_name(format!("writer-{}", options.id));
-    let connect = tokio::time::timeout(CONNECT_LIMIT, config.connect(tokio_postgres::NoTls));
-    let (client, connection) = connect.await.map_err(|_| Fail(format!("no session at {gate} within 1 s")))??;
+    let limit = if matches!(options.target, Target::Once(_)) { ONLY_CONNECT_LIMIT } else { CONNECT_LIMIT };
+    let connect = tokio::time::timeout(limit, config.connect(tokio_postgres::NoTls));
+    let (client, connection) = connect.await.map_err(|_| Fail(format!("no session at {gate} within {limit:?}")))??;
     let mut connection = tokio::spawn(connection);
     let result = write_numbers(options, gate, &client, next, log, stop).await;
     // What the server said while no statement was under way only the connection knows; a statement finds it closed.

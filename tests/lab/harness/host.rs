@@ -6,7 +6,7 @@
 //! and the janitor removes the namespaces and the lab's directory.
 
 use super::net::{Plug, Switch};
-use super::sys::{Fail, Outcome, millis, now, run_quietly, secs, wait_until};
+use super::sys::{Fail, Outcome, now, run_quietly, secs, wait_until};
 use portcullis::base::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
@@ -27,6 +27,7 @@ exec 3<&0
 cat <&3 >/dev/null &
 lifeline=$!
 exec 3<&-
+printf ready >/proc/1/comm
 while kill -0 $lifeline 2>/dev/null; do wait $lifeline; done
 "#;
 
@@ -137,7 +138,7 @@ impl Init {
     /// are woken for as long as it takes.
     fn end(&mut self) -> Outcome {
         send(self.pid, Signal::KILL)?;
-        let waited = wait_until(secs(10), "PID 1 of a machine to end", || {
+        let waited = wait_until(secs(30), "PID 1 of a machine to end", || {
             wake_doors(self.pid);
             Ok(self.parent.try_wait()?.is_some())
         });
@@ -213,13 +214,12 @@ impl Host {
             .spawn()?;
         let outer = parent.id();
         let mut pid = None;
-        let ready = wait_until(secs(5), "PID 1 of a machine", || {
-            // The first child exists before it has its own /proc; its name changes when the script runs.
+        let ready = wait_until(secs(20), "PID 1 of a machine", || {
+            // The first child exists before it has its own /proc, and calls itself so once its lifeline is held.
             let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children"))?;
             pid = children.split_whitespace().next().and_then(|word| word.parse::<i32>().ok());
             let Some(pid) = pid else { return Ok(false) };
-            Ok(fs::read_to_string(format!("/proc/{pid}/comm"))?.trim() == "sh"
-                && !fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?.trim().is_empty())
+            Ok(fs::read_to_string(format!("/proc/{pid}/comm"))?.trim() == "ready")
         });
         let Some(pid) = pid.filter(|_| ready.is_ok()) else {
             let _ = parent.kill();
@@ -241,7 +241,7 @@ impl Host {
             .process_group(0)
             .spawn()?;
         let mut pid = None;
-        let ready = wait_until(secs(20), "systemd to have booted", || {
+        let ready = wait_until(secs(60), "systemd to have booted", || {
             let pids = super::sys::run(&["ip", "netns", "pids", self.ns()])?;
             pid = pids.split_whitespace().filter_map(|word| word.parse().ok()).find(|pid| inner_pid(*pid) == Some(1));
             let Some(pid) = pid else { return Ok(false) };
@@ -265,9 +265,12 @@ impl Host {
         let dark = now();
         let init = self.init.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut init = init.ok_or_else(|| format!("{} has no power already", self.name))?;
-        let namespace = fs::read_link(format!("/proc/{}/ns/pid", init.pid))?;
+        let path = format!("/proc/{}/ns/pid", init.pid);
+        // Held open until nobody is looked for any more, or another lab's machine might get its number.
+        let _held = fs::File::open(&path)?;
+        let namespace = fs::read_link(&path)?;
         init.end()?;
-        wait_until(secs(5), "every process of the machine gone", || Ok(processes_in(&namespace).is_empty()))?;
+        wait_until(secs(20), "every process of the machine gone", || Ok(processes_in(&namespace).is_empty()))?;
         self.switch.unplug(&self.plug);
         Ok(dark)
     }
@@ -294,14 +297,14 @@ impl Host {
     pub fn freeze(&self) -> Outcome<Instant> {
         let start = now();
         loop {
-            let running: Vec<i32> = self.processes()?.into_iter().filter(|pid| !is_stopped(*pid)).collect();
+            let running: Vec<i32> = self.processes()?.into_iter().filter(|pid| !stands_still(*pid)).collect();
             if running.is_empty() {
                 return Ok(now());
             }
             for pid in running {
                 let _ = send(pid, Signal::STOP);
             }
-            if now().since(start) > secs(3) {
+            if now().since(start) > secs(10) {
                 return Err(Fail(format!("{} does not freeze", self.name)));
             }
         }
@@ -403,7 +406,7 @@ impl Host {
         let output = command.stdin(Stdio::null()).output()?;
         let inner: i32 = String::from_utf8_lossy(&output.stdout).trim().parse()?;
         let mut found = None;
-        wait_until(secs(2), "the started program's pid", || {
+        wait_until(secs(10), "the started program's pid", || {
             found = self.processes()?.into_iter().find(|pid| inner_pid(*pid) == Some(inner));
             Ok(found.is_some())
         })
@@ -455,7 +458,7 @@ pub fn stop_all(pids: &[i32]) -> Outcome<Instant> {
     for pid in pids {
         send(*pid, Signal::STOP)?;
     }
-    wait_until(secs(3), "stopped processes to stand still", || Ok(pids.iter().all(|pid| stands_still(*pid))))?;
+    wait_until(secs(10), "stopped processes to stand still", || Ok(pids.iter().all(|pid| stands_still(*pid))))?;
     Ok(now())
 }
 
@@ -519,7 +522,7 @@ pub fn is_alive(pid: i32) -> bool {
 }
 
 pub fn wait_dead(pid: i32) -> Outcome {
-    wait_until(secs(5), "a killed process to be gone", || Ok(!is_alive(pid))).map(drop)
+    wait_until(secs(20), "a killed process to be gone", || Ok(!is_alive(pid))).map(drop)
 }
 
 fn is_stopped(pid: i32) -> bool {
@@ -549,52 +552,4 @@ fn processes_in(namespace: &Path) -> Vec<i32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|link| link == namespace)).collect()
-}
-
-/// Removes what a lab process that died long ago could not: its janitor was killed too, or the machine lost power.
-pub fn sweep_leftovers() {
-    let alive = |pid: &str| Path::new("/proc").join(pid).exists();
-    let mut kept = Vec::new();
-    for entry in fs::read_dir("/tmp").into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(rest) = name.strip_prefix("pclab-") else { continue };
-        let maker = rest.split('-').next().unwrap_or_default().to_owned();
-        if !is_number(&maker) {
-            continue;
-        }
-        let owner = fs::read_to_string(entry.path().join("owner")).unwrap_or_else(|_| maker.clone());
-        if alive(owner.trim()) || alive(&maker) {
-            kept.push(maker);
-        } else {
-            sweep_namespaces(&maker);
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-    for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some((maker, _)) = name.strip_prefix("pc").and_then(|rest| rest.split_once('-')) else { continue };
-        if is_number(maker) && !alive(maker) && !kept.iter().any(|pid| pid == maker) {
-            sweep_namespaces(maker);
-        }
-    }
-}
-
-fn is_number(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-fn sweep_namespaces(maker: &str) {
-    let prefix = format!("pc{maker}-");
-    for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.starts_with(&prefix) {
-            continue;
-        }
-        let pids = super::sys::run(&["ip", "netns", "pids", &name]).unwrap_or_default();
-        for pid in pids.split_whitespace().filter_map(|word| word.parse().ok()) {
-            let _ = send(pid, Signal::KILL);
-        }
-        super::sys::pause(millis(50));
-        run_quietly(&format!("ip netns del {name}"));
-    }
 }

@@ -16,6 +16,7 @@ pub mod net;
 pub mod node;
 pub mod postgres;
 pub mod raw;
+mod sweep;
 pub mod sys;
 pub mod watch;
 pub mod witness;
@@ -27,8 +28,11 @@ use net::{Plug, Switch};
 use node::Node;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use sys::{Outcome, secs};
 use witness::{Kind, Witness};
+
+static LABS_MADE: AtomicU32 = AtomicU32::new(0);
 
 /// Fields are dropped in this order: machines first, then the lifeline, which waits for the janitor.
 #[derive(Debug)]
@@ -52,7 +56,8 @@ impl Lab {
     pub fn new(options: Options) -> Outcome<Lab> {
         let template = postgres::Template::once()?;
         let pid = std::process::id();
-        let prefix = format!("pc{pid}");
+        // Several labs of one process stand at once.
+        let prefix = format!("pc{pid}-{}", LABS_MADE.fetch_add(1, Ordering::Relaxed));
         let dir = PathBuf::from(format!("/tmp/pclab-{pid}-{}", options.name));
         let [first, second] = options.nodes;
         let plug = |name: &str, last| Plug::of_family(&prefix, name, last, options.ipv6);

@@ -4,7 +4,7 @@
 use super::host::{Host, is_alive, send, wait_dead};
 use super::net;
 use super::postgres::{Cluster, SYSTEM_USER, Template};
-use super::sys::{Fail, Outcome, in_netns, millis, now, secs, tail, wait_until};
+use super::sys::{Fail, Outcome, in_netns, now, secs, tail, wait_until};
 use portcullis::base::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -137,7 +137,7 @@ impl Node {
         let words: Vec<&str> = line.iter().map(String::as_str).collect();
         let pid = self.host.spawn(log, &[("RUST_LOG", &filter)], &words)?;
         *self.daemon.lock().unwrap_or_else(PoisonError::into_inner) = Some(pid);
-        wait_until(secs(10), &format!("the daemon on {} to answer", self.name()), || {
+        wait_until(secs(20), &format!("the daemon on {} to answer", self.name()), || {
             Ok(!is_alive(pid) || self.status().map(|_| true)?)
         })?;
         if is_alive(pid) { Ok(()) } else { Err(Fail(format!("the daemon ended: {}", tail(&self.log, 5)))) }
@@ -277,6 +277,26 @@ impl Node {
         self.wait_status(deadline, &format!("to be {role}"), |status| text_at(status, "/role") == role)
     }
 
+    /// A daemon answers before it has looked at its PostgreSQL; a command of the first moment would be refused.
+    pub fn wait_postgres(&self, role: &str) -> Outcome<Duration> {
+        self.wait_status(secs(20), &format!("to see its PostgreSQL as a {role}"), |status| {
+            status.pointer("/postgres/up") == Some(&Value::Bool(true)) && text_at(status, "/postgres/role") == role
+        })
+    }
+
+    pub fn wait_peer(&self) -> Outcome<Duration> {
+        self.wait_status(secs(20), "to hear its peer", |status| {
+            status.pointer("/peer/reachable") == Some(&Value::Bool(true))
+        })
+    }
+
+    /// `rejoin NAME`, asked for here, once the nodes hear each other: a node that just came back is dialled again only
+    /// after a moment.
+    pub fn rejoin(&self, name: &str) -> Outcome<Said> {
+        self.wait_peer()?;
+        self.cli(&["rejoin", name])?.expect(0)
+    }
+
     pub fn wait_in_sync(&self, deadline: Duration) -> Outcome<Duration> {
         self.wait_status(deadline, "to be in sync with its standby", |status| {
             status.pointer("/replication/in_sync") == Some(&Value::Bool(true))
@@ -330,17 +350,21 @@ fn summary(status: &Value) -> String {
     )
 }
 
-/// HTTP/1.0 GET of a status server from a namespace; a second of patience at most.
+/// HTTP/1.0 GET of a status server from a namespace, with patience: who asks once must not fail for a busy machine.
 pub fn http_from(ns: &str, address: &str, path: &str) -> Outcome<(u16, String)> {
     let target: SocketAddr = net::at(address, STATUS_PORT).parse()?;
-    in_netns(ns, || http_here(target, path))
+    in_netns(ns, || http_within(secs(4), target, path))
 }
 
-/// [`http_from`] in the namespace that the calling thread is in.
+/// [`http_from`] in the namespace that the calling thread is in; a second of patience, for those who look again.
 pub fn http_here(target: SocketAddr, path: &str) -> Outcome<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&target, millis(500))?;
-    stream.set_read_timeout(Some(secs(1)))?;
-    stream.set_write_timeout(Some(secs(1)))?;
+    http_within(secs(1), target, path)
+}
+
+fn http_within(patience: Duration, target: SocketAddr, path: &str) -> Outcome<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&target, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: lab\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;

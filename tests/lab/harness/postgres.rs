@@ -65,7 +65,7 @@ impl Template {
 
     fn make() -> Outcome<Template> {
         super::sys::install_missing_tools()?;
-        super::host::sweep_leftovers();
+        super::sweep::sweep_leftovers();
         let bin_dir = newest_bin_dir().ok_or("no PostgreSQL server under /usr/lib/postgresql; install postgresql")?;
         let dir = PathBuf::from(format!("/tmp/pclab-{}-template", std::process::id()));
         let lifeline = Lifeline::new(&dir, &[])?;
@@ -112,8 +112,14 @@ fn id_of(flag: &str) -> Outcome<u32> {
     Ok(run(&["id", flag, SYSTEM_USER])?.trim().parse()?)
 }
 
+/// Names the program under test where it is built otherwise than what starts it.
+pub const PROGRAM_VARIABLE: &str = "LAB_PROGRAM";
+
 /// The built program: cargo names it to tests; an example lies in a folder beside it.
 fn built_program() -> Outcome<PathBuf> {
+    if let Some(path) = std::env::var_os(PROGRAM_VARIABLE) {
+        return Ok(PathBuf::from(path));
+    }
     if let Some(path) = option_env!("CARGO_BIN_EXE_portcullis") {
         return Ok(PathBuf::from(path));
     }

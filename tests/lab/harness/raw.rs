@@ -4,7 +4,7 @@
 //! What it is NOT: it checks no password (its role is let in by `trust`) and reads no row. **Invariant:** nobody
 //! connects twice, so that all that is counted came over the session that was open before the fault.
 
-use super::sys::{Fail, Outcome, enter_netns, millis, now, secs, wait_until};
+use super::sys::{Fail, Outcome, be_prompt, enter_netns, millis, now, secs, wait_until};
 use portcullis::base::time::{Duration, Instant};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -76,6 +76,7 @@ impl Crowd {
             if enter_netns(&ns).is_err() {
                 return;
             }
+            be_prompt();
             let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
             runtime.block_on(async {
                 // A few dial at once: a crowd that dials all at once is refused by nobody, but measures the scheduler.

@@ -2,7 +2,7 @@
 
 use super::net::at;
 use super::node::{STATUS_PORT, http_here, text_at};
-use super::sys::{Fail, Outcome, enter_netns, millis, ms, now};
+use super::sys::{Fail, Outcome, be_prompt, enter_netns, millis, ms, now};
 use super::witness::{MARKER, SERVICE, addresses_in, ask_here, marker_in};
 use hickory_proto::rr::RecordType;
 use portcullis::base::time::Instant;
@@ -38,6 +38,7 @@ impl<T: Clone + Send + 'static> Watcher<T> {
             if enter_netns(&ns).is_err() {
                 return;
             }
+            be_prompt();
             while !their_stop.load(Ordering::Relaxed) {
                 let asked = now();
                 let seen = look().ok();

@@ -145,7 +145,7 @@ impl Witness {
         let words: Vec<&str> = self.command.iter().map(String::as_str).collect();
         let pid = self.host.spawn(&self.log, &[], &words)?;
         *self.pid.lock().unwrap_or_else(PoisonError::into_inner) = Some(pid);
-        wait_until(secs(10), "the DNS server to answer", || {
+        wait_until(secs(20), "the DNS server to answer", || {
             Ok(self.ask(self.host.ns(), MARKER, RecordType::SOA).is_ok())
         })
         .map_err(|error| Fail(format!("{error}; its log: {}", super::sys::tail(&self.log, 8))))
@@ -168,11 +168,20 @@ impl Witness {
         self.host.thaw().map(drop)
     }
 
-    /// One question over UDP to the authority itself, from the given network namespace; half a second of patience.
-    /// An answer without records is an empty list.
+    /// A question over UDP to the authority itself, from the given network namespace; asked again after half a second
+    /// of silence, three times. An answer without records is an empty list.
     pub fn ask(&self, from_ns: &str, name: &str, kind: RecordType) -> Outcome<Vec<RData>> {
         let server = at(self.address(), 53);
-        in_netns(from_ns, || ask_here(&server, name, kind))
+        in_netns(from_ns, || {
+            let silent = |error: &Fail| error.0.contains("os error 11");
+            let mut answer = ask_here(&server, name, kind);
+            for _ in 0..2 {
+                if answer.as_ref().err().is_some_and(silent) {
+                    answer = ask_here(&server, name, kind);
+                }
+            }
+            answer
+        })
     }
 
     /// The addresses the service name has now.
@@ -193,7 +202,7 @@ impl Witness {
         fs::write(&file, format!("server {}\nzone {ZONE}\n{script}\nsend\n", self.address()))?;
         let key = self.dir.join("nsupdate.key").display().to_string();
         let script = file.display().to_string();
-        self.host.exec("", &["nsupdate", "-t", "3", "-k", &key, &script]).map(drop)
+        self.host.exec("", &["nsupdate", "-t", "10", "-k", &key, &script]).map(drop)
     }
 
     /// Points the service name at an address by hand; the marker is left alone.

@@ -8,7 +8,7 @@ use super::trace::Ack;
 use crate::harness::client::TABLE_SQL;
 use crate::harness::node::GATE_PORT;
 use crate::harness::postgres::APP_PASSWORD;
-use crate::harness::sys::{Fail, Outcome, enter_netns, millis, now, secs, wait_until};
+use crate::harness::sys::{Fail, Outcome, be_prompt, enter_netns, millis, now, secs, wait_until};
 use portcullis::base::time::{Duration, Instant};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -137,6 +137,7 @@ fn keep(log: &Mutex<Log>, ack: Ack, stranger: Option<String>) {
 
 fn all(home: &str, clients: &[Client], log: &Mutex<Log>, stop: &AtomicBool) -> Outcome {
     enter_netns(home)?;
+    be_prompt();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(futures_util::future::join_all(clients.iter().map(|client| live(home, client, log, stop))));
     Ok(())

@@ -56,7 +56,7 @@ pub fn race_round(lab: &Lab, start: Start, first_id: u32) -> Outcome<Round> {
     stage.tell(&format!("race {start:?}; {} serves", stage.node(old).name()));
     let eyes = Eyes::open(lab)?;
     let clients = Clients::start(&lab.switch.ns, clients_of(lab, first_id))?;
-    clients.wait_answer_of(old, now(), secs(10))?;
+    clients.wait_answer_of(old, now(), secs(20))?;
     let before = [won(&lab.a)?, won(&lab.b)?];
     prepare(&stage, start, old)?;
     run_both(&stage, start, old);
@@ -85,7 +85,7 @@ pub fn race_round(lab: &Lab, start: Start, first_id: u32) -> Outcome<Round> {
         Err(_) => stage.bring_to_serve().ok(),
     };
     if let Some((who, _)) = recovered {
-        clients.wait_answer_of(who, now(), secs(5))?;
+        clients.wait_answer_of(who, now(), secs(10))?;
     }
     let report = reckon(&stage, clients, eyes, 0, recovered)?;
     Ok(Round { start, report, took })
@@ -134,7 +134,7 @@ fn run_both(stage: &Stage, start: Start, old: Who) {
 /// One node serves, and no procedure is under way on either.
 fn settle(stage: &Stage) -> Outcome<Who> {
     let mut found = None;
-    wait_until(secs(15), "one node to serve after the race", || {
+    wait_until(secs(30), "one node to serve after the race", || {
         found = stage.serving();
         let busy = |node: &Node| node.status().is_ok_and(|status| status["procedure"] != serde_json::Value::Null);
         Ok(found.is_some() && !stage.lab.nodes().into_iter().any(busy))

@@ -65,7 +65,7 @@ pub fn random_run(lab: &Lab, seed: u64, first_id: u32) -> Outcome<Report> {
     let recovered = mended.and_then(|()| {
         let (who, recovery) = stage.bring_to_serve()?;
         stage.tell(&format!("{} serves: {recovery:?}", stage.node(who).name()));
-        clients.wait_answer_of(who, now(), secs(5))?;
+        clients.wait_answer_of(who, now(), secs(10))?;
         Ok((who, recovery))
     });
     if let Err(error) = &recovered {

@@ -1,2 +1,0 @@
-//! Prepared statements: what goes to the backend, by cases.
-use super::*;

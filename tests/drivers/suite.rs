@@ -1,0 +1,169 @@
+//! What a suite is, what it is run against, and what is kept of it: one outcome per test.
+//!
+//! What it is NOT: it judges nothing; `main.rs` compares.
+
+use crate::gate::{Gate, Mode};
+use crate::pg::Pg;
+use futures_util::future::BoxFuture;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// What clients connect to.
+pub enum Server {
+    /// PostgreSQL itself, over loopback.
+    Direct,
+    Gate(Gate, Mode),
+    /// For the comparison in docs/conformance.md only.
+    Pgbouncer(Child, tempfile::TempDir),
+}
+
+pub struct Target {
+    pub server: Server,
+    pub address: SocketAddr,
+    /// A database of its own.
+    pub database: String,
+    pub pg: Arc<Pg>,
+}
+
+impl Target {
+    pub fn name(&self) -> &'static str {
+        match &self.server {
+            Server::Direct => "direct",
+            Server::Gate(_, mode) => mode.name(),
+            Server::Pgbouncer(..) => "pgbouncer",
+        }
+    }
+
+    pub fn gate(&self) -> Option<&Gate> {
+        if let Server::Gate(gate, _) = &self.server { Some(gate) } else { None }
+    }
+
+    /// A client keeps its backend while it does nothing.
+    pub fn keeps_session(&self) -> bool {
+        matches!(&self.server, Server::Direct | Server::Gate(_, Mode::Session))
+    }
+
+    /// For programs that use libpq or read its variables: a superuser without a password.
+    pub fn environment(&self, command: &mut Command) {
+        command.env("PGHOST", "127.0.0.1").env("PGPORT", self.address.port().to_string());
+        command.env("PGUSER", "trusty").env("PGDATABASE", &self.database);
+        command.env("PGSSLMODE", "disable").env("PGCONNECT_TIMEOUT", "10");
+        command.env("TARGET", self.name()).env("APP_PASSWORD", crate::pg::PASSWORD);
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if let Server::Pgbouncer(child, _) = &mut self.server {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Passed,
+    Failed(String),
+    Skipped,
+}
+
+/// The outcomes so far; a suite that is ended half-way leaves what it had.
+#[derive(Clone, Default)]
+pub struct Board(Arc<Mutex<BTreeMap<String, Outcome>>>);
+
+impl Board {
+    /// A test that reports twice has failed if one of them did.
+    pub fn put(&self, test: &str, outcome: Outcome) {
+        let mut all = self.0.lock().unwrap();
+        match all.get(test) {
+            Some(Outcome::Failed(_)) => {}
+            _ => drop(all.insert(test.to_owned(), outcome)),
+        }
+    }
+
+    pub fn take(&self) -> BTreeMap<String, Outcome> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+/// A test written here, in Rust.
+pub struct Case {
+    pub name: &'static str,
+    pub limit: Duration,
+    pub run: fn(Arc<Target>) -> BoxFuture<'static, ()>,
+}
+
+/// `case!(module::function)`, ten seconds, or more where said.
+macro_rules! case {
+    ($function:path) => {
+        case!($function, 20)
+    };
+    ($function:path, $seconds:expr) => {
+        $crate::suite::Case {
+            name: stringify!($function),
+            limit: std::time::Duration::from_secs($seconds),
+            run: |target| Box::pin($function(target)),
+        }
+    };
+}
+pub(crate) use case;
+
+pub enum Kind {
+    /// A program that prints `ok TEST`, `not ok TEST: why` or `skip TEST`, a line each.
+    /// It takes the names of tests to run those alone.
+    Program(fn(&Target) -> Command),
+    Cases(fn() -> Vec<Case>),
+}
+
+pub struct Suite {
+    pub name: &'static str,
+    /// For one target; what has not ended by then has failed.
+    pub limit: Duration,
+    /// As many must pass directly, or the suite itself is broken.
+    pub at_least: usize,
+    /// Every test of it must pass directly.
+    pub ours: bool,
+    /// Its tests make databases and roles under fixed names: every run has a cluster of its own.
+    pub apart: bool,
+    pub kind: Kind,
+}
+
+impl Suite {
+    /// Runs all tests, or those named, against one target.
+    pub fn run(&self, target: &Arc<Target>, only: &[String], board: &Board) {
+        match &self.kind {
+            Kind::Program(command) => {
+                let mut command = command(target);
+                command.args(only);
+                crate::program::run(command, self.limit, board);
+            }
+            Kind::Cases(cases) => run_cases(&cases(), target, board),
+        }
+    }
+}
+
+/// One after another: some measure memory.
+fn run_cases(cases: &[Case], target: &Arc<Target>, board: &Board) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    for case in cases {
+        let (limit, running) = (case.limit, (case.run)(Arc::clone(target)));
+        let task = runtime.spawn(async move { tokio::time::timeout(limit, running).await });
+        let outcome = match runtime.block_on(task) {
+            Ok(Ok(())) => Outcome::Passed,
+            Ok(Err(_)) => Outcome::Failed(format!("hangs: not over within {} s", case.limit.as_secs())),
+            Err(error) => Outcome::Failed(why(error)),
+        };
+        board.put(case.name, outcome);
+    }
+    runtime.shutdown_background();
+}
+
+fn why(error: tokio::task::JoinError) -> String {
+    let Ok(panic) = error.try_into_panic() else { return "was cancelled".to_owned() };
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+}
