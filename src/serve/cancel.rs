@@ -5,6 +5,7 @@
 //! **Invariant (R4):** the session is in doubt *before* the request can reach its backend: a cancelled wait for the
 //! standby looks like a success on the wire, so the pump holds that session's next success.
 
+use super::listener::Proxy;
 use super::slot::Slot;
 use crate::wire::pg;
 use std::sync::Arc;
@@ -15,6 +16,10 @@ use tokio::net::UnixStream;
 
 /// How long the postmaster may take to act on a request; past it, the session stays in doubt to its end.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a success in doubt is held (R4); then the session ends with "outcome unknown".
+const CONFIRM_WAIT: Duration = Duration::from_secs(10);
+/// Pause between two questions whether the peer has it.
+const CONFIRM_RETRY: Duration = Duration::from_millis(50);
 
 /// Sends a CancelRequest to a session's backend and waits until it was acted on. One that has no backend stops waiting
 /// for one.
@@ -43,4 +48,14 @@ pub(crate) async fn forward(slot: Arc<Slot>) {
     slot.cancels.fetch_sub(1, Ordering::SeqCst);
     // The session may have waited for this to let its backend go.
     slot.wake();
+}
+
+/// Asks until the peer has it, or for too long.
+pub(crate) async fn confirm(proxy: Arc<Proxy>) -> bool {
+    let asking = async {
+        while !(proxy.confirm)().await {
+            tokio::time::sleep(CONFIRM_RETRY).await;
+        }
+    };
+    tokio::time::timeout(CONFIRM_WAIT, asking).await.is_ok()
 }

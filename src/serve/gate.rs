@@ -125,7 +125,7 @@ impl Gate {
     }
 
     /// Everyone looks again.
-    fn wake(&self) {
+    pub(crate) fn wake(&self) {
         self.view.send_modify(|_| {});
         self.wake_sessions();
     }

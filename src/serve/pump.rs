@@ -26,7 +26,7 @@ use super::show;
 use super::slot::{Doing, Entry, Order, Slot};
 use super::tls::ClientStream;
 use crate::wire::pg::statements::{MAX_TEXT, Names, Out, Rewrite};
-use crate::wire::pg::{self, Exchange, HEADER, Header, Look, Malformed, OwnQuery, Settled, TERMINATE};
+use crate::wire::pg::{self, Exchange, HEADER, Header, Look, Malformed, OwnQuery, Refusal, Settled, TERMINATE};
 use bytes::{Buf, BufMut, BytesMut};
 use std::future::Future;
 use std::io::IoSlice;
@@ -35,7 +35,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 use tokio::io::AsyncWrite;
 use tokio::time::Sleep;
 
@@ -46,11 +45,6 @@ const TURNS: u32 = 16;
 const MAX_OUT: usize = 64 * 1024;
 /// Customized options of one client that are looked after.
 const MAX_CUSTOMIZED: usize = 64;
-/// How long a success in doubt is held (R4); then the session ends with "outcome unknown".
-const CONFIRM_WAIT: Duration = Duration::from_secs(10);
-/// Pause between two questions whether the peer has it.
-const CONFIRM_RETRY: Duration = Duration::from_millis(50);
-
 /// Why a session ended.
 #[derive(Debug)]
 pub(crate) enum End {
@@ -69,8 +63,6 @@ pub(crate) enum End {
     OutcomeUnknown,
     /// No backend could be had.
     NoBackend(Box<NoBackend>),
-    /// The client cancelled while it waited for one.
-    WaitCancelled,
     /// A backend did not take the session's settings.
     Untuned,
     Ordered(Order),
@@ -96,6 +88,16 @@ enum Step {
     Blocked,
     /// More of it must be there first.
     More,
+}
+
+/// Messages that are dropped because the client cancelled them.
+#[derive(Debug, Clone, Copy)]
+struct Skipping {
+    /// Bytes of the present one still to come.
+    left: usize,
+    /// The present one is the last.
+    last: bool,
+    begun: bool,
 }
 
 /// A conversation of the gate's own with the backend (`serve::chores`).
@@ -164,6 +166,8 @@ pub(crate) struct Pump {
     is_registered: bool,
     busy: bool,
     doing: Doing,
+    /// What the client cancelled before it had a backend, and is still to be dropped.
+    skipping: Option<Skipping>,
     /// Runs while a client that wants something is held.
     held: Option<Pin<Box<Sleep>>>,
     confirming: Option<Pin<Box<dyn Future<Output = bool>>>>,
@@ -222,6 +226,7 @@ impl Pump {
             is_registered: false,
             busy: false,
             doing: Doing::Idle,
+            skipping: None,
             held: None,
             confirming: None,
             confirmed: 0,
@@ -358,13 +363,10 @@ impl Pump {
     /// Gives the backend back at a transaction boundary, unless more is to pass and nobody waits. Whether it went.
     fn let_go(&mut self) -> bool {
         let more = !self.up.is_empty() && !self.pool.is_wanted();
-        let written = self.up.start == self.up.parsed;
+        // What is being gathered was promised to this backend.
+        let written = self.up.start == self.up.parsed && self.sharing.as_ref().is_none_or(|sharing| sharing.whole == 0);
         let Some(sharing) = self.sharing.as_mut() else { return false };
         if more || !written || !sharing.out.is_empty() || self.backend_eof || self.unflushed || self.client_eof {
-            return false;
-        }
-        // What is gathered is at no one else's disposal, and was promised to this backend.
-        if sharing.whole > 0 {
             return false;
         }
         if !self.entry.slot.unlink() {
@@ -418,7 +420,9 @@ impl Pump {
         let answer = match &self.waiting {
             Some(waiting) => {
                 if self.entry.slot.is_wait_cancelled() {
-                    return Err(End::WaitCancelled);
+                    self.waiting = None;
+                    self.cancel_wait();
+                    return Ok(false);
                 }
                 waiting.poll(cx)
             }
@@ -447,6 +451,42 @@ impl Pump {
         Ok(self.link.is_some())
     }
 
+    /// The client cancelled what waits for a backend: it is told as PostgreSQL would, and goes on.
+    fn cancel_wait(&mut self) {
+        let refusal = Refusal::new("57014", "canceling statement due to user request")
+            .hint("It was waiting for a backend of portcullis (pool.size).");
+        // Behind what may still be on its way.
+        self.answer.extend_from_slice(&refusal.encode_error());
+        let Some(kind) = self.up.bytes().get(self.up.parsed).copied() else { return };
+        // A query is one message; extended ones are skipped up to their Sync.
+        self.skipping = Some(Skipping { left: 0, last: kind == b'Q' || kind == b'F', begun: false });
+    }
+
+    /// Drops what was cancelled before it had a backend. At its end the client is told that it may go on.
+    fn skip(&mut self) -> Result<Step, End> {
+        let Some(mut skipping) = self.skipping else { return Ok(Step::Passed) };
+        loop {
+            let here = skipping.left.min(self.up.end - self.up.parsed);
+            skipping.left -= here;
+            let at = self.up.parsed + here;
+            self.up.skip_to(at);
+            self.skipping = Some(skipping);
+            if skipping.left > 0 {
+                return Ok(Step::More);
+            }
+            if skipping.begun && skipping.last {
+                self.skipping = None;
+                self.answer.put_slice(&[b'Z', 0, 0, 0, 5, b'I']);
+                return Ok(Step::Passed);
+            }
+            let bytes = &self.up.bytes()[self.up.parsed..];
+            let Some(header) = pg::header(bytes).map_err(End::Malformed)? else { return Ok(Step::More) };
+            skipping.left = HEADER + header.body;
+            skipping.begun = true;
+            skipping.last |= header.kind == b'S';
+        }
+    }
+
     /// One turn from the client to the backend; `Ok(false)`: nothing to do until woken.
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         if self.up_done {
@@ -469,6 +509,13 @@ impl Pump {
         if sharing.is_some_and(|sharing| sharing.whole > 0) {
             return self.gather();
         }
+        if self.skipping.is_some() {
+            let step = self.skip()?;
+            if step != Step::Passed {
+                return Ok(step);
+            }
+        }
+        let sharing = self.sharing.as_ref();
         let statements = sharing.is_some() && !self.exchange.is_discarding();
         loop {
             let mut at = self.up.parsed;
@@ -503,6 +550,8 @@ impl Pump {
             }
         }
         self.held = None;
+        // The request may have taken longer than what it cancelled.
+        self.settle_doubt();
         if pg::may_be_own(header) && self.exchange.status() != b'E' {
             let body = self.up.parsed + HEADER..self.up.parsed + HEADER + header.body;
             let Some(bytes) = self.up.bytes().get(body.clone()) else {
@@ -528,16 +577,23 @@ impl Pump {
         if !self.link_up(cx)? {
             return Ok(Step::Blocked);
         }
-        if names_one {
-            return self.statement(header);
+        let body = self.up.bytes().get(self.up.parsed + HEADER..).unwrap_or_default();
+        let statement = match header.kind {
+            b'Q' => body,
+            b'P' => body.splitn(2, |b| *b == 0).nth(1).unwrap_or_default(),
+            _ => &[],
+        };
+        if let Some(database) = pg::wanted_alone(statement) {
+            self.proxy().let_alone(&database);
         }
         if header.kind == b'Q'
             && let (Some(sharing), Some(lease)) = (self.sharing.as_mut(), self.link.as_mut())
         {
-            sharing.names.forget_unnamed();
-            // The backend's is gone too, whosesoever it was.
-            lease.known.forget_unnamed();
+            sharing.names.simple_query(&mut lease.known);
             sharing.note_option(self.up.bytes().get(self.up.parsed + HEADER..).unwrap_or_default());
+        }
+        if names_one {
+            return self.statement(header);
         }
         Ok(self.pass(header))
     }
@@ -724,6 +780,10 @@ impl Pump {
             self.say_goodbye(cx);
             return Ok(!self.up_done);
         }
+        if self.unflushed && !self.pass.passes() {
+            // TLS that fails to read writes what it still has.
+            return Err(End::Shut);
+        }
         self.up.compact();
         match self.up.poll_read(cx, Pin::new(&mut self.client)) {
             Poll::Pending => Ok(false),
@@ -818,7 +878,11 @@ impl Pump {
             let look = self.exchange.look_backend(self.down.bytes(), &mut at, replies)?;
             self.down.parsed = at;
             match look {
-                Look::Success(_) if self.entry.slot.doubt.load(Ordering::SeqCst) && at >= self.confirmed => {
+                Look::Success(header)
+                    if self.entry.slot.doubt.load(Ordering::SeqCst)
+                        && at >= self.confirmed
+                        && !(header.kind == b'Z' && self.exchange.has_failed()) =>
+                {
                     break true;
                 }
                 Look::Success(header) => {
@@ -826,16 +890,8 @@ impl Pump {
                         self.note_tag(at + HEADER, header.body);
                     }
                     self.pass_down(header);
-                    // Everything asked for was answered, and no cancel request is on its way.
-                    let settled = header.kind == b'Z'
-                        && self.exchange.is_all_answered()
-                        && self.entry.slot.cancels.load(Ordering::SeqCst) == 0;
-                    if settled && self.entry.slot.doubt.load(Ordering::Relaxed) {
-                        self.entry.slot.doubt.store(false, Ordering::SeqCst);
-                        // One that came in between was counted before it raised the doubt we may just have taken.
-                        if self.entry.slot.cancels.load(Ordering::SeqCst) > 0 {
-                            self.entry.slot.doubt.store(true, Ordering::SeqCst);
-                        }
+                    if header.kind == b'Z' && self.exchange.is_all_answered() {
+                        self.settle_doubt();
                     }
                 }
                 Look::Notice(header) => {
@@ -854,10 +910,22 @@ impl Pump {
         if doubtful && self.confirming.is_none() {
             // What was read before the question is covered by its answer.
             self.confirmed = self.down.end;
-            self.confirming = Some(Box::pin(confirm(Arc::clone(&self.data.proxy))));
+            self.confirming = Some(Box::pin(cancel::confirm(Arc::clone(&self.data.proxy))));
             return Ok(true);
         }
         Ok(false)
+    }
+
+    /// Everything asked for was answered: where no cancel request is on its way, none can be for what comes.
+    fn settle_doubt(&self) {
+        let slot = &self.entry.slot;
+        if slot.doubt.load(Ordering::Relaxed) && slot.cancels.load(Ordering::SeqCst) == 0 {
+            slot.doubt.store(false, Ordering::SeqCst);
+            // One that came in between was counted before it raised the doubt that we may just have taken.
+            if slot.cancels.load(Ordering::SeqCst) > 0 {
+                slot.doubt.store(true, Ordering::SeqCst);
+            }
+        }
     }
 
     fn pass_down(&mut self, header: Header) -> Settled {
@@ -935,14 +1003,4 @@ impl Pump {
             Poll::Ready(Ok(_)) => Ok(true),
         }
     }
-}
-
-/// Asks until the peer has it, or for too long.
-async fn confirm(proxy: Arc<Proxy>) -> bool {
-    let asking = async {
-        while !(proxy.confirm)().await {
-            tokio::time::sleep(CONFIRM_RETRY).await;
-        }
-    };
-    tokio::time::timeout(CONFIRM_WAIT, asking).await.is_ok()
 }

@@ -156,7 +156,7 @@ pub(crate) async fn begin(data: Rc<Data>, newcomer: Newcomer) {
     };
     match started {
         Ok(Started { greeting, link, entry, mode, shape, settings }) => {
-            let mut pump = Pump::new(client, Rc::clone(&data), pool, pass, entry, mode, shape, settings);
+            let mut pump = Box::new(Pump::new(client, Rc::clone(&data), pool, pass, entry, mode, shape, settings));
             pump.begin(greeting, link);
             // A task of its own: this one's size is that of a login.
             drop(tokio::task::spawn_local(relay(pump, places)));
@@ -330,13 +330,13 @@ fn rename_application(said: &[u8], application: &str, out: &mut BytesMut) {
 }
 
 /// Pumps until the session ends. Small: there are ten thousand of these.
-async fn relay(mut pump: Pump, places: Places) {
+async fn relay(mut pump: Box<Pump>, places: Places) {
     let end = poll_fn(|cx| pump.poll(cx)).await;
     // A task of its own for the rest, which is long and not awaited by many at once.
     drop(tokio::task::spawn_local(finish(pump, end, places)));
 }
 
-async fn finish(mut pump: Pump, end: End, places: Places) {
+async fn finish(mut pump: Box<Pump>, end: End, places: Places) {
     let proxy = Arc::clone(pump.proxy());
     if matches!(end, End::Shut) {
         // Where nobody cut it, it lapsed: all others hear it from the first that notices.
@@ -389,9 +389,6 @@ fn last_word(end: End, proxy: &Proxy, pass: &Pass) -> Option<Stop> {
              confirm it in time",
         )
         .hint("It is committed on this node, but would be lost if the other took over now. Look before trying again."),
-        End::WaitCancelled => {
-            Refusal::new("57014", "portcullis: canceling statement due to user request while it waited for a backend")
-        }
         End::Untuned => Refusal::new("08006", "portcullis: a backend could not be given this session's settings")
             .hint("portcullis logged why. Connect again."),
         End::Ordered(Order::Kill) => {

@@ -40,7 +40,7 @@ create database app;
 
 pub struct Pg {
     dir: PathBuf,
-    /// Its port on loopback; zero where it is borrowed.
+    /// On loopback; where it is borrowed, that in the name of its socket.
     pub port: u16,
     owned: Option<(tempfile::TempDir, Child)>,
 }
@@ -54,7 +54,7 @@ pub fn shared() -> Arc<Pg> {
 
 /// Makes a running cluster this process's.
 pub fn borrow(dir: &Path) {
-    let pg = Pg { dir: dir.to_owned(), port: 0, owned: None };
+    let pg = Pg { dir: dir.to_owned(), port: PORT, owned: None };
     assert!(SHARED.set(Arc::new(pg)).is_ok(), "one cluster only");
 }
 
@@ -141,7 +141,10 @@ fn free_port() -> u16 {
 
 fn as_postgres(program: &str) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--"]).arg(format!("{BIN}/{program}"));
+    // It dies with the thread that started it, however that ends.
+    command
+        .args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--pdeathsig=QUIT", "--"])
+        .arg(format!("{BIN}/{program}"));
     command.current_dir("/").env("LC_ALL", "C");
     command
 }

@@ -1,6 +1,6 @@
 //! Suites in other languages: what they need is installed below target/drivers, and their output is read line by line.
 //!
-//! Versions are exact, downloads have their hash. What it is NOT: nothing is installed into the system here; Python, Node
+//! Versions are exact, downloads have their hash. What it is NOT: nothing is installed into the system; Python, Node
 //! and npm come from packaging/setup.sh.
 
 use crate::suite::{Board, Outcome, Target};

@@ -155,6 +155,8 @@ pub struct Exchange {
     discarding: bool,
     /// The backend reads COPY data.
     copy_in: bool,
+    /// The last that was settled is an error.
+    failed: bool,
 }
 
 impl Exchange {
@@ -168,6 +170,7 @@ impl Exchange {
             unsynced: false,
             discarding: false,
             copy_in: false,
+            failed: false,
         }
     }
 
@@ -189,6 +192,11 @@ impl Exchange {
     /// The server discards what the client sends, up to the next Sync.
     pub fn is_discarding(&self) -> bool {
         self.discarding
+    }
+
+    /// The backend's last acknowledgement or error was an error: a ReadyForQuery now acknowledges no commit.
+    pub fn has_failed(&self) -> bool {
+        self.failed
     }
 
     /// Transaction status of the last ReadyForQuery.
@@ -215,6 +223,10 @@ impl Exchange {
                 return Ok(Look::More);
             }
             let Some(header) = header(&bytes[*at..])? else { return Ok(Look::More) };
+            // PostgreSQL ends the session for any other (SocketBackend in postgres.c).
+            if !b"QFPBDECHSXdcf".contains(&header.kind) {
+                return Err(Malformed("invalid frontend message type"));
+            }
             if self.is_quiet() {
                 return Ok(Look::Rest(header));
             }
@@ -264,17 +276,16 @@ impl Exchange {
             b'D' => Awaited::Describe,
             b'E' => Awaited::Execute,
             b'C' => Awaited::Close,
-            b'H' => {
-                self.unsynced = true;
-                return;
-            }
             _ => return,
         };
         if self.discarding {
             return;
         }
-        if matches!(kind, b'P' | b'B' | b'D' | b'E' | b'C') {
-            self.unsynced = true;
+        match awaited {
+            // It ends the transaction that extended messages before it began (exec_simple_query in postgres.c).
+            Awaited::Query => self.unsynced = false,
+            Awaited::Sync | Awaited::CopyEnd => {}
+            _ => self.unsynced = true,
         }
         if awaited == Awaited::CopyEnd && self.ledger.first.is_none() {
             return;
@@ -314,6 +325,11 @@ impl Exchange {
         *at += HEADER;
         self.backend_left = header.body;
         self.ledger.skip_copy_ends();
+        match header.kind {
+            b'E' => self.failed = true,
+            b'C' | b'Z' => self.failed = false,
+            _ => {}
+        }
         let settled = self.settle(header.kind, bytes.get(*at).copied());
         self.ledger.skip_copy_ends();
         settled
@@ -347,9 +363,10 @@ impl Exchange {
                 if self.ledger.front() == Some(Awaited::Query) {
                     return Settled::Failed { parses: 0, closes: 0 };
                 }
+                let asked = self.ledger.front().is_some() || self.unsynced;
                 let (parses, closes, sync) = self.ledger.drop_to_sync();
                 // One that came unasked (a server that shuts down) is followed by nothing.
-                self.discarding = !sync && self.unsynced;
+                self.discarding = !sync && asked;
                 Settled::Failed { parses, closes }
             }
             // CopyInResponse: what follows in the client's stream is read as COPY data, Syncs are swallowed.

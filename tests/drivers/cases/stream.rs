@@ -1,5 +1,7 @@
 //! What passes byte by byte: long pipelines nobody reads, big rows, COPY with errors in the middle, odd orders of
 //! messages, version negotiation. Memory is the gate process's own.
+//!
+//! Over 600 lines: a list of cases, each short. What it is NOT: no driver.
 
 use super::{logged_in, raw, until_active};
 use crate::raw::{Raw, SYNC, extended, message, query, startup};

@@ -1,8 +1,9 @@
 //! What a second pair of eyes found in the data path: shared backends whose clients leave, dribble or err.
 
-use crate::front::{Front, Setup, open_with};
+use crate::front::{Front, Setup, eventually, open, open_with};
 use crate::raw::*;
 use portcullis::base::config::{Pool, PoolMode};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Long enough for the pump to have looked at what it has and to find no more.
@@ -144,4 +145,20 @@ async fn roles_and_short_timeouts_follow_a_client() {
         assert!(c.ask(&query("set statement_timeout = 1")).await.ends_with("Ci"));
         assert_eq!(value(&mut b, "show statement_timeout").await, "0");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_read_costs_no_session_while_the_standby_is_lost() {
+    let front = open().await;
+    let mut raw = Raw::trusty(&front).await;
+    front.confirmed.store(false, Ordering::SeqCst);
+    for _ in 0..20 {
+        raw.send(&query("select pg_sleep(20)")).await;
+        eventually("it sleeps", async || front.gate.busy() == 1).await;
+        raw.cancel(&front).await;
+        assert_eq!(raw.error().await.0, "57014");
+        assert_eq!(raw.until_ready().await, "i");
+        assert_eq!(raw.ask(&query("select 1")).await, "TDCi");
+    }
+    assert_eq!(front.asked.load(Ordering::SeqCst), 0, "nothing was committed");
 }
