@@ -551,7 +551,7 @@ impl Pump {
         }
         self.held = None;
         // The request may have taken longer than what it cancelled.
-        self.settle_doubt();
+        self.slot().settle_doubt();
         if pg::may_be_own(header) && self.exchange.status() != b'E' {
             let body = self.up.parsed + HEADER..self.up.parsed + HEADER + header.body;
             let Some(bytes) = self.up.bytes().get(body.clone()) else {
@@ -891,7 +891,7 @@ impl Pump {
                     }
                     self.pass_down(header);
                     if header.kind == b'Z' && self.exchange.is_all_answered() {
-                        self.settle_doubt();
+                        self.slot().settle_doubt();
                     }
                 }
                 Look::Notice(header) => {
@@ -914,18 +914,6 @@ impl Pump {
             return Ok(true);
         }
         Ok(false)
-    }
-
-    /// Everything asked for was answered: where no cancel request is on its way, none can be for what comes.
-    fn settle_doubt(&self) {
-        let slot = &self.entry.slot;
-        if slot.doubt.load(Ordering::Relaxed) && slot.cancels.load(Ordering::SeqCst) == 0 {
-            slot.doubt.store(false, Ordering::SeqCst);
-            // One that came in between was counted before it raised the doubt that we may just have taken.
-            if slot.cancels.load(Ordering::SeqCst) > 0 {
-                slot.doubt.store(true, Ordering::SeqCst);
-            }
-        }
     }
 
     fn pass_down(&mut self, header: Header) -> Settled {

@@ -162,6 +162,7 @@ pub(crate) async fn begin(data: Rc<Data>, newcomer: Newcomer) {
             drop(tokio::task::spawn_local(relay(pump, places)));
         }
         Err(_) if pass.is_walled_off() => client.reset(),
+        Err(_) if !pass.passes() => dismiss(client, Refusal::new("57P01", &*pass.reason()).into()).await,
         Err(stop) => {
             // Whatever is wrong with this client's end, others are not to wait for it.
             let _ = client.flush().await;
@@ -375,8 +376,9 @@ fn last_word(end: End, proxy: &Proxy, pass: &Pass) -> Option<Stop> {
     let refusal = match end {
         // PostgreSQL's own last words were passed on.
         End::Finished | End::ClientGone | End::BackendGone => return None,
-        End::NoBackend(none) => return Some(stop_of(*none, "of a session")),
-        End::Shut => Refusal::new("57P01", &*pass.reason()),
+        End::NoBackend(none) if pass.passes() => return Some(stop_of(*none, "of a session")),
+        // PostgreSQL's words pass no gate that is shut.
+        End::NoBackend(_) | End::Shut => Refusal::new("57P01", &*pass.reason()),
         End::Drained => {
             let reason = proxy.gate.watch().borrow().drain.clone();
             let reason = reason.unwrap_or_else(|| "portcullis: this session was ended for a switchover".into());

@@ -138,6 +138,17 @@ impl Slot {
         (both != 0).then_some(halves)
     }
 
+    /// Everything asked for was answered: where no cancel request is on its way, none can be for what comes.
+    pub(crate) fn settle_doubt(&self) {
+        if self.doubt.load(Ordering::Relaxed) && self.cancels.load(Ordering::SeqCst) == 0 {
+            self.doubt.store(false, Ordering::SeqCst);
+            // One that came in between was counted before it raised the doubt that we may just have taken.
+            if self.cancels.load(Ordering::SeqCst) > 0 {
+                self.doubt.store(true, Ordering::SeqCst);
+            }
+        }
+    }
+
     pub(crate) fn set_doing(&self, doing: Doing, now: Instant) {
         self.doing.store(doing as u8, Ordering::Relaxed);
         self.changed.store(now.as_nanos(), Ordering::Relaxed);
@@ -225,6 +236,18 @@ mod tests {
         slot.cancels.fetch_sub(1, Ordering::SeqCst);
         assert!(slot.unlink());
         assert_eq!(slot.backend(), None);
+    }
+
+    #[test]
+    fn a_doubt_stays_while_a_cancel_request_is_on_its_way() {
+        let slot = slot();
+        slot.cancels.fetch_add(1, Ordering::SeqCst);
+        slot.doubt.store(true, Ordering::SeqCst);
+        slot.settle_doubt();
+        assert!(slot.doubt.load(Ordering::SeqCst));
+        slot.cancels.fetch_sub(1, Ordering::SeqCst);
+        slot.settle_doubt();
+        assert!(!slot.doubt.load(Ordering::SeqCst));
     }
 
     #[test]

@@ -15,6 +15,9 @@ use std::rc::{Rc, Weak};
 pub const MAX_TEXT: usize = 16 * 1024 * 1024;
 /// Longest unnamed statement that is kept; a longer one serves in the transaction it was parsed in.
 const MAX_UNNAMED: usize = 64 * 1024;
+/// Statements that one client may have, and bytes of their texts: PostgreSQL would keep them in that client's own
+/// process, the gate keeps them in everybody's.
+const MAX_NAMED: (usize, usize) = (100_000, 64 * 1024 * 1024);
 /// Statements whose text is looked after at most; forgotten ones are swept when a new one comes.
 const SWEEP_ABOVE: usize = 1024;
 /// The same in bytes of text.
@@ -158,6 +161,8 @@ enum What {
 #[derive(Debug, Default)]
 pub struct Names {
     named: HashMap<Box<[u8]>, Rc<Statement>>,
+    /// At least the bytes of their texts.
+    bytes_at_most: usize,
     /// The last unnamed Parse's body behind the name; empty: there is none, or it was too long.
     unnamed: Vec<u8>,
     token: u64,
@@ -289,6 +294,7 @@ impl Names {
                     return Ok(Rewrite::More);
                 }
                 let (name, text): (Box<[u8]>, _) = (name.into(), body);
+                self.check_room(text.len())?;
                 self.parse(name, text, known, catalogue, most, out);
                 Ok(Rewrite::Replaced(whole))
             }
@@ -371,6 +377,18 @@ impl Names {
             known.unnamed_of = (self.token, self.serial);
         }
         None
+    }
+
+    /// Whether one more may be kept. Counted anew where it may matter, so that nothing need be counted out.
+    fn check_room(&mut self, more: usize) -> Result<(), Malformed> {
+        self.bytes_at_most += more;
+        if self.bytes_at_most > MAX_NAMED.1 {
+            self.bytes_at_most = self.named.values().map(|statement| statement.text.len()).sum::<usize>() + more;
+        }
+        if self.named.len() >= MAX_NAMED.0 || self.bytes_at_most > MAX_NAMED.1 {
+            return Err(Malformed("too many prepared statements for pool.mode = \"transaction\""));
+        }
+        Ok(())
     }
 
     fn parse(

@@ -202,3 +202,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn one_client_keeps_so_much_and_no_more() {
+    let (mut names, mut known, mut catalogue) = (Names::new(1), Known::default(), Catalogue::default());
+    let mut parse = |names: &mut Names, name: u32| {
+        let text = [&vec![b'x'; 9_000_000][..], &name.to_be_bytes(), b"\0\0\0"].concat();
+        let bytes = message(b'P', &[format!("s{name}").as_bytes(), b"\0", &text].concat());
+        let (mut sent, mut own) = (Vec::new(), Vec::new());
+        let mut out = Out { bytes: &mut sent, own: &mut own };
+        names.rewrite(&bytes, bytes.len(), &mut known, &mut catalogue, 5, &mut out).is_ok()
+    };
+    assert!((0..7).all(|name| parse(&mut names, name)), "63 MB");
+    // Who closes may go on, and what is closed is not kept for nobody.
+    assert!((7..40).all(|name| {
+        names.forget(format!("s{}", name - 7).as_bytes());
+        parse(&mut names, name)
+    }));
+    assert!(!parse(&mut names, 99));
+    drop(names);
+    assert!(catalogue.by_text.len() < 10, "{}", catalogue.by_text.len());
+}
