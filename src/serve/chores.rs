@@ -104,12 +104,24 @@ pub(crate) async fn tune(lease: Lease, wanted: Settings) -> Option<Lease> {
     Some(lease)
 }
 
-/// What the client has set, `customized` options among it; the caller makes one value of it.
-pub(crate) async fn learn(lease: Lease, customized: Vec<String>) -> Option<(Lease, Vec<(String, String)>)> {
+/// What a client has set.
+pub(crate) struct Learnt {
+    /// The caller makes one value of them.
+    pub(crate) pairs: Vec<(String, String)>,
+    /// And the backend has none of it any more.
+    pub(crate) is_reset: bool,
+}
+
+/// What the client has set, these customized options among it. Where more may have been set than is known, the backend
+/// is reset.
+pub(crate) async fn learn(lease: Lease, (customized, in_doubt): (Vec<String>, bool)) -> Option<(Lease, Learnt)> {
     let mut sql = format!("{LEARN}{}", literal(&lease.shape.user));
     for name in customized.iter().map(|name| literal(name)) {
         let value = format!("pg_catalog.current_setting({name}, true)");
         sql.push_str(&format!(" union all select {name}, {value} where {value} <> ''"));
+    }
+    if in_doubt {
+        sql.push_str("; reset role; reset session authorization; reset all");
     }
     let (lease, rows) = run(lease, &sql, "its settings could not be read").await?;
     let pair = |row: Vec<String>| {
@@ -119,8 +131,9 @@ pub(crate) async fn learn(lease: Lease, customized: Vec<String>) -> Option<(Leas
     let mut pairs: Vec<(String, String)> = rows.into_iter().filter_map(pair).collect();
     // None, and none was there before: not this client's.
     let is_usual = pairs.iter().any(|(name, _)| name.is_empty());
-    pairs.retain(|(name, value)| !name.is_empty() && !(is_usual && name == "statement_timeout" && value == "0"));
-    Some((lease, pairs))
+    let is_none = |(name, value): &(String, String)| is_usual && name == "statement_timeout" && value == "0";
+    pairs.retain(|pair| !(pair.0.is_empty() || is_none(pair)));
+    Some((lease, Learnt { pairs, is_reset: in_doubt }))
 }
 
 /// After a session: everything of it goes.

@@ -25,6 +25,7 @@ use super::pool::{Lease, Lent, Pool, Settings, Shape, Waiting, add, same_setting
 use super::show;
 use super::slot::{Doing, Entry, Order, Slot};
 use super::tls::ClientStream;
+use crate::wire::pg::options::Options;
 use crate::wire::pg::statements::{MAX_TEXT, Names, Out, Rewrite};
 use crate::wire::pg::{self, Exchange, HEADER, Header, Look, Malformed, OwnQuery, Refusal, Settled, TERMINATE};
 use bytes::{Buf, BufMut, BytesMut};
@@ -43,8 +44,6 @@ const _: () = assert!(BUFFER > HEADER + pg::MAX_NOTICE_READ, "a notice to be rea
 const TURNS: u32 = 16;
 /// Rewritten bytes that wait for the backend; while there are more, the client is not read.
 const MAX_OUT: usize = 64 * 1024;
-/// Customized options of one client that are looked after.
-const MAX_CUSTOMIZED: usize = 64;
 /// Why a session ended.
 #[derive(Debug)]
 pub(crate) enum End {
@@ -106,7 +105,7 @@ type Chore = Pin<Box<dyn Future<Output = Option<(Lease, Done)>>>>;
 /// What a chore was for.
 enum Done {
     Tuned,
-    Learnt(Vec<(String, String)>),
+    Learnt(chores::Learnt),
 }
 
 /// What only a client that shares backends has.
@@ -115,8 +114,7 @@ struct Sharing {
     settings: Settings,
     /// A setting may have changed that outlives the transaction.
     is_dirty: bool,
-    /// Options that PostgreSQL lists nowhere, of those the client has set.
-    customized: Vec<String>,
+    options: Options,
     chore: Option<Chore>,
     /// Bytes of the gate's own or rewritten ones, to go before what passes; and how many of them went.
     out: Vec<u8>,
@@ -125,18 +123,6 @@ struct Sharing {
     /// A statement longer than the buffer, as far as it is there, and its length.
     gathered: Vec<u8>,
     whole: usize,
-}
-
-impl Sharing {
-    /// A statement that begins like this comes from the client.
-    fn note_option(&mut self, statement: &[u8]) {
-        if let Some(name) = pg::customized_option(statement)
-            && !self.customized.contains(&name)
-            && self.customized.len() < MAX_CUSTOMIZED
-        {
-            self.customized.push(name);
-        }
-    }
 }
 
 /// One session's two sockets and all its state.
@@ -194,7 +180,7 @@ impl Pump {
                 names: Names::new(data.token()),
                 settings,
                 is_dirty: false,
-                customized: Vec::new(),
+                options: Options::default(),
                 chore: None,
                 out: Vec::new(),
                 out_at: 0,
@@ -380,9 +366,9 @@ impl Pump {
         (self.confirmed, self.frame) = (0, (0, 0));
         add(&self.pool.stats.transactions, 1);
         if std::mem::take(&mut sharing.is_dirty) {
-            let customized = sharing.customized.clone();
+            let options = sharing.options.take();
             sharing.chore = Some(Box::pin(async move {
-                chores::learn(lease, customized).await.map(|(lease, changed)| (lease, Done::Learnt(changed)))
+                chores::learn(lease, options).await.map(|(lease, changed)| (lease, Done::Learnt(changed)))
             }));
         } else {
             lease.give_back();
@@ -402,8 +388,9 @@ impl Pump {
         match done {
             Some((lease, Done::Tuned)) => self.attach(lease),
             Some((mut lease, Done::Learnt(changed))) => {
-                sharing.settings = self.pool.settings(changed);
-                lease.settings.clone_from(&sharing.settings);
+                sharing.settings = self.pool.settings(changed.pairs);
+                // What it was made then; one that was reset has none.
+                lease.settings = sharing.settings.clone().filter(|_| !changed.is_reset);
                 lease.give_back();
             }
             None => return Err(End::Untuned),
@@ -552,6 +539,9 @@ impl Pump {
         self.held = None;
         // The request may have taken longer than what it cancelled.
         self.slot().settle_doubt();
+        if let Some(sharing) = self.sharing.as_mut().filter(|_| self.exchange.at_rest()) {
+            sharing.options.begin();
+        }
         if pg::may_be_own(header) && self.exchange.status() != b'E' {
             let body = self.up.parsed + HEADER..self.up.parsed + HEADER + header.body;
             let Some(bytes) = self.up.bytes().get(body.clone()) else {
@@ -590,7 +580,7 @@ impl Pump {
             && let (Some(sharing), Some(lease)) = (self.sharing.as_mut(), self.link.as_mut())
         {
             sharing.names.simple_query(&mut lease.known);
-            sharing.note_option(self.up.bytes().get(self.up.parsed + HEADER..).unwrap_or_default());
+            sharing.is_dirty |= sharing.options.note(body);
         }
         if names_one {
             return self.statement(header);
@@ -637,7 +627,7 @@ impl Pump {
         let at = self.up.parsed;
         if header.kind == b'P' {
             let mut body = self.up.bytes()[at + HEADER..].splitn(2, |b| *b == 0);
-            sharing.note_option(body.nth(1).unwrap_or_default());
+            sharing.is_dirty |= sharing.options.note(body.nth(1).unwrap_or_default());
         }
         if sharing.out.len() >= MAX_OUT {
             return Ok(Step::Blocked);
@@ -964,6 +954,9 @@ impl Pump {
         };
         let Some(sharing) = self.sharing.as_deref_mut() else { return };
         sharing.is_dirty |= sets;
+        if tag == b"SET\0" {
+            sharing.options.was_set();
+        }
         if forgets {
             sharing.names.forget_all();
             if let Some(lease) = self.link.as_mut() {

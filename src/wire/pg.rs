@@ -8,6 +8,7 @@
 //! **Invariant:** arbitrary bytes never panic.
 
 pub mod exchange;
+pub mod options;
 pub mod statements;
 
 pub use exchange::{Exchange, Look, Settled};

@@ -162,3 +162,30 @@ async fn a_cancelled_read_costs_no_session_while_the_standby_is_lost() {
     }
     assert_eq!(front.asked.load(Ordering::SeqCst), 0, "nothing was committed");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_meets_what_another_set_in_passing() {
+    let front = shared(1).await;
+    let (mut a, mut b) = (Raw::trusty(&front).await, Raw::trusty(&front).await);
+    a.ask(&query("set work_mem = '5MB'; set role app")).await;
+    for set in [
+        "begin; set my.tenant = 'x'; commit",
+        "/* app */ set my.tenant = 'x'",
+        "set \"my\".\"tenant\" = 'x'",
+        "select set_config('my.tenant', 'x', false)",
+        "select pg_catalog.set_config('search_path', 'pg_catalog', false)",
+    ] {
+        for extend in [false, true] {
+            if extend && set.contains(';') {
+                continue;
+            }
+            a.ask(&if extend { [extended(set), SYNC.to_vec()].concat() } else { query(set) }).await;
+            assert_eq!(value(&mut b, "select coalesce(current_setting('my.tenant', true), '')").await, "", "{set}");
+            assert_eq!(value(&mut b, "show search_path").await, "\"$user\", public", "{set}");
+            assert_eq!(value(&mut b, "select current_user || current_setting('work_mem')").await, "trusty4MB", "{set}");
+            assert_eq!(value(&mut a, "select current_user || current_setting('work_mem')").await, "app5MB", "{set}");
+        }
+    }
+    assert_eq!(value(&mut a, "show search_path").await, "pg_catalog");
+    assert_eq!(value(&mut a, "show my.tenant").await, "x");
+}
