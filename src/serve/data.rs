@@ -8,7 +8,7 @@
 use super::backend::Proof;
 use super::gate::Pass;
 use super::listener::{Proxy, Seat};
-use super::pool::Pool;
+use super::pool::{Limits, Pool};
 use super::session;
 use super::slot::{Doing, Order};
 use super::tls::Parked;
@@ -88,6 +88,7 @@ pub(crate) struct Data {
     /// The time of the last tick: what is measured with it needs no better.
     pub(crate) now: Cell<Instant>,
     pools: RefCell<HashMap<(String, String), Rc<Pool>>>,
+    pub(crate) limits: Rc<Limits>,
     pub(crate) catalogue: RefCell<Catalogue>,
     tokens: Cell<u64>,
 }
@@ -100,7 +101,7 @@ impl Data {
             pool.renew_proof(proof);
             return Rc::clone(pool);
         }
-        let pool = Pool::new(Rc::downgrade(self), &self.proxy, (&key.0, &key.1), proof);
+        let pool = Pool::new(self, (&key.0, &key.1), proof);
         self.pools.borrow_mut().insert(key, Rc::clone(&pool));
         pool
     }
@@ -125,6 +126,7 @@ impl Data {
 
     fn tick(&self) {
         self.now.set(self.proxy.gate.now());
+        self.limits.renew(self.proxy.limits());
         let pools: Vec<Rc<Pool>> = self.pools.borrow().values().cloned().collect();
         pools.iter().for_each(Pool::tick);
         drop(pools);
@@ -141,6 +143,7 @@ async fn run(proxy: Arc<Proxy>, mut newcomers: mpsc::UnboundedReceiver<Newcomer>
     let data = Rc::new(Data {
         now: Cell::new(proxy.gate.now()),
         pools: RefCell::default(),
+        limits: Rc::new(Limits::new(proxy.limits())),
         catalogue: RefCell::default(),
         tokens: Cell::new(0),
         proxy,
@@ -168,7 +171,7 @@ async fn run(proxy: Arc<Proxy>, mut newcomers: mpsc::UnboundedReceiver<Newcomer>
 
 /// Ends clients that have been silent for too long.
 fn look_after_idle(data: &Data) {
-    let pool = &data.proxy.options.pool;
+    let pool = data.limits.get();
     let (idle, in_transaction) = (pool.client_idle_timeout, pool.idle_in_transaction_timeout);
     if idle.is_zero() && in_transaction.is_zero() {
         return;

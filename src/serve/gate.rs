@@ -124,7 +124,7 @@ impl Gate {
     }
 
     /// Everyone looks again.
-    fn wake(&self) {
+    pub(crate) fn wake(&self) {
         self.view.send_modify(|_| {});
         self.wake_sessions();
     }
@@ -251,6 +251,11 @@ impl Gate {
     pub(crate) fn find(&self, pid: i32, key: &[u8]) -> Option<Arc<Slot>> {
         let key = u32::from_be_bytes(key.try_into().ok()?);
         self.slots().get(&(pid, key)).cloned()
+    }
+
+    /// Whether this session is still in the book.
+    pub(crate) fn has(&self, slot: &Arc<Slot>) -> bool {
+        self.slots().get(&(slot.pid, slot.key)).is_some_and(|found| Arc::ptr_eq(found, slot))
     }
 
     /// Every session, for those who look them over.

@@ -449,6 +449,8 @@ impl Pump {
         match step {
             _ if own || self.up.start < self.up.parsed => self.write_backend(cx),
             Step::Passed => Ok(true),
+            // Who waits may leave.
+            Step::Blocked if self.waiting.is_some() || self.held.is_some() => self.look_after_waiting(cx),
             Step::Blocked => Ok(false),
             Step::More => self.read_client(cx),
         }
@@ -488,7 +490,9 @@ impl Pump {
                 return Err(End::Finished);
             }
             if self.gate().is_paused() || self.pool.database.paused.load(Ordering::Relaxed) {
-                let wait = self.proxy().options.pool.query_wait;
+                // A place in the queue would keep a backend from others.
+                self.waiting = None;
+                let wait = self.data.limits.get().query_wait;
                 let held = self.held.get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
                 return if held.as_mut().poll(cx).is_ready() { Err(End::HeldTooLong) } else { Ok(Step::Blocked) };
             }
@@ -571,7 +575,7 @@ impl Pump {
         }
         // What passes already goes before it.
         let passing = self.up.start..at;
-        let most = usize::try_from(self.data.proxy.options.pool.max_prepared).unwrap_or(usize::MAX);
+        let most = usize::try_from(self.data.limits.get().max_prepared).unwrap_or(usize::MAX);
         let mut rewritten = Vec::new();
         let mut out = Out { bytes: &mut rewritten, own: &mut sharing.own };
         let bytes = &self.up.bytes()[at..];
@@ -630,7 +634,7 @@ impl Pump {
         }
         let gathered = std::mem::take(&mut sharing.gathered);
         let whole = std::mem::take(&mut sharing.whole);
-        let most = usize::try_from(self.data.proxy.options.pool.max_prepared).unwrap_or(usize::MAX);
+        let most = usize::try_from(self.data.limits.get().max_prepared).unwrap_or(usize::MAX);
         let mut out = Out { bytes: &mut sharing.out, own: &mut sharing.own };
         let rewrite = sharing
             .names
@@ -708,6 +712,20 @@ impl Pump {
             }
             Poll::Ready(Ok(_)) => Ok(true),
             Poll::Ready(Err(_)) => Err(End::ClientGone),
+        }
+    }
+
+    /// Reads on while the client is held or waits for a backend, as far as there is room: one that is gone leaves.
+    fn look_after_waiting(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        self.up.compact();
+        if self.up.end == BUFFER {
+            return Ok(false);
+        }
+        match self.up.poll_read(cx, Pin::new(&mut self.client)) {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Ok(n)) if n > 0 => Ok(true),
+            // Half-closed counts as gone: nobody is there to be told that there was no backend.
+            Poll::Ready(_) => Err(End::ClientGone),
         }
     }
 

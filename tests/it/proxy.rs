@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "proxy/commands.rs"]
+mod commands;
 #[path = "proxy/front.rs"]
 mod front;
 #[path = "proxy/gate.rs"]
