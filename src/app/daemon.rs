@@ -388,7 +388,9 @@ fn spawn_pages(
     let gate_passes: Ask = Arc::new(move || asked.passes() && asked.is_listening());
     let beat: Ask =
         Arc::new(move || clock::now().since(Instant::from_nanos(beat.load(Ordering::Relaxed))) < BEAT_LIMIT);
-    let views = Views { snapshot: snapshots.clone(), beat, gate_passes };
+    let figures = people.commands.clone();
+    let pools = Arc::new(move || figures.figures());
+    let views = Views { snapshot: snapshots.clone(), beat, gate_passes, pools };
     let (command_tx, mut commands) = mpsc::channel(16);
     let control_pages = control_router(views.clone(), command_tx);
     tokio::spawn(async move {

@@ -130,6 +130,10 @@ impl Data {
         let pools: Vec<Rc<Pool>> = self.pools.borrow().values().cloned().collect();
         pools.iter().for_each(Pool::tick);
         drop(pools);
+        // The thread that wants it has none itself.
+        if self.proxy.is_place_wanted.load(Ordering::SeqCst) && self.close_an_idle_one() {
+            self.proxy.is_place_wanted.store(false, Ordering::SeqCst);
+        }
         self.pools.borrow_mut().retain(|_, pool| Rc::strong_count(pool) > 1 || !pool.is_unused());
         if !self.proxy.gate.passes() {
             // Another PostgreSQL may answer when it opens again.

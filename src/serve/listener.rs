@@ -26,7 +26,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -120,6 +120,8 @@ pub(crate) struct Proxy {
     pub(crate) backends: AtomicU32,
     /// How many there may be; zero: PostgreSQL was not asked yet.
     pub(crate) backends_max: AtomicU32,
+    /// A pool found no place: a thread that has an idle backend closes one.
+    pub(crate) is_place_wanted: AtomicBool,
     databases: Mutex<HashMap<String, Arc<Database>>>,
     users: Mutex<HashMap<String, Arc<AtomicU32>>>,
     pools: Mutex<Vec<PoolEntry>>,
@@ -150,6 +152,7 @@ impl Proxy {
             clients: AtomicU32::new(0),
             backends: AtomicU32::new(0),
             backends_max: AtomicU32::new(0),
+            is_place_wanted: AtomicBool::new(false),
             databases: Mutex::default(),
             users: Mutex::default(),
             pools: Mutex::default(),

@@ -407,7 +407,11 @@ impl Pool {
             self.close(other);
         }
         let taken = || self.proxy.take_place();
-        taken() || (self.data.upgrade().is_some_and(|data| data.close_an_idle_one()) && taken())
+        let found = taken() || (self.data.upgrade().is_some_and(|data| data.close_an_idle_one()) && taken());
+        if !found {
+            self.proxy.is_place_wanted.store(true, Ordering::SeqCst);
+        }
+        found
     }
 
     /// The idle backend that was not used for longest.

@@ -536,7 +536,7 @@ impl Pump {
 
     fn answers(&self, own: &OwnQuery) -> bool {
         match own {
-            OwnQuery::ShowPoolNodes => true,
+            OwnQuery::Show(_) => true,
             OwnQuery::Deallocate(name) => {
                 self.sharing.as_ref().is_some_and(|sharing| sharing.names.has(name.as_bytes()))
             }
@@ -545,9 +545,8 @@ impl Pump {
 
     fn answer(&mut self, own: &OwnQuery) {
         match own {
-            OwnQuery::ShowPoolNodes => {
-                let snapshot = Arc::clone(&self.proxy().snapshots.borrow());
-                self.answer = show::pool_nodes(&snapshot, self.exchange.status());
+            OwnQuery::Show(what) => {
+                self.answer = show::answer(*what, self.proxy(), &self.slot().user, self.exchange.status());
             }
             OwnQuery::Deallocate(name) => {
                 if let Some(sharing) = self.sharing.as_mut() {

@@ -153,6 +153,8 @@ pub(crate) async fn begin(data: Rc<Data>, newcomer: Newcomer) {
         biased;
         () = pass.ended() => Err(Refusal::new("57P01", &*pass.reason()).into()),
         started = opening.start(startup, client.is_tls()) => started,
+        // It may have to wait for a backend: who is gone makes room in the queue.
+        () = client.left() => Err(Stop::Silent),
     };
     match started {
         Ok(Started { greeting, link, entry, mode, shape, settings }) => {

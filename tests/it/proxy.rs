@@ -10,6 +10,8 @@ mod commands;
 mod front;
 #[path = "proxy/gate.rs"]
 mod gate;
+#[path = "proxy/limits.rs"]
+mod limits;
 #[path = "proxy/login.rs"]
 mod login;
 #[path = "proxy/pg.rs"]
