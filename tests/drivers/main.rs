@@ -52,14 +52,7 @@ fn suites() -> Vec<Suite> {
         apart: false,
         kind: Kind::Program(command),
     };
-    let ours = |name, cases| Suite {
-        name,
-        limit: minutes(3),
-        at_least: 1,
-        ours: true,
-        apart: false,
-        kind: Kind::Cases(cases),
-    };
+    let ours = |name, cases| Suite { name, limit: minutes(3), at_least: 1, ours: true, apart: false, kind: Kind::Cases(cases) };
     vec![
         Suite { ours: false, apart: true, limit: minutes(3), ..program("asyncpg", program::asyncpg, 280) },
         ours("stream", cases::stream::cases),
@@ -221,7 +214,12 @@ fn failed(outcomes: &Outcomes) -> impl Iterator<Item = (&String, &String)> {
 /// One suite against one server, in a database of its own. Others' tests that fail here and not directly are run once
 /// more, alone and in a fresh database: what another test left behind (transaction mode has no sessions to clean up)
 /// and what is a matter of time is not the gate's. A test written for this is never run twice.
-fn run(suite: &Suite, start: impl Fn(&Pg) -> (Server, SocketAddr), pg: &Arc<Pg>, expected: Option<&Outcomes>) -> Run {
+fn run(
+    suite: &Suite,
+    start: impl Fn(&Pg) -> (Server, SocketAddr),
+    pg: &Arc<Pg>,
+    expected: Option<&Outcomes>,
+) -> Run {
     let began = tokio::time::Instant::now();
     let board = Board::default();
     attempt(suite, &start, pg, &[], "", &board);

@@ -72,13 +72,11 @@ pub fn install_node() {
 pub fn build_sqlx() {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let manifest = root().join("tests/drivers/sqlx/Cargo.toml");
-    done(
-        Command::new(cargo)
-            .args(["build", "--quiet", "--locked", "--manifest-path"])
-            .arg(manifest)
-            .env_remove("RUSTFLAGS")
-            .env("CARGO_TARGET_DIR", folder().join("sqlx")),
-    );
+    done(Command::new(cargo)
+        .args(["build", "--quiet", "--locked", "--manifest-path"])
+        .arg(manifest)
+        .env_remove("RUSTFLAGS")
+        .env("CARGO_TARGET_DIR", folder().join("sqlx")));
 }
 
 /// Makes a folder with `make` unless its stamp says that it was made from the same text.

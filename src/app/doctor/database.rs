@@ -102,8 +102,8 @@ fn connections(config: &Config, survey: &Survey, report: &mut Report) {
     let (free, wanted) = (most.saturating_sub(kept), config.pool.size.saturating_add(config.pool.reserve));
     if wanted > free {
         let text = format!(
-            "pool.size and pool.reserve are {wanted} together, but PostgreSQL takes {free} connections (max_connections \
-             = {most} less {kept} reserved ones): one user of one database can take them all, and others wait"
+            "pool.size and pool.reserve are {wanted} together, but PostgreSQL takes {free} connections \
+             (max_connections = {most} less {kept} reserved ones): one user of one database can take them all"
         );
         let remedy = format!(
             "lower pool.size, or in postgresql.conf, then restart PostgreSQL:\nmax_connections = {}",

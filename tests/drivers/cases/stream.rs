@@ -122,8 +122,7 @@ async fn a_million_pipelined_statements_that_nobody_reads(target: Arc<Target>) {
 
 async fn a_hundred_thousand_simple_queries_that_nobody_reads(target: Arc<Target>) {
     bounded(&target, async {
-        let counts =
-            stuffed(&target, &query(&format!("select repeat('x', 1000) -- {:300}", "")), 100_000, b"", 100_000).await;
+        let counts = stuffed(&target, &query(&format!("select repeat('x', 1000) -- {:300}", "")), 100_000, b"", 100_000).await;
         assert_eq!(counts[usize::from(b'D')], 100_000);
     })
     .await;
