@@ -13,8 +13,13 @@ packages=(
     iproute2 iputils-arping nftables        # network namespaces, who answers for the VIP, cutting the network
     tcpdump procps util-linux               # looking on; setpriv
     systemd-container dbus polkitd          # a machine with a real service manager
-    openssl python3 python3-venv            # certificates for client TLS; small helpers; drivers from PyPI
+    openssl python3                         # certificates for client TLS; small helpers
+    python3-venv ca-certificates            # drivers in other languages, against the gate
 )
+# Other builds of Node bring npm along, and conflict with Debian's.
+if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+    packages+=(nodejs npm)
+fi
 case "${1:-}" in
 deb) packages=(dpkg-dev binutils) ;;
 bench)

@@ -93,6 +93,7 @@ pub mod serve {
     pub mod session;
     pub mod show;
     pub mod slot;
+    pub mod socket;
     pub mod tls;
 }
 

@@ -11,7 +11,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo=${CARGO:-cargo}
 flags=(--locked --color never)
-alone=(peer postgres proxy kernel_gate lab_vip lab)
+# The first runs four suites at a time itself, and fetches what they need when it is not there yet.
+alone=(drivers peer postgres proxy kernel_gate lab_vip lab)
 lanes=2
 # A suite that hangs must not take the summary with it; the slowest takes half of this.
 limit=1200
@@ -40,7 +41,7 @@ built=$((SECONDS - began))
 
 work=$(mktemp -d)
 trap 'exit 130' INT TERM
-trap 'cat "$work"/*.pid 2>/dev/null | xargs -r kill; rm -rf "$work"' EXIT
+trap '{ cat "$work"/*.pid 2>/dev/null | xargs -r kill; } || true; rm -rf "$work"' EXIT
 failed_names=() summary=$(printf '%-12s %-7s %7s %7s %7s' suite result passed failed seconds)
 bad=0 suites=0 all_passed=0 all_failed=0
 
@@ -75,8 +76,9 @@ tell() {
     summary+=$(printf '\n%-12s %-7s %7s %7s %7d' "$name" "$result" "${passed:--}" "${failed:--}" "$seconds")
     [ "$result" != ok ] || return 0
     bad=$((bad + 1))
-    # After the last line "failures:" each name stands alone.
-    names=$(awk '/^failures:$/ { list = "" } /^    [^ ]+$/ { list = list $1 "\n" } END { printf "%s", list }' "$work/$name")
+    # After the last line "failures:" each name stands alone; drivers, which is no libtest, says FAILED before each.
+    names=$(awk '/^failures:$/ { list = "" } /^    [^ ]+$/ { list = list $1 "\n" }
+        /^FAILED / { list = list substr($0, 8) "\n" } END { printf "%s", list }' "$work/$name")
     if [ -z "$names" ]; then
         failed_names+=("$name: ended without a result after $seconds s (killed after $limit s if it hangs)")
     else

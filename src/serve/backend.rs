@@ -7,6 +7,7 @@
 use super::gate::Pass;
 use super::listener::Proxy;
 use super::pool::{Settings, Shape};
+use super::socket::Socket;
 use crate::base::time::Instant;
 use crate::wire::md5;
 use crate::wire::pg::statements::Known;
@@ -19,7 +20,6 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 
 /// Bytes of PostgreSQL's greeting (parameters, key, notices) that are kept; a longer one ends the login.
 const MAX_GREETING: usize = 64 * 1024;
@@ -32,7 +32,7 @@ const LIMIT_QUERY: &str = "select current_setting('max_connections')::int \
 
 /// A backend at rest.
 pub(crate) struct Backend {
-    pub(crate) stream: UnixStream,
+    pub(crate) stream: Socket,
     pub(crate) pid: i32,
     pub(crate) key: u32,
     /// What it said between AuthenticationOk and ReadyForQuery, without its key: for clients of this shape.
@@ -50,10 +50,9 @@ pub(crate) struct Backend {
 }
 
 impl Backend {
-    /// It has said nothing since it came to rest: no last words, no change of a setting, no notification. Costs a
-    /// system call only where the runtime believes that there may be something.
+    /// It has said nothing since it came to rest: no last words, no change of a setting, no notification.
     pub(crate) fn is_silent(&self) -> bool {
-        matches!(self.stream.try_read(&mut [0; 1]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+        self.stream.is_silent()
     }
 }
 
@@ -98,6 +97,13 @@ pub(crate) enum Proof {
     Trust,
 }
 
+impl Proof {
+    /// PostgreSQL takes it for a password's proof; without one its own rules must let the gate in.
+    pub(crate) fn has_secret(&self) -> bool {
+        matches!(self, Proof::Scram(_) | Proof::Md5(_))
+    }
+}
+
 impl fmt::Debug for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Proof(...)")
@@ -108,7 +114,7 @@ impl fmt::Debug for Proof {
 pub(crate) async fn open(proxy: &Proxy, shape: &Shape, proof: &Proof, pass: &Pass) -> Result<Backend, NoBackend> {
     let unreachable = |_| Refusal::new("57P03", "portcullis: PostgreSQL on this node does not accept connections now");
     let opening = async {
-        let mut stream = UnixStream::connect(proxy.door.as_path()).await.map_err(unreachable)?;
+        let mut stream = Socket::connect(proxy.door.as_path()).await.map_err(unreachable)?;
         stream.write_all(&shape.encode()).await.map_err(unreachable)?;
         let mut login = Login { stream, startup: shape, proof };
         login.authenticate().await?;
@@ -131,7 +137,7 @@ async fn learn_the_limit(proxy: &Proxy, backend: &mut Backend) -> Result<(), NoB
 }
 
 struct Login<'a> {
-    stream: UnixStream,
+    stream: Socket,
     startup: &'a Startup,
     proof: &'a Proof,
 }
@@ -271,7 +277,7 @@ fn quote(name: &str) -> String {
 }
 
 /// One message, header included.
-async fn read_message(stream: &mut UnixStream) -> Result<(u8, Vec<u8>), NoBackend> {
+async fn read_message(stream: &mut Socket) -> Result<(u8, Vec<u8>), NoBackend> {
     let mut message = vec![0; HEADER];
     stream.read_exact(&mut message).await.map_err(lost)?;
     let header = pg::header(&message).ok().flatten().filter(|header| header.body <= MAX_GREETING);

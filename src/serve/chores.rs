@@ -6,11 +6,11 @@
 //! **Invariant:** a backend that does not answer as expected, in time, at rest and without an error, is not used again.
 
 use super::pool::{Lease, Settings};
+use super::socket::Socket;
 use crate::wire::pg::{self, HEADER};
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 
 /// How long a backend may take for one of these.
 const CHORE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,7 +28,7 @@ const LEARN: &str = "select name, setting from pg_catalog.pg_settings where sour
 pub(crate) type Failed = String;
 
 /// Sends one simple query and reads its rows, as text; a null is an empty text.
-pub(crate) async fn ask(stream: &mut UnixStream, sql: &str) -> Result<Vec<Vec<String>>, Failed> {
+pub(crate) async fn ask(stream: &mut Socket, sql: &str) -> Result<Vec<Vec<String>>, Failed> {
     let lost = |error: io::Error| error.to_string();
     let mut message = vec![b'Q'];
     message.extend_from_slice(&u32::try_from(sql.len() + 5).unwrap_or(u32::MAX).to_be_bytes());

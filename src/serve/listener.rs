@@ -21,7 +21,7 @@ use crate::engine::status::Snapshot;
 use crate::wire::hba::HbaFile;
 use futures_util::future::BoxFuture;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -29,7 +29,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -350,6 +350,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     } else {
         socket.set_freebind_v4(true)?;
     }
+    prepare(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
@@ -371,9 +372,6 @@ async fn accept(
         match accepted {
             Ok((stream, peer)) => {
                 let Some(seat) = Seat::take(proxy) else { continue };
-                if let Err(error) = prepare(&stream) {
-                    tracing::debug!(%peer, %error, "a client's socket could not be set up");
-                }
                 let (proxy, threads, pass) = (Arc::clone(proxy), Arc::clone(threads), pass.clone());
                 sessions.spawn(session::serve(stream, peer, proxy, threads, pass, seat));
             }
@@ -385,9 +383,9 @@ async fn accept(
     }
 }
 
-fn prepare(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
+/// Set once: accepted sockets have what their listener has (tcp(7)).
+fn prepare(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
     let (idle, interval, count) = KEEPALIVE;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(count))?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
@@ -419,6 +417,8 @@ impl Drop for Seat {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use socket2::SockRef;
+    use tokio::net::TcpStream;
 
     #[test]
     fn a_vip_is_listened_on_unless_a_wildcard_covers_it() {
@@ -441,7 +441,10 @@ mod tests {
             let v4 = bind(SocketAddr::from(([0, 0, 0, 0], port))).expect("v4 beside v6");
             let client = TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
             let accepted = v4.accept().await.expect("accepts");
-            prepare(&accepted.0).expect("options");
+            let inherited = SockRef::from(&accepted.0);
+            assert!(inherited.tcp_nodelay().expect("an option") && inherited.keepalive().expect("an option"));
+            assert_eq!(inherited.tcp_user_timeout().expect("an option"), Some(USER_TIMEOUT));
+            assert_eq!(inherited.tcp_keepalive_time().expect("an option"), KEEPALIVE.0);
             // Closed from this side first: the port lingers in TIME_WAIT.
             drop((accepted, v4, v6));
             drop(client);

@@ -11,7 +11,7 @@ use super::backend::{self, Backend, NoBackend, Proof};
 use super::data::Data;
 use super::gate::Pass;
 use super::listener::Proxy;
-use crate::base::config;
+use crate::base::config::{self, PoolMode};
 use crate::base::time::Instant;
 use crate::wire::pg::{Refusal, Startup};
 use std::cell::{Cell, RefCell};
@@ -23,6 +23,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+/// Greetings that a pool keeps.
+const MAX_GREETINGS: usize = 64;
 /// Pause before PostgreSQL is tried again that cannot take a connection just now.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -228,7 +230,7 @@ impl Pool {
     /// A client proved the role anew.
     pub(crate) fn renew_proof(&self, proof: Proof) {
         // What lets the gate in where PostgreSQL asks for a password is not forgotten for a client that needed none.
-        if !matches!(proof, Proof::Trust) {
+        if proof.has_secret() {
             *self.proof.borrow_mut() = proof;
         }
     }
@@ -435,7 +437,7 @@ impl Pool {
                     drop(place);
                     backend.reconnects = reconnects;
                     backend.born = self.now();
-                    self.greetings.borrow_mut().insert(shape, Rc::clone(&backend.greeting));
+                    self.remember(shape, &backend.greeting);
                     self.give_back(backend);
                     return;
                 }
@@ -458,6 +460,18 @@ impl Pool {
                     return;
                 }
             }
+        }
+    }
+
+    /// Keeps what new clients of a shape are told, where they need no backend to be told it.
+    fn remember(&self, shape: Shape, greeting: &Rc<[u8]>) {
+        if self.proxy.options.pool.mode == PoolMode::Transaction {
+            let mut greetings = self.greetings.borrow_mut();
+            // Clients may differ without end in what they ask for.
+            if greetings.len() >= MAX_GREETINGS {
+                greetings.clear();
+            }
+            greetings.insert(shape, Rc::clone(greeting));
         }
     }
 

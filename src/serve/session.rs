@@ -158,7 +158,7 @@ pub(crate) async fn begin(data: Rc<Data>, newcomer: Newcomer) {
     };
     match started {
         Ok(Started { greeting, link, entry, mode, shape, settings }) => {
-            let mut pump = Pump::new(client, Rc::clone(&data), pool, pass, entry, mode, shape, settings);
+            let mut pump = Box::new(Pump::new(client, Rc::clone(&data), pool, pass, entry, mode, shape, settings));
             pump.begin(greeting, link);
             // A task of its own: this one's size is that of a login.
             drop(tokio::task::spawn_local(relay(pump, places)));
@@ -330,13 +330,13 @@ fn rename_application(said: &[u8], application: &str, out: &mut BytesMut) {
 }
 
 /// Pumps until the session ends. Small: there are ten thousand of these.
-async fn relay(mut pump: Pump, places: Places) {
+async fn relay(mut pump: Box<Pump>, places: Places) {
     let end = poll_fn(|cx| pump.poll(cx)).await;
     // A task of its own for the rest, which is long and not awaited by many at once.
     drop(tokio::task::spawn_local(finish(pump, end, places)));
 }
 
-async fn finish(mut pump: Pump, end: End, places: Places) {
+async fn finish(mut pump: Box<Pump>, end: End, places: Places) {
     let proxy = Arc::clone(pump.proxy());
     if matches!(end, End::Shut) {
         // Where nobody cut it, it lapsed: all others hear it from the first that notices.
@@ -444,4 +444,40 @@ async fn dismiss(mut client: ClientStream, stop: Stop) {
     };
     // Whatever goes wrong here: the client is gone, or slow, and is closed on.
     let _ = tokio::time::timeout(FAREWELL_TIMEOUT, farewell).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_session_is_small() {
+        // Beside the task's head and the socket's entry in the runtime, some 300 bytes.
+        let all = size_of::<Pump>() + size_of::<Places>() + size_of::<Slot>();
+        assert!(all < 1024, "{all} bytes");
+    }
+
+    #[test]
+    fn an_application_name_is_kept_as_postgresql_would() {
+        let mut startup = Startup {
+            minor: 0,
+            user: "u".to_owned(),
+            database: "d".to_owned(),
+            parameters: vec![
+                (b"Application_Name".to_vec(), "h\u{e9}llo".as_bytes().to_vec()),
+                (b"client_encoding".to_vec(), b"UTF8".to_vec()),
+            ],
+            options: vec![],
+        };
+        assert_eq!(take_application_name(&mut startup), "h??llo");
+        assert_eq!(startup.parameters.len(), 1);
+        let peer: SocketAddr = "[::ffff:192.0.2.7]:4711".parse().expect("address");
+        assert_eq!(with_address("psql", peer), "psql - 192.0.2.7:4711");
+        assert_eq!(with_address("", peer), "192.0.2.7:4711");
+        assert_eq!(with_address(&"x".repeat(80), peer).len(), MAX_NAME);
+        let said = b"S\0\0\0\x16application_name\0\0Z\0\0\0\x05I";
+        let mut out = BytesMut::new();
+        rename_application(said, "psql", &mut out);
+        assert_eq!(&out[..], b"S\0\0\0\x1aapplication_name\0psql\0Z\0\0\0\x05I");
+    }
 }

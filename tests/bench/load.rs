@@ -1,7 +1,7 @@
 //! pgbench as the load: one run against one system, and what it and the system's own processes say about it.
 //!
-//! Throughput and CPU time are taken between two lines of progress, the first after a warm-up: connecting and the end are
-//! left out of both.
+//! Throughput and CPU time are taken between two lines of progress, the first after a warm-up: connecting and the end
+//! are left out of both.
 
 use crate::harness::host::as_user;
 use crate::harness::postgres::SYSTEM_USER;

@@ -149,6 +149,12 @@ impl Results {
         self.calls.insert(key(scenario, system), calls);
     }
 
+    /// How many turns gave no figure.
+    pub fn failed(&self) -> usize {
+        let figures = self.figures.values().flatten().filter(|figure| matches!(figure, Figure::Failed(_)));
+        figures.count() + self.refusals.values().filter(|why| why.starts_with("FAILED")).count()
+    }
+
     /// Every single figure.
     pub fn tsv(&self) -> String {
         let mut text = "scenario\tsystem\tround\ttps\tcpu_us\tuser\tp50_ms\tp95_ms\tp99_ms\n".to_owned();
@@ -438,7 +444,7 @@ fn times(ratio: Option<f64>) -> String {
     ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default()
 }
 
-const INTRO: &str = "Written by `make bench`, which compares portcullis with other proxies on one machine, in one run, \
-against the same PostgreSQL.\nAbsolute figures belong to this machine; the ratios and the system calls travel better.\n";
+const INTRO: &str = "Written by `make bench`, which compares portcullis with other proxies on one machine, in one \
+run,\nagainst the same PostgreSQL. Absolute figures belong to this machine; ratios and system calls travel better.\n";
 
 const HOW: &str = include_str!("how.md");

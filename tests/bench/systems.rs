@@ -144,8 +144,8 @@ impl System {
         })
     }
 
-    /// Starts it for so many clients and waits until it takes connections. The daemon keeps running from one turn to the
-    /// next.
+    /// Starts it for so many clients and waits until it takes connections. The daemon keeps running from one turn to
+    /// the next.
     pub fn start(&self, rig: &Rig, setup: Setup, clients: u32) -> Outcome<Running> {
         let local = |pid, own| Running { host: "127.0.0.1".to_owned(), port: self.port, pid, own };
         let words = match &self.kind {
@@ -209,7 +209,8 @@ impl System {
 
     fn haproxy(&self, rig: &Rig) -> Outcome<Vec<String>> {
         let text = format!(
-            "global\n  maxconn 4000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n\
+            "global\n  maxconn 4000\n\
+             defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n\
              frontend bench\n  bind 127.0.0.1:{}\n  default_backend postgres\nbackend postgres\n  \
              server local unix@{}/.s.PGSQL.{PORT}\n",
             self.port,
@@ -269,9 +270,16 @@ impl System {
             node.stop_daemon()?;
         }
         node.start_daemon()?;
-        // Its peer is not there to agree, so a person has to say so.
-        node.cli(&["promote", "--yes", "--accept-data-loss"])?.expect(0)?;
-        node.wait_active(secs(30)).map(drop)
+        // Its peer is not there to agree, so a person has to say so; refused until the daemon has seen PostgreSQL.
+        let mut said = String::new();
+        let served = wait_until(secs(60), "the daemon to serve", || {
+            if !node.gate_is_open()? {
+                let promoted = node.cli(&["promote", "--yes", "--accept-data-loss"])?;
+                said = promoted.out + &promoted.err;
+            }
+            node.gate_is_open()
+        });
+        served.map(drop).map_err(|error| Fail(format!("{error}; {said}")))
     }
 }
 

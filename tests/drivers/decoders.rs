@@ -23,7 +23,10 @@ fn opening(data: &[u8]) {
     if let Ok(Opening::Startup(startup)) = pg::opening(data) {
         let again = startup.encode();
         let Ok(Opening::Startup(back)) = pg::opening(&again[4..]) else { panic!("what was encoded is not decoded") };
-        assert_eq!((&back.user, &back.database, &back.parameters), (&startup.user, &startup.database, &startup.parameters));
+        assert_eq!(
+            (&back.user, &back.database, &back.parameters),
+            (&startup.user, &startup.database, &startup.parameters)
+        );
         assert!(back.options.is_empty() && startup.user.len() < 64 && startup.database.len() < 64);
         let _ = startup.wants_replication();
     }
@@ -82,4 +85,3 @@ fn walk(data: &[u8], piece: usize, mut look: impl FnMut(&[u8], &mut usize) -> Op
         }
     }
 }
-

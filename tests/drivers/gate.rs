@@ -1,4 +1,4 @@
-//! A gate in a process of its own: the real proxy, open all the time. Its death is a finding, and its memory is its own.
+//! A gate in a process of its own: the real proxy, always open. Its death is a finding, its memory its own.
 //!
 //! What it is NOT: no daemon; nothing here guards, nothing shuts.
 

@@ -40,7 +40,7 @@ create database app;
 
 pub struct Pg {
     dir: PathBuf,
-    /// Its port on loopback; zero where it is borrowed.
+    /// On loopback; where it is borrowed, that in the name of its socket.
     pub port: u16,
     owned: Option<(tempfile::TempDir, Child)>,
 }
@@ -54,7 +54,7 @@ pub fn shared() -> Arc<Pg> {
 
 /// Makes a running cluster this process's.
 pub fn borrow(dir: &Path) {
-    let pg = Pg { dir: dir.to_owned(), port: 0, owned: None };
+    let pg = Pg { dir: dir.to_owned(), port: PORT, owned: None };
     assert!(SHARED.set(Arc::new(pg)).is_ok(), "one cluster only");
 }
 

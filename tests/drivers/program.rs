@@ -1,6 +1,6 @@
 //! Suites in other languages: what they need is installed below target/drivers, and their output is read line by line.
 //!
-//! Versions are exact, downloads have their hash. What it is NOT: nothing is installed into the system here; Python, Node
+//! Versions are exact, downloads have their hash. What it is NOT: nothing is installed into the system; Python, Node
 //! and npm come from packaging/setup.sh.
 
 use crate::suite::{Board, Outcome, Target};
@@ -72,11 +72,13 @@ pub fn install_node() {
 pub fn build_sqlx() {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let manifest = root().join("tests/drivers/sqlx/Cargo.toml");
-    done(Command::new(cargo)
-        .args(["build", "--quiet", "--locked", "--manifest-path"])
-        .arg(manifest)
-        .env_remove("RUSTFLAGS")
-        .env("CARGO_TARGET_DIR", folder().join("sqlx")));
+    done(
+        Command::new(cargo)
+            .args(["build", "--quiet", "--locked", "--manifest-path"])
+            .arg(manifest)
+            .env_remove("RUSTFLAGS")
+            .env("CARGO_TARGET_DIR", folder().join("sqlx")),
+    );
 }
 
 /// Makes a folder with `make` unless its stamp says that it was made from the same text.

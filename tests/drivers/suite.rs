@@ -17,7 +17,7 @@ pub enum Server {
     Direct,
     Gate(Gate, Mode),
     /// For the comparison in docs/conformance.md only.
-    Pgbouncer(Child, tempfile::TempDir),
+    Pgbouncer(Child, #[expect(dead_code, reason = "removed with it")] tempfile::TempDir),
 }
 
 pub struct Target {
@@ -39,11 +39,6 @@ impl Target {
 
     pub fn gate(&self) -> Option<&Gate> {
         if let Server::Gate(gate, _) = &self.server { Some(gate) } else { None }
-    }
-
-    /// A client keeps its backend while it does nothing.
-    pub fn keeps_session(&self) -> bool {
-        matches!(&self.server, Server::Direct | Server::Gate(_, Mode::Session))
     }
 
     /// For programs that use libpq or read its variables: a superuser without a password.

@@ -4,7 +4,7 @@
 use crate::ensure;
 use crate::harness::client::{Target, Writer, WriterOptions, lost};
 use crate::harness::config::Options;
-use crate::harness::sys::{Outcome, millis, ms, never, now, secs};
+use crate::harness::sys::{millis, ms, never, now, secs};
 use crate::{alone_in_lab, in_lab};
 use std::fs::OpenOptions;
 use std::io::Write;

@@ -11,6 +11,7 @@ use crate::io::dns::{Authority, find_authorities};
 use crate::io::postgres::{Cluster, Survey};
 use crate::io::{files, host, outside};
 use crate::wire::dns::{Reading, RecordPair, ServiceNames, TsigKey, UpdateOutcome};
+use crate::wire::hba::HbaFile;
 use crate::wire::pg::{Startup, field};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -88,6 +89,8 @@ pub struct Facts {
     pub server_on_node: Vec<SocketAddr>,
     pub socket: Option<Place>,
     pub socket_dir: Option<Place>,
+    /// Those of `hba_file`; its errors are in `files` too.
+    pub rules: Result<HbaFile, String>,
     /// Wrong files of the configuration: text and remedy.
     pub files: Vec<(String, String)>,
     /// The unit that owns the cluster, and whether it asks `may-start-primary`.
@@ -124,6 +127,7 @@ pub async fn gather(config: &Config, node: &Node, file: &Path, target: &Target) 
         servers,
         socket: cluster.as_ref().ok().and_then(|cluster| place(cluster.socket())),
         socket_dir: place(node.postgres.socket_dir.clone()),
+        rules: files::load_hba(&config.auth.hba_file).map_err(|trouble| trouble.to_string()),
         files: errors.into_iter().map(|e| (format!("{}: {}", e.key, e.problem), e.remedy)).collect(),
         unit: cluster.ok().and_then(|cluster| cluster.unit()).filter(|_| outside::has_systemd()).map(|unit| {
             let asks = asks_before_start(&unit);

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `gather` | the facts: PostgreSQL, the daemon, the DNS servers, files, ports |
 //! | `side_doors` | R7: ways to PostgreSQL that do not lead through the gate |
+//! | `auth` | who is let in at the gate, and whether PostgreSQL then lets the gate in |
 //! | `database` | settings, roles and databases that would lose writes or keep a standby out |
 //! | `pair` | daemon, peer, witness, files and units |
 //! | `show` | the report as text and JSON |
@@ -14,6 +15,7 @@
 //! **Invariants:** what could not be checked is named with the reason, never passed over; a finding that is critical or
 //! a warning makes the exit code 1, advice does not.
 
+mod auth;
 mod database;
 mod gather;
 mod pair;
@@ -122,6 +124,7 @@ fn judge(config: &Config, node: &Node, facts: &gather::Facts) -> Report {
     let mut report = Report::default();
     pair::daemon(config, facts, &mut report);
     side_doors::check(config, node, facts, &mut report);
+    auth::check(config, facts, &mut report);
     database::check(config, node, facts, &mut report);
     pair::witness(config, facts, &mut report);
     pair::machine(config, node, facts, &mut report);

@@ -268,6 +268,7 @@ mod tests {
             server_on_node: Vec::new(),
             socket: None,
             socket_dir: None,
+            rules: Ok(crate::wire::hba::HbaFile::default()),
             files: Vec::new(),
             unit: Some(("postgresql@15-main.service".into(), true)),
             units: Ok(Vec::new()),

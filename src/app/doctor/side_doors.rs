@@ -310,6 +310,7 @@ mod tests {
         let [kind, databases, users, address, netmask, method] = words[..] else { panic!("{words:?}") };
         let list = |text: &str| text.split(',').map(str::to_owned).collect();
         HbaRule {
+            options: Vec::new(),
             line,
             kind: kind.into(),
             databases: list(databases),

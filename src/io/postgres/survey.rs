@@ -21,7 +21,7 @@ const SETTINGS: &str = "SELECT name, setting, pending_restart FROM pg_settings W
 /// The daemon's own session has another `synchronous_commit`, so the files are asked.
 const COMMIT: &str = "SELECT setting FROM pg_file_settings WHERE name = 'synchronous_commit' AND applied";
 const HBA: &str = "SELECT line_number, type, array_to_string(database, ','), array_to_string(user_name, ','), \
-    address, netmask, auth_method, error FROM pg_hba_file_rules";
+    address, netmask, auth_method, error, array_to_string(options, ',') FROM pg_hba_file_rules";
 /// Changed after the last reload: what stands in the file is not what is in force.
 const HBA_AGE: &str = "SELECT (pg_stat_file(current_setting('hba_file'))).modification > pg_conf_load_time()";
 /// Roles and databases whose commits wait for less than the standby's flush.
@@ -29,6 +29,7 @@ const LOWERED: &str = "SELECT r.rolname, d.datname, split_part(word, '=', 2) FRO
     LEFT JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg_database d ON d.oid = s.setdatabase, \
     unnest(s.setconfig) AS word WHERE split_part(word, '=', 1) = 'synchronous_commit' ORDER BY 1, 2";
 const ROLES: &str = "SELECT rolname, rolsuper FROM pg_roles WHERE rolcanlogin ORDER BY 1";
+const MD5_ROLES: &str = "SELECT rolname FROM pg_authid WHERE rolcanlogin AND rolpassword LIKE 'md5%' ORDER BY 1";
 const SLOTS: &str = "SELECT slot_name FROM pg_replication_slots WHERE slot_type = 'physical'";
 const DATABASES: &str = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1";
 /// Per database: its functions have privileges of their own.
@@ -51,6 +52,8 @@ pub struct HbaRule {
     pub method: String,
     /// The line is not understood, and so not in force.
     pub error: String,
+    /// `name=value`.
+    pub options: Vec<String>,
 }
 
 /// `synchronous_commit` of a role, a database, or a role in a database (`None`: all).
@@ -84,6 +87,8 @@ pub struct Survey {
     pub lowered: Vec<Lowered>,
     /// May log in; true: superuser.
     pub roles: Vec<(String, bool)>,
+    /// May log in, and their passwords are stored as md5.
+    pub md5_roles: Vec<String>,
     pub slots: Vec<String>,
     pub databases: Vec<DatabaseFacts>,
     /// Databases that could not be looked into, with the reason.
@@ -125,6 +130,7 @@ impl Cluster {
         }
         survey.roles =
             session.rows(ROLES, limit).await?.iter().map(|row| (word(row, 0), word(row, 1) == "t")).collect();
+        survey.md5_roles = firsts(&session, MD5_ROLES, limit).await?;
         survey.slots = firsts(&session, SLOTS, limit).await?;
         for (at, name) in firsts(&session, DATABASES, limit).await?.into_iter().enumerate() {
             let seen = match at {
@@ -195,5 +201,6 @@ fn rule(row: &SimpleQueryRow) -> HbaRule {
         netmask: word(row, 5),
         method: word(row, 6),
         error: word(row, 7),
+        options: list(8),
     }
 }

@@ -227,20 +227,21 @@ async fn while_waiting_for_a_lock(target: Arc<Target>) {
     assert_eq!(holder.ask(&query("commit")).await, "Ci");
 }
 
-/// Reads up to ReadyForQuery; whether the query was cancelled. No other error is right.
-async fn settle(raw: &mut Raw) -> bool {
+/// Reads to ReadyForQuery; whether the query was cancelled. No other error is right. `None`: the session ended by it,
+/// as a pool ends one whose query is cancelled while it waits for a backend.
+async fn settle(raw: &mut Raw) -> Option<bool> {
     let mut cancelled = false;
-    let mut last = String::new();
     loop {
         match raw.receive().await {
             Some((b'E', body)) => {
-                last = format!("{:?} {:?}", field(&body, b'C'), field(&body, b'M'));
-                assert_eq!(field(&body, b'C').unwrap(), "57014", "{last}");
+                let code = field(&body, b'C').unwrap();
+                assert_eq!(code, "57014", "{:?}", field(&body, b'M'));
                 cancelled = true;
             }
-            Some((b'Z', _)) => return cancelled,
+            Some((b'Z', _)) => return Some(cancelled),
             Some(_) => {}
-            None => panic!("closed after {last}"),
+            None if cancelled => return None,
+            None => panic!("closed without a word"),
         }
     }
 }
@@ -257,7 +258,7 @@ async fn a_late_one_hits_no_other_client(target: Arc<Target>) {
             let mut done = 0;
             while !over.load(Ordering::SeqCst) {
                 raw.send(&query("select pg_sleep(0.002)")).await;
-                if settle(&mut raw).await {
+                if settle(&mut raw).await != Some(false) {
                     hits.fetch_add(1, Ordering::SeqCst);
                 }
                 done += 1;
@@ -265,7 +266,7 @@ async fn a_late_one_hits_no_other_client(target: Arc<Target>) {
             done
         }));
     }
-    let (mut raw, key) = logged_in(&target).await;
+    let (mut raw, mut key) = logged_in(&target).await;
     // So that it does not wait for a new backend below.
     is_usable(&mut raw).await;
     for turn in 0..LATE {
@@ -278,8 +279,11 @@ async fn a_late_one_hits_no_other_client(target: Arc<Target>) {
             })
         };
         raw.send(&query("select pg_sleep(0.001)")).await;
-        settle(&mut raw).await;
+        let ended = settle(&mut raw).await.is_none();
         cancelling.await.unwrap();
+        if ended {
+            (raw, key) = logged_in(&target).await;
+        }
     }
     over.store(true, Ordering::SeqCst);
     for bystander in bystanders {

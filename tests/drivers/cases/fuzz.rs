@@ -217,10 +217,8 @@ async fn during_the_login(target: Arc<Target>) {
 }
 
 async fn after_the_login(target: Arc<Target>) {
-    siege(&target, |random, database| {
-        (startup(0, &[("user", "lowly"), ("database", database)]), messages(random))
-    })
-    .await;
+    siege(&target, |random, database| (startup(0, &[("user", "lowly"), ("database", database)]), messages(random)))
+        .await;
 }
 
 /// Connections that announce much and send little, all open at once; they cost next to nothing while they last.

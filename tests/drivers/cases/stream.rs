@@ -1,5 +1,7 @@
 //! What passes byte by byte: long pipelines nobody reads, big rows, COPY with errors in the middle, odd orders of
 //! messages, version negotiation. Memory is the gate process's own.
+//!
+//! Over 600 lines: a list of cases, each short. What it is NOT: no driver.
 
 use super::{logged_in, raw, until_active};
 use crate::raw::{Raw, SYNC, extended, message, query, startup};
@@ -122,7 +124,8 @@ async fn a_million_pipelined_statements_that_nobody_reads(target: Arc<Target>) {
 
 async fn a_hundred_thousand_simple_queries_that_nobody_reads(target: Arc<Target>) {
     bounded(&target, async {
-        let counts = stuffed(&target, &query(&format!("select repeat('x', 1000) -- {:300}", "")), 100_000, b"", 100_000).await;
+        let counts =
+            stuffed(&target, &query(&format!("select repeat('x', 1000) -- {:300}", "")), 100_000, b"", 100_000).await;
         assert_eq!(counts[usize::from(b'D')], 100_000);
     })
     .await;

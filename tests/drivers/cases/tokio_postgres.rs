@@ -79,7 +79,10 @@ async fn scram_login(target: Arc<Target>) {
 async fn typed_queries(target: Arc<Target>) {
     let client = client(&target).await;
     let row = client
-        .query_one("select $1::int8 + 1, $2::text, $3::bytea, $4::int4[]", &[&41i64, &"x", &&b"\0\xff"[..], &vec![1, 2]])
+        .query_one(
+            "select $1::int8 + 1, $2::text, $3::bytea, $4::int4[]",
+            &[&41i64, &"x", &&b"\0\xff"[..], &vec![1, 2]],
+        )
         .await
         .unwrap();
     assert_eq!((row.get::<_, i64>(0), row.get::<_, &str>(1)), (42, "x"));
@@ -191,7 +194,8 @@ async fn portal(target: Arc<Target>) {
 async fn large_result(target: Arc<Target>) {
     let client = client(&target).await;
     let none: [i32; 0] = [];
-    let rows = client.query_raw("select n::int8, repeat('r', 300) from generate_series(1, 50000) n", none).await.unwrap();
+    let rows =
+        client.query_raw("select n::int8, repeat('r', 300) from generate_series(1, 50000) n", none).await.unwrap();
     let sum = rows.try_fold(0, |sum, row| async move { Ok(sum + row.get::<_, i64>(0)) }).await.unwrap();
     assert_eq!(sum, 50_000 * 50_001 / 2);
 }

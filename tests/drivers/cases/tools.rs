@@ -100,7 +100,8 @@ async fn pgbench_prepared(target: Arc<Target>) {
 async fn pgbench_pipelined(target: Arc<Target>) {
     let dir = tempfile::tempdir().unwrap();
     let script = dir.path().join("script");
-    let text = "\\startpipeline\nselect 1;\nbegin;\nselect generate_series(1, 100);\nselect 2;\ncommit;\n\\endpipeline\n";
+    let text =
+        "\\startpipeline\nselect 1;\nbegin;\nselect generate_series(1, 100);\nselect 2;\ncommit;\n\\endpipeline\n";
     std::fs::write(&script, text).unwrap();
     let file = script.to_str().unwrap();
     bench(Arc::clone(&target), &["-M", "extended", "-t", "50", "-f", file]).await;
@@ -126,7 +127,10 @@ async fn plain(target: &Arc<Target>, database: &str) -> String {
     command.arg(database).stdin(Stdio::null());
     let text = String::from_utf8(finish(command).await.stdout).unwrap();
     // \restrict and its key differ with each dump.
-    text.lines().filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict")).collect::<Vec<_>>().join("\n")
+    text.lines()
+        .filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 async fn fill(target: &Arc<Target>, database: &str) {
@@ -140,9 +144,7 @@ async fn dump_and_restore(target: Arc<Target>) {
     // As people type it: one into the other.
     let mut command = Command::new("bash");
     target.environment(&mut command);
-    let line = format!(
-        "set -o pipefail; {BIN}/pg_dump -Fc {from} | {BIN}/pg_restore --exit-on-error -d {into}"
-    );
+    let line = format!("set -o pipefail; {BIN}/pg_dump -Fc {from} | {BIN}/pg_restore --exit-on-error -d {into}");
     command.args(["-c", &line]).stdin(Stdio::null());
     finish(command).await;
     let (was, is) = (plain(&target, &from).await, plain(&target, &into).await);

@@ -485,13 +485,14 @@ def pipeline_with_an_error_in_the_middle():
             good = conn.execute("select 1")
             pipe.sync()
 
-            def failing():
-                # The error may come back while the rest is sent.
-                conn.execute("select 1/0")
-                conn.execute("select 2")
-                pipe.sync()
-
-            raises(errors.DivisionByZero, failing)
+            # Where it comes up depends on how soon the answer is there.
+            seen = []
+            for step in (lambda: conn.execute("select 1/0"), lambda: conn.execute("select 2"), pipe.sync, pipe.sync):
+                try:
+                    step()
+                except psycopg.Error as error:
+                    seen.append(type(error))
+            assert errors.DivisionByZero in seen, seen
             later = conn.execute("select 3")
             pipe.sync()
             assert good.fetchone() == (1,)

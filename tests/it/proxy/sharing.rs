@@ -253,10 +253,11 @@ async fn who_leaves_amid_a_transaction_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cut_ends_waiting_and_idle_clients_and_closes_idle_backends() {
+async fn a_cut_ends_waiting_and_idle_clients_and_their_backends() {
     let front = shared(1).await;
     let (mut a, mut b, mut c) = (Raw::trusty(&front).await, Raw::trusty(&front).await, Raw::trusty(&front).await);
     a.ask(&query("begin")).await;
+    let pid = value(&mut a, "select pg_backend_pid()").await;
     b.send(&query("select 1")).await;
     assert!(b.is_silent_for(Duration::from_millis(100)).await);
     front.gate.cut("moved");
@@ -264,6 +265,17 @@ async fn a_cut_ends_waiting_and_idle_clients_and_closes_idle_backends() {
         let (code, text, _) = client.error().await;
         assert_eq!((&*code, &*text), ("57P01", "moved"));
     }
-    let left = "select count(*) from pg_stat_activity where usename = 'trusty'";
-    eventually("no backend is left", async || front.pg.admin(left).unwrap() == "0").await;
+    let left = format!("select count(*) from pg_stat_activity where pid = {pid}");
+    eventually("the backend is gone", async || front.pg.admin(&left).unwrap() == "0").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_closes_idle_backends() {
+    let front = shared(1).await;
+    let mut a = Raw::trusty(&front).await;
+    let pid = value(&mut a, "select pg_backend_pid()").await;
+    let left = format!("select count(*) from pg_stat_activity where pid = {pid}");
+    assert_eq!(front.pg.admin(&left).unwrap(), "1");
+    front.gate.cut("moved");
+    eventually("the idle backend is closed", async || front.pg.admin(&left).unwrap() == "0").await;
 }

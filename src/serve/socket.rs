@@ -1,0 +1,148 @@
+//! The gate's end of a Unix socket to PostgreSQL.
+//!
+//! What it is NOT: a general stream. It waits for room to write only while there is none: the kernel wakes everyone who
+//! waits for a Unix socket's room whenever the other side has read (`unix_write_space`), so a thread that always waited
+//! for both would be woken by every request that PostgreSQL takes up.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+
+/// A connected socket.
+pub(crate) struct Socket {
+    stream: AsyncFd<UnixStream>,
+    /// The same socket by another descriptor, while there is no room to write.
+    blocked: Option<AsyncFd<OwnedFd>>,
+}
+
+/// A descriptor for events of one kind.
+#[expect(
+    deprecated,
+    reason = "std's own types keep their descriptor, which is all that its successor asks for, unsafely"
+)]
+fn watched<T: AsRawFd>(inner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    AsyncFd::with_interest(inner, interest)
+}
+
+impl Socket {
+    /// Connects. A Unix socket does so at once, or says why not.
+    pub(crate) async fn connect(path: &Path) -> io::Result<Socket> {
+        let stream = tokio::net::UnixStream::connect(path).await?.into_std()?;
+        Ok(Socket { stream: watched(stream, Interest::READABLE)?, blocked: None })
+    }
+
+    /// There is nothing to be read. Costs a system call only where the runtime believes that there may be something.
+    pub(crate) fn is_silent(&self) -> bool {
+        let read = self.stream.try_io(Interest::READABLE, |mut stream| stream.read(&mut [0; 1]));
+        matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    fn poll_write_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut write: impl FnMut(&UnixStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            if let Some(blocked) = &self.blocked {
+                ready!(blocked.poll_write_ready(cx))?.clear_ready();
+                self.blocked = None;
+            }
+            match write(self.stream.get_ref()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let again = OwnedFd::from(self.stream.get_ref().try_clone()?);
+                    self.blocked = Some(watched(again, Interest::WRITABLE)?);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut ready = ready!(self.stream.poll_read_ready(cx))?;
+            let room = buf.initialize_unfilled();
+            match self.stream.get_ref().read(room) {
+                Ok(n) => {
+                    // A short read has emptied the socket: the next bytes are a new event.
+                    if n > 0 && n < room.len() {
+                        ready.clear_ready();
+                    }
+                    buf.advance(n);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_write_with(cx, |mut stream| stream.write(buf))
+    }
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_write_with(cx, |mut stream| stream.write_vectored(bufs))
+    }
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.stream.get_ref().shutdown(std::net::Shutdown::Write))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn a_socket_without_room_waits_for_it_and_goes_on() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("s");
+        let listener = tokio::net::UnixListener::bind(&path).expect("binds");
+        let mut near = Socket::connect(&path).await.expect("connects");
+        let (mut far, _) = listener.accept().await.expect("accepts");
+        assert!(near.is_silent());
+        let sent: Vec<u8> = (0..2_000_000_u32).map(|n| u8::try_from(n % 251).expect("small")).collect();
+        let expected = sent.clone();
+        let writer = tokio::spawn(async move {
+            near.write_all(&sent).await.expect("written");
+            let mut answer = [0; 3];
+            near.read_exact(&mut answer).await.expect("read");
+            assert_eq!(&answer, b"yes");
+            near
+        });
+        let mut heard = vec![0; expected.len()];
+        far.read_exact(&mut heard).await.expect("heard");
+        assert!(heard == expected);
+        far.write_all(b"yes").await.expect("said");
+        let near = writer.await.expect("done");
+        assert!(near.is_silent() && near.blocked.is_none());
+        far.write_all(b"!").await.expect("said");
+        tokio::time::timeout(std::time::Duration::from_secs(5), async {
+            while near.is_silent() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("it is heard that something is there");
+    }
+}
