@@ -4,9 +4,10 @@ use crate::front::{Front, Setup, eventually, open_with};
 use crate::pg::Pg;
 use crate::raw::*;
 use portcullis::base::config::{Pool, PoolMode};
+use portcullis::io::clock;
 use portcullis::wire::pg::field;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const HALF: Duration = Duration::from_millis(500);
 
@@ -65,13 +66,13 @@ async fn clients_of_a_user_or_a_database_are_limited_and_told_which_key_says_so(
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_too_slow_to_log_in_is_closed_on() {
     let front = with(Pool { login_timeout: HALF, ..shared(1) }).await;
-    let began = Instant::now();
+    let began = clock::now();
     let mut silent = Raw::connect(&front).await;
     let mut halfway = Raw::connect(&front).await;
     halfway.send(&startup(0, &[("user", "app"), ("database", "app")])).await;
     assert_eq!(halfway.receive().await.expect("it is asked for its password").0, b'R');
     assert!(silent.is_closed().await && halfway.is_closed().await);
-    assert!((HALF..Duration::from_secs(5)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert!((HALF..Duration::from_secs(5)).contains(&clock::now().since(began)), "{:?}", clock::now().since(began));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -80,9 +81,9 @@ async fn a_start_up_packet_that_is_too_long_is_closed_on() {
     for length in [10_001u32, 0x7fff_ffff] {
         let mut raw = Raw::connect(&front).await;
         raw.send(&[&length.to_be_bytes()[..], &[0, 3, 0, 0]].concat()).await;
-        let began = Instant::now();
+        let began = clock::now();
         while raw.receive().await.is_some() {}
-        assert!(began.elapsed() < Duration::from_secs(5), "it waits for {length} bytes");
+        assert!(clock::now().since(began) < Duration::from_secs(5), "it waits for {length} bytes");
     }
 }
 
@@ -118,9 +119,9 @@ async fn the_reserve_is_for_who_waited_and_goes_again() {
     let (mut a, mut b, mut c) =
         (enter(&front, "app", "").await, enter(&front, "app", "").await, enter(&front, "app", "").await);
     a.ask(&query("begin")).await;
-    let began = Instant::now();
+    let began = clock::now();
     assert_eq!(b.ask(&query("begin")).await, "Ct");
-    assert!(began.elapsed() >= Duration::from_millis(700), "at once: {:?}", began.elapsed());
+    assert!(clock::now().since(began) >= Duration::from_millis(700), "at once: {:?}", clock::now().since(began));
     assert_eq!(open_and_waiting(&front), (2, 0));
     c.send(&query("select 1")).await;
     assert_eq!(c.error().await.0, "53300", "there is no more");
@@ -140,12 +141,12 @@ async fn idle_backends_and_old_ones_are_closed() {
     let front = with(Pool { lifetime: Duration::from_secs(1), ..shared(2) }).await;
     let mut a = enter(&front, "app", "").await;
     let first = value(&mut a, "select pg_backend_pid()").await;
-    let began = Instant::now();
+    let began = clock::now();
     // In use nearly all the time: it is found to be old when it comes back.
     while value(&mut a, "select pg_backend_pid() from pg_sleep(0.3)").await == first {
-        assert!(began.elapsed() < Duration::from_secs(4), "it lives on");
+        assert!(clock::now().since(began) < Duration::from_secs(4), "it lives on");
     }
-    assert!(began.elapsed() >= HALF, "{:?}", began.elapsed());
+    assert!(clock::now().since(began) >= HALF, "{:?}", clock::now().since(began));
 }
 
 #[tokio::test(flavor = "multi_thread")]
