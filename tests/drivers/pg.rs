@@ -141,7 +141,10 @@ fn free_port() -> u16 {
 
 fn as_postgres(program: &str) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--"]).arg(format!("{BIN}/{program}"));
+    // It dies with the thread that started it, however that ends.
+    command
+        .args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--pdeathsig=QUIT", "--"])
+        .arg(format!("{BIN}/{program}"));
     command.current_dir("/").env("LC_ALL", "C");
     command
 }
