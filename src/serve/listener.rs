@@ -207,6 +207,14 @@ impl Proxy {
         pools.push((user.to_owned(), database.to_owned(), Arc::downgrade(stats)));
     }
 
+    /// Closes the idle backends of a database that a client wants for itself. PostgreSQL waits for them for 5 s.
+    pub(crate) fn let_alone(&self, database: &str) {
+        if let Some(database) = self.known_database(database) {
+            database.reconnects.fetch_add(1, Ordering::SeqCst);
+            self.gate.wake();
+        }
+    }
+
     /// Takes a place for a backend; `false`: PostgreSQL takes no more connections.
     pub(crate) fn take_place(&self) -> bool {
         let most = match self.backends_max.load(Ordering::SeqCst) {

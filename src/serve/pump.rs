@@ -26,7 +26,7 @@ use super::show;
 use super::slot::{Doing, Entry, Order, Slot};
 use super::tls::ClientStream;
 use crate::wire::pg::statements::{Names, Out, Rewrite};
-use crate::wire::pg::{self, Exchange, HEADER, Header, Look, Malformed, OwnQuery, Settled, TERMINATE};
+use crate::wire::pg::{self, Exchange, HEADER, Header, Look, Malformed, OwnQuery, Refusal, Settled, TERMINATE};
 use bytes::{Buf, BufMut, BytesMut};
 use std::future::Future;
 use std::io::IoSlice;
@@ -69,8 +69,6 @@ pub(crate) enum End {
     OutcomeUnknown,
     /// No backend could be had.
     NoBackend(Box<NoBackend>),
-    /// The client cancelled while it waited for one.
-    WaitCancelled,
     /// A backend did not take the session's settings.
     Untuned,
     Ordered(Order),
@@ -96,6 +94,16 @@ enum Step {
     Blocked,
     /// More of it must be there first.
     More,
+}
+
+/// Messages that are dropped because the client cancelled them.
+#[derive(Debug, Clone, Copy)]
+struct Skipping {
+    /// Bytes of the present one still to come.
+    left: usize,
+    /// The present one is the last.
+    last: bool,
+    begun: bool,
 }
 
 /// A conversation of the gate's own with the backend (`serve::chores`).
@@ -164,6 +172,8 @@ pub(crate) struct Pump {
     is_registered: bool,
     busy: bool,
     doing: Doing,
+    /// What the client cancelled before it had a backend, and is still to be dropped.
+    skipping: Option<Skipping>,
     /// Runs while a client that wants something is held.
     held: Option<Pin<Box<Sleep>>>,
     confirming: Option<Pin<Box<dyn Future<Output = bool>>>>,
@@ -222,6 +232,7 @@ impl Pump {
             is_registered: false,
             busy: false,
             doing: Doing::Idle,
+            skipping: None,
             held: None,
             confirming: None,
             confirmed: 0,
@@ -409,7 +420,9 @@ impl Pump {
         let answer = match &self.waiting {
             Some(waiting) => {
                 if self.entry.slot.is_wait_cancelled() {
-                    return Err(End::WaitCancelled);
+                    self.waiting = None;
+                    self.cancel_wait();
+                    return Ok(false);
                 }
                 waiting.poll(cx)
             }
@@ -438,6 +451,41 @@ impl Pump {
         Ok(self.link.is_some())
     }
 
+    /// The client cancelled what waits for a backend: it is told as PostgreSQL would, and goes on.
+    fn cancel_wait(&mut self) {
+        let refusal = Refusal::new("57014", "canceling statement due to user request")
+            .hint("It was waiting for a backend of portcullis (pool.size).");
+        self.answer = refusal.encode_error();
+        let Some(kind) = self.up.bytes().get(self.up.parsed).copied() else { return };
+        // A query is one message; extended ones are skipped up to their Sync.
+        self.skipping = Some(Skipping { left: 0, last: kind == b'Q' || kind == b'F', begun: false });
+    }
+
+    /// Drops what was cancelled before it had a backend. At its end the client is told that it may go on.
+    fn skip(&mut self) -> Result<Step, End> {
+        let Some(mut skipping) = self.skipping else { return Ok(Step::Passed) };
+        loop {
+            let here = skipping.left.min(self.up.end - self.up.parsed);
+            skipping.left -= here;
+            let at = self.up.parsed + here;
+            self.up.skip_to(at);
+            self.skipping = Some(skipping);
+            if skipping.left > 0 {
+                return Ok(Step::More);
+            }
+            if skipping.begun && skipping.last {
+                self.skipping = None;
+                self.answer.put_slice(&[b'Z', 0, 0, 0, 5, b'I']);
+                return Ok(Step::Passed);
+            }
+            let bytes = &self.up.bytes()[self.up.parsed..];
+            let Some(header) = pg::header(bytes).map_err(End::Malformed)? else { return Ok(Step::More) };
+            skipping.left = HEADER + header.body;
+            skipping.begun = true;
+            skipping.last |= header.kind == b'S';
+        }
+    }
+
     /// One turn from the client to the backend; `Ok(false)`: nothing to do until woken.
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         if self.up_done {
@@ -462,6 +510,13 @@ impl Pump {
         if sharing.is_some_and(|sharing| sharing.whole > 0) {
             return self.gather();
         }
+        if self.skipping.is_some() {
+            let step = self.skip()?;
+            if step != Step::Passed {
+                return Ok(step);
+            }
+        }
+        let sharing = self.sharing.as_ref();
         let statements = sharing.is_some() && !self.exchange.is_discarding();
         loop {
             let mut at = self.up.parsed;
@@ -517,14 +572,23 @@ impl Pump {
         if !self.link_up(cx)? {
             return Ok(Step::Blocked);
         }
-        if self.mode == Mode::Transaction && matches!(header.kind, b'P' | b'B' | b'D' | b'C') {
-            return self.statement(header);
+        let body = self.up.bytes().get(self.up.parsed + HEADER..).unwrap_or_default();
+        let statement = match header.kind {
+            b'Q' => body,
+            b'P' => body.splitn(2, |b| *b == 0).nth(1).unwrap_or_default(),
+            _ => &[],
+        };
+        if let Some(database) = pg::wanted_alone(statement) {
+            self.proxy().let_alone(&database);
         }
         if header.kind == b'Q'
-            && let Some(sharing) = self.sharing.as_mut()
+            && let (Some(sharing), Some(lease)) = (self.sharing.as_mut(), self.link.as_mut())
         {
-            sharing.names.forget_unnamed();
+            sharing.names.simple_query(&mut lease.known);
             sharing.note_option(self.up.bytes().get(self.up.parsed + HEADER..).unwrap_or_default());
+        }
+        if self.mode == Mode::Transaction && matches!(header.kind, b'P' | b'B' | b'D' | b'C') {
+            return self.statement(header);
         }
         Ok(self.pass(header))
     }

@@ -387,9 +387,6 @@ fn last_word(end: End, proxy: &Proxy, pass: &Pass) -> Option<Stop> {
              confirm it in time",
         )
         .hint("It is committed on this node, but would be lost if the other took over now. Look before trying again."),
-        End::WaitCancelled => {
-            Refusal::new("57014", "portcullis: canceling statement due to user request while it waited for a backend")
-        }
         End::Untuned => Refusal::new("08006", "portcullis: a backend could not be given this session's settings")
             .hint("portcullis logged why. Connect again."),
         End::Ordered(Order::Kill) => {

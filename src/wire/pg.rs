@@ -306,6 +306,34 @@ pub fn customized_option(statement: &[u8]) -> Option<String> {
     (plain && name.contains('.')).then(|| name.to_ascii_lowercase())
 }
 
+/// The database that a statement beginning like this wants for itself, by DROP, ALTER, or as a template: PostgreSQL
+/// refuses while anybody is connected to it, an idle backend of ours too. A name in quotes with a space in it is not
+/// known.
+pub fn wanted_alone(statement: &[u8]) -> Option<String> {
+    let first = statement.iter().position(|b| !b.is_ascii_whitespace())?;
+    // Most statements end here.
+    if !matches!(statement[first], b'd' | b'D' | b'a' | b'A' | b'c' | b'C') {
+        return None;
+    }
+    let head = String::from_utf8_lossy(&statement[first..statement.len().min(first + 512)]).into_owned();
+    let mut words = head.split(|c: char| c.is_ascii_whitespace() || matches!(c, ';' | '=' | '\0'));
+    let mut words = words.by_ref().filter(|word| !word.is_empty());
+    let verb = words.next()?.to_ascii_lowercase();
+    if !words.next()?.eq_ignore_ascii_case("database") {
+        return None;
+    }
+    let name = match verb.as_str() {
+        "create" => words.skip_while(|word| !word.eq_ignore_ascii_case("template")).nth(1)?,
+        "drop" | "alter" => match words.next()? {
+            word if word.eq_ignore_ascii_case("if") => words.nth(1)?,
+            word => word,
+        },
+        _ => return None,
+    };
+    let quoted = name.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    Some(quoted.map_or_else(|| name.to_ascii_lowercase(), |inner| inner.replace("\"\"", "\"")))
+}
+
 /// An error the gate tells a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -325,9 +353,16 @@ impl Refusal {
     }
     /// As an ErrorResponse of severity FATAL.
     pub fn encode(&self) -> BytesMut {
+        self.encode_as("FATAL")
+    }
+    /// As an ErrorResponse after which the session goes on.
+    pub fn encode_error(&self) -> BytesMut {
+        self.encode_as("ERROR")
+    }
+    fn encode_as(&self, severity: &str) -> BytesMut {
         let mut fields: Vec<(u8, String)> = vec![
-            (b'S', "FATAL".to_owned()),
-            (b'V', "FATAL".to_owned()),
+            (b'S', severity.to_owned()),
+            (b'V', severity.to_owned()),
             (b'C', self.code.to_owned()),
             (b'M', self.message.clone()),
         ];

@@ -215,6 +215,10 @@ impl Exchange {
                 return Ok(Look::More);
             }
             let Some(header) = header(&bytes[*at..])? else { return Ok(Look::More) };
+            // PostgreSQL ends the session for any other (SocketBackend in postgres.c).
+            if !b"QFPBDECHSXdcf".contains(&header.kind) {
+                return Err(Malformed("invalid frontend message type"));
+            }
             if self.is_quiet() {
                 return Ok(Look::Rest(header));
             }
@@ -264,17 +268,16 @@ impl Exchange {
             b'D' => Awaited::Describe,
             b'E' => Awaited::Execute,
             b'C' => Awaited::Close,
-            b'H' => {
-                self.unsynced = true;
-                return;
-            }
             _ => return,
         };
         if self.discarding {
             return;
         }
-        if matches!(kind, b'P' | b'B' | b'D' | b'E' | b'C') {
-            self.unsynced = true;
+        match awaited {
+            // It ends the transaction that extended messages before it began (exec_simple_query in postgres.c).
+            Awaited::Query => self.unsynced = false,
+            Awaited::Sync | Awaited::CopyEnd => {}
+            _ => self.unsynced = true,
         }
         if awaited == Awaited::CopyEnd && self.ledger.first.is_none() {
             return;
@@ -347,9 +350,10 @@ impl Exchange {
                 if self.ledger.front() == Some(Awaited::Query) {
                     return Settled::Failed { parses: 0, closes: 0 };
                 }
+                let asked = self.ledger.front().is_some() || self.unsynced;
                 let (parses, closes, sync) = self.ledger.drop_to_sync();
                 // One that came unasked (a server that shuts down) is followed by nothing.
-                self.discarding = !sync && self.unsynced;
+                self.discarding = !sync && asked;
                 Settled::Failed { parses, closes }
             }
             // CopyInResponse: what follows in the client's stream is read as COPY data, Syncs are swallowed.

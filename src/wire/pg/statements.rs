@@ -26,9 +26,16 @@ pub struct Statement {
     text: Box<[u8]>,
 }
 
+/// Before the number of a statement. A client's own name that begins so and is not known is made another.
+const PREFIX: &str = "portcullis_";
+
+fn name_of(id: u64) -> String {
+    format!("{PREFIX}{id}")
+}
+
 impl Statement {
     fn name(&self) -> String {
-        format!("portcullis_{}", self.id)
+        name_of(self.id)
     }
 }
 
@@ -62,8 +69,8 @@ pub struct Known {
     /// By number: whether it surely stands there, and when it was last used.
     statements: HashMap<u64, (bool, u64)>,
     uses: u64,
-    /// Whose unnamed statement it has: a token of [`Names`].
-    unnamed_of: u64,
+    /// Whose unnamed statement it has, and which: a token and a serial of [`Names`].
+    unnamed_of: (u64, u64),
 }
 
 impl Known {
@@ -133,6 +140,8 @@ pub struct Names {
     /// The last unnamed Parse's body behind the name; empty: there is none, or it was too long.
     unnamed: Vec<u8>,
     token: u64,
+    /// Counts unnamed statements.
+    serial: u64,
     parses: VecDeque<Parse>,
     closes: VecDeque<Close>,
 }
@@ -172,6 +181,11 @@ pub enum Rewrite {
     More,
 }
 
+/// A name that no backend knows, for one of a client's that looks like ours.
+fn unknown(name: &[u8]) -> Option<String> {
+    name.starts_with(PREFIX.as_bytes()).then(|| format!("{}?", String::from_utf8_lossy(name)))
+}
+
 impl Names {
     /// Nobody's statements yet. The token tells clients apart and is never zero.
     pub fn new(token: u64) -> Names {
@@ -191,12 +205,18 @@ impl Names {
     /// DEALLOCATE ALL, DISCARD ALL.
     pub fn forget_all(&mut self) {
         self.named.clear();
-        self.unnamed = Vec::new();
+        self.forget_unnamed();
     }
 
-    /// A simple query ends the unnamed statement (chapter 55.2.3).
-    pub fn forget_unnamed(&mut self) {
+    /// A simple query ends the unnamed statement (chapter 55.2.3), whoever's the backend has.
+    pub fn simple_query(&mut self, known: &mut Known) {
+        self.forget_unnamed();
+        known.unnamed_of = (0, 0);
+    }
+
+    fn forget_unnamed(&mut self) {
         self.unnamed = Vec::new();
+        self.serial += 1;
     }
 
     /// Whether any answer is to be acted on.
@@ -231,7 +251,8 @@ impl Names {
                     if complete {
                         self.unnamed.extend_from_slice(body);
                     }
-                    known.unnamed_of = self.token;
+                    self.serial += 1;
+                    known.unnamed_of = (self.token, self.serial);
                     self.parses.push_back(Parse { own: false, what: What::Unnamed, name: None });
                     return Ok(Rewrite::Pass);
                 }
@@ -249,9 +270,16 @@ impl Names {
                 let Some(portal) = cstring(&mut body) else { return short(complete) };
                 let Some(name) = cstring(&mut body) else { return short(complete) };
                 let used = HEADER + portal.len() + name.len() + 2;
-                let Some(statement) = self.statement(name, known, out) else { return Ok(Rewrite::Pass) };
-                self.teach(&statement, known, most, out);
-                let new = statement.name();
+                let new = match self.statement(name, known, out) {
+                    Some(statement) => {
+                        self.teach(&statement, known, most, out);
+                        statement.name()
+                    }
+                    None => match unknown(name) {
+                        Some(other) => other,
+                        None => return Ok(Rewrite::Pass),
+                    },
+                };
                 // The length counts the rest, which may still be to come.
                 let length = 4 + portal.len() + 1 + new.len() + 1 + (whole - used);
                 out.bytes.push(b'B');
@@ -275,17 +303,22 @@ impl Names {
                 }
                 body = &body[1..];
                 let name = cstring(&mut body).ok_or(LAYOUT)?;
-                if is_close {
+                let new = if is_close {
                     // No backend knows the client's name for it: closing that is answered, and closes nothing.
-                    match name {
-                        b"" => self.forget_unnamed(),
-                        name => self.forget(name),
+                    self.forget(name);
+                    if name.is_empty() {
+                        self.forget_unnamed();
+                        known.unnamed_of = (0, 0);
                     }
-                    return Ok(Rewrite::Pass);
-                }
-                let Some(statement) = self.statement(name, known, out) else { return Ok(Rewrite::Pass) };
-                self.teach(&statement, known, most, out);
-                out.message(b'D', &[b"S", statement.name().as_bytes(), b"\0"]);
+                    unknown(name)
+                } else if let Some(statement) = self.statement(name, known, out) {
+                    self.teach(&statement, known, most, out);
+                    Some(statement.name())
+                } else {
+                    unknown(name)
+                };
+                let Some(new) = new else { return Ok(Rewrite::Pass) };
+                out.message(kind, &[b"S", new.as_bytes(), b"\0"]);
                 Ok(Rewrite::Replaced(whole))
             }
         }
@@ -296,7 +329,7 @@ impl Names {
         if !name.is_empty() {
             return self.named.get(name).cloned();
         }
-        if known.unnamed_of == self.token {
+        if known.unnamed_of == (self.token, self.serial) {
             return None;
         }
         if self.unnamed.is_empty() {
@@ -304,12 +337,12 @@ impl Names {
             out.message(b'C', &[b"S\0"]);
             out.own.push(b'C');
             self.closes.push_back(Close { own: true, id: None });
-            known.unnamed_of = 0;
+            known.unnamed_of = (0, 0);
         } else {
             out.message(b'P', &[b"\0", &self.unnamed]);
             out.own.push(b'P');
             self.parses.push_back(Parse { own: true, what: What::Unnamed, name: None });
-            known.unnamed_of = self.token;
+            known.unnamed_of = (self.token, self.serial);
         }
         None
     }
@@ -344,7 +377,7 @@ impl Names {
         loop {
             // More than one where an error undid a Close.
             let Some(id) = in_the_way.take().or_else(|| known.evict(most)) else { return };
-            out.message(b'C', &[b"S", format!("portcullis_{id}").as_bytes(), b"\0"]);
+            out.message(b'C', &[b"S", name_of(id).as_bytes(), b"\0"]);
             out.own.push(b'C');
             self.closes.push_back(Close { own: true, id: Some(id) });
         }
@@ -379,10 +412,10 @@ impl Names {
             match parse.what {
                 What::Numbered(id) => known.doubt(id),
                 What::Unnamed => {
-                    known.unnamed_of = 0;
+                    known.unnamed_of = (0, 0);
                     // A Parse that failed took the former one with it (exec_parse_message in postgres.c).
                     if !parse.own {
-                        self.unnamed.clear();
+                        self.forget_unnamed();
                     }
                 }
                 What::Twice => {}

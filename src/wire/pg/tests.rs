@@ -89,6 +89,12 @@ fn rest_is_where_nothing_is_in_flight() {
         (">PBES PBES <Ei <12Ci", true),
         (">PBEQS <Ei", true),
         (">PBE <E >QQ >S <i", true),
+        (">PBEQ <E", false),
+        (">PBEQ <E >S <i", true),
+        (">PBEQ <12CCi", true),
+        // Flush alone asks for nothing.
+        (">H", true),
+        (">H >Q <Ci", true),
         (">PBDES PBDES PBDES <12TCi <Ei <12T", false),
         (">PBDES PBDES PBDES <12TCi <Ei <12TCi", true),
         (">PDS <1tTi", true),
@@ -148,6 +154,27 @@ fn customized_options_are_known_by_their_dot() {
         ("", None),
     ] {
         assert_eq!(customized_option(text.as_bytes()).as_deref(), name, "{text}");
+    }
+}
+
+#[test]
+fn databases_wanted_alone_are_known_by_name() {
+    for (text, name) in [
+        ("drop database app", Some("app")),
+        ("  DROP DATABASE IF EXISTS App;", Some("app")),
+        ("drop database \"My App\"", Some("\"my")),
+        ("drop database \"App\" with (force)", Some("App")),
+        ("alter database app rename to b", Some("app")),
+        ("create database b with owner = x template app", Some("app")),
+        ("CREATE DATABASE b TEMPLATE=app", Some("app")),
+        ("create database b", None),
+        ("drop table app", None),
+        ("select 'drop database app'", None),
+        ("commit", None),
+        ("d", None),
+        ("", None),
+    ] {
+        assert_eq!(wanted_alone(text.as_bytes()).as_deref(), name, "{text}");
     }
 }
 
@@ -234,6 +261,8 @@ proptest! {
         let _ = opening(&[&CANCEL_REQUEST.to_be_bytes()[..], &tail].concat());
         let _ = field(&bytes, b'M');
         let _ = own_query(&bytes);
+        let _ = wanted_alone(&bytes);
+        let _ = customized_option(&bytes);
     }
 
     /// However the bytes are cut, both scanners stay in bounds, and pass every byte exactly once or say why not.

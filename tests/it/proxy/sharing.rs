@@ -209,9 +209,17 @@ async fn a_cancel_request_hits_the_backend_of_now_or_the_wait() {
     assert!(b.is_silent_for(Duration::from_millis(100)).await);
     b.cancel(&front).await;
     assert_eq!(b.error().await.0, "57014", "it waited in vain, and says so");
+    assert_eq!(b.until_ready().await, "i");
+    b.send(&[extended("select 2"), extended("select 3")].concat()).await;
+    assert!(b.is_silent_for(Duration::from_millis(100)).await);
+    b.cancel(&front).await;
+    assert_eq!(b.error().await.0, "57014");
+    assert!(b.is_silent_for(Duration::from_millis(100)).await, "skipped up to the Sync");
+    assert_eq!(b.ask(&[extended("select 4"), SYNC.to_vec()].concat()).await, "i");
     a.cancel(&front).await;
     assert_eq!(a.error().await.0, "57014");
     assert_eq!(a.until_ready().await, "i");
+    assert_eq!(b.ask(&query("select 5")).await, "TDCi");
     // Too late: it hits nobody, whoever has the backend now.
     let mut c = Raw::trusty(&front).await;
     c.send(&query("select pg_sleep(0.7)")).await;
@@ -278,4 +286,33 @@ async fn a_cut_closes_idle_backends() {
     assert_eq!(front.pg.admin(&left).unwrap(), "1");
     front.gate.cut("moved");
     eventually("the idle backend is closed", async || front.pg.admin(&left).unwrap() == "0").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_with_idle_backends_alone_can_be_dropped() {
+    for mode in [PoolMode::Session, PoolMode::Transaction] {
+        let mut setup = setup(4);
+        setup.pool.mode = mode;
+        let front = open_with(setup).await;
+        let mut a = Raw::trusty(&front).await;
+        assert_eq!(a.ask(&query("create database short_lived")).await, "Ci");
+        let mut b = Raw::connect(&front).await;
+        b.log_in(&[("user", "trusty"), ("database", "short_lived")]).await;
+        b.ask(&query("select 1")).await;
+        if mode == PoolMode::Session {
+            drop(b);
+        }
+        assert_eq!(a.ask(&query("DROP DATABASE short_lived")).await, "Ci");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_of_an_unknown_kind_ends_the_session_as_postgresql_does() {
+    let front = shared(1).await;
+    for kind in [b'y', 0, 0xff, b'Z', b'p'] {
+        let mut a = Raw::trusty(&front).await;
+        a.send(&message(kind, b"what")).await;
+        assert_eq!(a.error().await.0, "08P01");
+        assert!(a.is_closed().await);
+    }
 }

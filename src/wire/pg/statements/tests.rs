@@ -15,6 +15,7 @@ struct Server {
 enum Answer {
     Parsed,
     Closed,
+    Answered,
     Bound(Vec<u8>),
     Error,
 }
@@ -52,6 +53,10 @@ impl Server {
                     self.statements.remove(cstring(&mut body).expect("name"));
                     Answer::Closed
                 }
+                b'Q' => {
+                    self.statements.remove(&b""[..]);
+                    Answer::Answered
+                }
                 other => panic!("{other}"),
             };
             answers.push(answer.clone());
@@ -68,11 +73,17 @@ enum Do {
     Parse(u8, u8),
     Bind(u8),
     Close(u8),
+    Query,
 }
 
 fn name_of(number: u8) -> Vec<u8> {
     // Zero is the unnamed one.
-    if number == 0 { Vec::new() } else { format!("s{number}").into_bytes() }
+    match number {
+        0 => Vec::new(),
+        // Like one of ours.
+        3 => b"portcullis_1".to_vec(),
+        number => format!("s{number}").into_bytes(),
+    }
 }
 
 fn message(kind: u8, body: &[u8]) -> Vec<u8> {
@@ -87,6 +98,7 @@ impl Do {
             Do::Parse(name, text) => message(b'P', &[&name_of(*name)[..], b"\0", &text_of(*text)].concat()),
             Do::Bind(name) => message(b'B', &[b"\0", &name_of(*name)[..], b"\0rest"].concat()),
             Do::Close(name) => message(b'C', &[b"S", &name_of(*name)[..], b"\0"].concat()),
+            Do::Query => message(b'Q', b"select 1\0"),
         }
     }
 }
@@ -101,6 +113,7 @@ fn a_step() -> impl Strategy<Value = Do> {
         (0..4_u8, 0..8_u8).prop_map(|(name, text)| Do::Parse(name, text)),
         (0..4_u8).prop_map(Do::Bind),
         (0..4_u8).prop_map(Do::Close),
+        Just(Do::Query),
     ]
 }
 
@@ -123,6 +136,12 @@ proptest! {
             for step in &steps {
                 let bytes = step.encode();
                 plain.extend_from_slice(&bytes);
+                if let Do::Query = step {
+                    names.simple_query(known);
+                    sent.extend_from_slice(&bytes);
+                    in_flight.push(b'Q');
+                    continue;
+                }
                 let mut own = Vec::new();
                 let mut out = Out { bytes: &mut sent, own: &mut own };
                 let rewrite = names.rewrite(&bytes, bytes.len(), known, &mut catalogue, most, &mut out).expect("valid");
@@ -142,7 +161,7 @@ proptest! {
                 let swallowed = match answer {
                     Answer::Parsed => names.parsed(),
                     Answer::Closed => names.closed(),
-                    Answer::Bound(_) => false,
+                    Answer::Bound(_) | Answer::Answered => false,
                     Answer::Error => {
                         // The failed message itself is among those not carried out.
                         let rest: Vec<u8> = left.clone().collect();
@@ -166,12 +185,20 @@ proptest! {
             for step in skipped {
                 match step {
                     Do::Close(name) => drop(own_servers[client].statements.remove(&name_of(*name))),
-                    Do::Parse(0, _) => drop(own_servers[client].statements.remove(&b""[..])),
+                    Do::Parse(0, _) | Do::Query => drop(own_servers[client].statements.remove(&b""[..])),
                     _ => {}
                 }
             }
-            // An error undoes the Closes of one batch, and the next statement makes good for it.
-            prop_assert!(backends[backend].1.statements.len() <= most + steps.len());
+        }
+        // Errors undo Closes; the next statement makes good for all of them.
+        for (server, known) in &mut backends {
+            let (mut sent, parse) = (Vec::new(), Do::Parse(1, 100).encode());
+            let mut out = Out { bytes: &mut sent, own: &mut Vec::new() };
+            Names::new(9).rewrite(&parse, parse.len(), known, &mut catalogue, most, &mut out).expect("valid");
+            let answers = server.run(&sent);
+            prop_assert_eq!(answers.last(), Some(&Answer::Parsed));
+            let named = server.statements.keys().filter(|name| !name.is_empty()).count();
+            prop_assert!(known.statements.len() <= most && named <= most, "{} of {most}", named);
         }
     }
 }
