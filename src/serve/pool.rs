@@ -199,6 +199,7 @@ impl Drop for Lease {
 }
 
 /// What a request for a backend gets.
+#[expect(clippy::large_enum_variant, reason = "lives for a moment; a box would be one allocation a transaction")]
 pub(crate) enum Lent {
     Now(Lease),
     Wait(Waiting),
