@@ -443,11 +443,13 @@ fn make_commands(
     Commands::new(Arc::clone(gate), options, snapshots, confirm)
 }
 
-/// The data plane on a runtime of its own: a busy proxy never delays a renewal.
+/// The door on a runtime of its own, as the data threads are: a busy proxy never delays a renewal. As many threads as
+/// move data: a login that changes threads costs more.
 fn spawn_proxy(commands: Commands) -> Result<tokio::runtime::Runtime, Fault> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .worker_threads(2)
+        .worker_threads((cores / 2).clamp(1, 4))
         .thread_name("proxy")
         .build()
         .map_err(|error| bad(format!("no runtime for the proxy: {error}")))?;
