@@ -79,6 +79,7 @@ pub mod serve {
     pub mod backend;
     pub mod cancel;
     pub mod chores;
+    pub mod command;
     pub mod data;
     pub mod flow;
     pub mod gate;
@@ -111,7 +112,9 @@ pub mod app {
     pub mod manual;
     pub mod may_start;
     pub mod online;
+    pub mod pools;
     pub mod probe;
+    pub mod reload;
     pub mod render;
     pub mod verbs;
     pub mod wall;

@@ -3,6 +3,8 @@
 
 use crate::app::driver::{Driver, EVENTS_WAITING, Request, open_event_log, read_clocks};
 use crate::app::hands::{Hands, mac_text};
+use crate::app::pools;
+use crate::app::reload::Reloader;
 use crate::app::wall::{Wall, WallHand};
 use crate::base::config::{Auth, Config, DnsMode, Node};
 use crate::base::fault::{ExitCode, Fault};
@@ -19,6 +21,7 @@ use crate::io::links::{LinkEvent, LinkWatch};
 use crate::io::postgres::{Cluster, Peer, PgLost};
 use crate::io::vip::VipHand;
 use crate::io::{clock, files, postgres, privileges};
+use crate::serve::command::Commands;
 use crate::serve::gate::Gate;
 use crate::serve::http::{Ask, Views, bind_control, control_router, router, serve_tcp};
 use crate::serve::listener::{self, Confirm, ProxyOptions, Rules};
@@ -112,7 +115,8 @@ fn read_secrets(config: &Config, node: &Node) -> Result<Secrets, Fault> {
     Ok(Secrets { identity, tsig, cluster: Arc::new(cluster), rules: Rules::new(hba, tls) })
 }
 
-fn read_rules(auth: &Auth) -> Result<(HbaFile, Option<tls::TlsAcceptor>), Fault> {
+/// Who is let in and with which certificate, from the files.
+pub(super) fn read_rules(auth: &Auth) -> Result<(HbaFile, Option<tls::TlsAcceptor>), Fault> {
     let hba = files::load_hba(&auth.hba_file).map_err(|trouble| bad(trouble.to_string()))?;
     let tls = match (&auth.tls_cert_file, &auth.tls_key_file) {
         (Some(cert), Some(key)) => Some(tls::load(cert, key, auth.tls_ca_file.as_deref())?),
@@ -130,7 +134,6 @@ async fn find_servers(config: &Config) -> Result<Vec<SocketAddr>, Fault> {
 }
 
 async fn serve(config: Config, node: Node, secrets: Secrets, config_file: PathBuf) -> Result<(), Fault> {
-    let rules = Arc::clone(&secrets.rules);
     let servers = find_servers(&config).await?;
     let (journal, durable, torn) = Journal::open(&config.state_dir).map_err(bad)?;
     if torn {
@@ -172,8 +175,12 @@ async fn serve(config: Config, node: Node, secrets: Secrets, config_file: PathBu
     let peer_counters = Arc::new(PeerCounters::default());
     let senses = Senses { events: &event_tx, requests: &request_tx, counters: &peer_counters };
     spawn_senses(&config, &node, &secrets, &parts, &senses, report_tx, &peer_name);
-    spawn_pages(&config, control, &gate, &beat, &snapshot_rx, &request_tx);
-    let proxy = spawn_proxy(&config, &node, secrets, &gate, snapshot_rx.clone(), report_rx)?;
+    let rules = Arc::clone(&secrets.rules);
+    let commands = make_commands(&config, &node, secrets, &gate, snapshot_rx.clone(), report_rx);
+    let reloader = Arc::new(Reloader::new(config_file, rules, commands.clone(), config.clone()));
+    let people = People { requests: &request_tx, commands: &commands, reloader: &reloader };
+    spawn_pages(&config, control, &gate, &beat, &snapshot_rx, people);
+    let proxy = spawn_proxy(commands)?;
 
     let hands = Hands::new(&parts, journal, event_tx.clone());
     let watchdog = sd_notify::watchdog_enabled().is_some();
@@ -193,7 +200,7 @@ async fn serve(config: Config, node: Node, secrets: Secrets, config_file: PathBu
         peer_counters,
         watchdog,
     };
-    driver.run(stop_signal(move || reload(&config_file, &rules))).await;
+    driver.run(stop_signal(move || reload(&reloader))).await;
     proxy.shutdown_background();
     tracing::info!("stopped");
     Ok(())
@@ -362,28 +369,41 @@ async fn watch_links(nets: Vec<ipnet::IpNet>, interface: Option<String>, events:
     }
 }
 
+/// Where commands of people go.
+struct People<'a> {
+    requests: &'a mpsc::Sender<Request>,
+    commands: &'a Commands,
+    reloader: &'a Arc<Reloader>,
+}
+
 fn spawn_pages(
     config: &Config,
     control: crate::serve::http::ControlSocket,
     gate: &Arc<Gate>,
     beat: &Arc<AtomicU64>,
     snapshots: &watch::Receiver<Arc<Snapshot>>,
-    requests: &mpsc::Sender<Request>,
+    people: People<'_>,
 ) {
     let (asked, beat) = (Arc::clone(gate), Arc::clone(beat));
     let gate_passes: Ask = Arc::new(move || asked.passes() && asked.is_listening());
     let beat: Ask =
         Arc::new(move || clock::now().since(Instant::from_nanos(beat.load(Ordering::Relaxed))) < BEAT_LIMIT);
-    let views = Views { snapshot: snapshots.clone(), beat, gate_passes };
+    let figures = people.commands.clone();
+    let pools = Arc::new(move || figures.figures());
+    let views = Views { snapshot: snapshots.clone(), beat, gate_passes, pools };
     let (command_tx, mut commands) = mpsc::channel(16);
     let control_pages = control_router(views.clone(), command_tx);
     tokio::spawn(async move {
         let _never: () = control.serve(control_pages).await;
     });
-    let requests = requests.clone();
+    let requests = people.requests.clone();
+    let (pools, reloader) = (people.commands.clone(), Arc::clone(people.reloader));
     tokio::spawn(async move {
         while let Some((request, reply)) = commands.recv().await {
-            if requests.send(Request::Control(request, reply)).await.is_err() {
+            if pools::is_for_pools(&request) {
+                let (pools, reloader) = (pools.clone(), Arc::clone(&reloader));
+                tokio::spawn(async move { pools::obey(request, reply, &pools, &reloader).await });
+            } else if requests.send(Request::Control(request, reply)).await.is_err() {
                 return;
             }
         }
@@ -400,22 +420,15 @@ fn spawn_pages(
     }
 }
 
-/// The data plane on a runtime of its own: a busy proxy never delays a renewal.
-fn spawn_proxy(
+fn make_commands(
     config: &Config,
     node: &Node,
     secrets: Secrets,
     gate: &Arc<Gate>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     reports: watch::Receiver<Option<(Instant, PgReport)>>,
-) -> Result<tokio::runtime::Runtime, Fault> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .worker_threads(2)
-        .thread_name("proxy")
-        .build()
-        .map_err(|error| bad(format!("no runtime for the proxy: {error}")))?;
-    let options = Arc::new(ProxyOptions {
+) -> Commands {
+    let options = ProxyOptions {
         listen: config.service.listen.clone(),
         vips: config.vip.as_ref().map(|v| v.addresses.iter().map(|net| net.addr()).collect()).unwrap_or_default(),
         socket_dir: node.postgres.socket_dir.clone(),
@@ -424,11 +437,23 @@ fn spawn_proxy(
         rules: secrets.rules,
         pool: config.pool.clone(),
         node: node.name.clone(),
-    });
+    };
     let peer = config.voters().into_iter().map(|n| n.name.clone()).find(|n| *n != node.name);
     let confirm = confirmation(peer, snapshots.clone(), reports);
-    let gate = Arc::clone(gate);
-    runtime.spawn(listener::run(gate, options, snapshots, confirm));
+    Commands::new(Arc::clone(gate), options, snapshots, confirm)
+}
+
+/// The door on a runtime of its own, as the data threads are: a busy proxy never delays a renewal. As many threads as
+/// move data: a login that changes threads costs more.
+fn spawn_proxy(commands: Commands) -> Result<tokio::runtime::Runtime, Fault> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads((cores / 2).clamp(1, 4))
+        .thread_name("proxy")
+        .build()
+        .map_err(|error| bad(format!("no runtime for the proxy: {error}")))?;
+    runtime.spawn(listener::run(commands));
     Ok(runtime)
 }
 
@@ -478,15 +503,10 @@ fn past_events(path: &Path) -> Vec<EventRow> {
     rows.into_iter().skip(skip).collect()
 }
 
-/// What a reload applies: who is let in and the gate's certificate, for sessions that begin after it. A file with an
-/// error changes nothing. Everything else of the configuration needs a restart, and says so when it differs.
-fn reload(config_file: &Path, rules: &Rules) {
-    let read = files::load_config(config_file).and_then(|config| read_rules(&config.auth));
-    match read {
-        Ok((hba, tls)) => {
-            rules.replace(hba, tls);
-            tracing::info!("reloaded auth.hba_file and the TLS files; other keys take effect at a restart");
-        }
+/// SIGHUP: the log says what came of it.
+fn reload(reloader: &Reloader) {
+    match reloader.reload() {
+        Ok(done) => tracing::info!("{}", done.text()),
         Err(fault) => tracing::error!("nothing was reloaded: {fault}"),
     }
 }

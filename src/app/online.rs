@@ -64,8 +64,11 @@ pub fn dispatch(globals: &Globals, command: &Command) -> Option<Result<u8, Fault
         }
         Command::Fence(args) => send(globals, "fence", json!({"reason": args.reason}), false),
         Command::Unfence => send(globals, "unfence", json!({}), false),
-        Command::Pause => send(globals, "pause", json!({}), false),
-        Command::Resume => send(globals, "resume", json!({}), false),
+        Command::Pause(args) => send(globals, "pause", json!({"database": args.database}), false),
+        Command::Resume(args) => send(globals, "resume", json!({"database": args.database}), false),
+        Command::Reconnect(args) => send(globals, "reconnect", json!({"database": args.database}), false),
+        Command::Kill(args) => send(globals, "kill", json!({"database": args.database}), false),
+        Command::Reload => send(globals, "reload", json!({}), false),
         Command::Maintenance(args) => {
             let on = args.switch == Switch::On;
             send(globals, "maintenance", json!({"on": on}), false)

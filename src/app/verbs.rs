@@ -105,12 +105,46 @@ pub enum Command {
     /// Take a standby out of service by hand (not built yet)
     #[command(after_help = "Example:\n  portcullis detach midna")]
     Detach(NodeArgs),
-    /// Hold clients at their next transaction boundary
-    #[command(after_help = "Example:\n  portcullis pause")]
-    Pause,
-    /// Let held clients go on
-    #[command(after_help = "Example:\n  portcullis resume")]
-    Resume,
+    /// Hold clients at their next transaction boundary, of one database or of all
+    #[command(
+        after_help = "Example:\n  portcullis pause\n  portcullis pause orders    # until none is in a transaction\n\n\
+                      Clients wait at most pool.query_wait. A database stays paused until it is resumed, or the \
+                      daemon restarts: that forgets it. Exit codes: 0 held; 1 nobody has logged in to that \
+                      database; 4 held, but some are still in a transaction after 10 s: they are held when it ends, \
+                      and pause again waits for it."
+    )]
+    Pause(DatabaseArgs),
+    /// Let held clients go on, of one database or of all
+    #[command(
+        after_help = "Example:\n  portcullis resume\n  portcullis resume orders\n\nWithout a name it ends the pause \
+                      without a name; databases that were paused by name stay so."
+    )]
+    Resume(DatabaseArgs),
+    /// Lend no connection to PostgreSQL again that is open now, of one database or of all
+    #[command(
+        after_help = "Example:\n  portcullis reconnect orders    # after ALTER DATABASE orders SET ...\n\nIdle ones \
+                      are closed at once, others when they come back: at the end of the transaction, in session \
+                      mode at the end of the session. Clients notice nothing. Exit codes: 0; 1 nobody has logged \
+                      in to that database."
+    )]
+    Reconnect(DatabaseArgs),
+    /// End every session of a database at once
+    #[command(
+        after_help = "Example:\n  portcullis pause orders && portcullis kill orders\n\nClients are told FATAL 57P01 \
+                      and their connections to PostgreSQL are closed, idle ones too; new clients are welcome, \
+                      unless it is paused. A statement that was running PostgreSQL ends by itself. There is no kill \
+                      without a name: to end everything, fence. Exit codes: 0; 1 nobody has logged in to that \
+                      database; 4 some are still ending."
+    )]
+    Kill(KillArgs),
+    /// Read the configuration again, apply what can be applied, and name what needs a restart
+    #[command(
+        after_help = "Example:\n  portcullis check-config && portcullis reload\n\nAs SIGHUP, but it says what came \
+                      of it. The files and keys of [auth] and all of [pool] but mode and threads are applied, for \
+                      what begins after it; no session ends. Exit codes: 0 read; 1 no daemon; 2 wrong: nothing was \
+                      changed (says why)."
+    )]
+    Reload,
     /// Leave PostgreSQL alone; the gate goes on obeying the lease
     #[command(after_help = "Example:\n  portcullis maintenance on")]
     Maintenance(MaintenanceArgs),
@@ -174,6 +208,20 @@ pub struct JsonArgs {
     /// JSON instead of a table
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DatabaseArgs {
+    /// Only this database [default: all]
+    #[arg(value_name = "DATABASE")]
+    pub database: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct KillArgs {
+    /// The database; there is no default
+    #[arg(value_name = "DATABASE")]
+    pub database: String,
 }
 
 #[derive(Debug, Args)]

@@ -8,7 +8,7 @@
 use super::backend::Proof;
 use super::gate::Pass;
 use super::listener::{Proxy, Seat};
-use super::pool::Pool;
+use super::pool::{Limits, Pool};
 use super::session;
 use super::slot::{Doing, Order};
 use super::tls::Parked;
@@ -88,6 +88,7 @@ pub(crate) struct Data {
     /// The time of the last tick: what is measured with it needs no better.
     pub(crate) now: Cell<Instant>,
     pools: RefCell<HashMap<(String, String), Rc<Pool>>>,
+    pub(crate) limits: Rc<Limits>,
     pub(crate) catalogue: RefCell<Catalogue>,
     tokens: Cell<u64>,
 }
@@ -100,7 +101,7 @@ impl Data {
             pool.renew_proof(proof);
             return Rc::clone(pool);
         }
-        let pool = Pool::new(Rc::downgrade(self), &self.proxy, (&key.0, &key.1), proof);
+        let pool = Pool::new(self, (&key.0, &key.1), proof);
         self.pools.borrow_mut().insert(key, Rc::clone(&pool));
         pool
     }
@@ -125,9 +126,14 @@ impl Data {
 
     fn tick(&self) {
         self.now.set(self.proxy.gate.now());
+        self.limits.renew(self.proxy.limits());
         let pools: Vec<Rc<Pool>> = self.pools.borrow().values().cloned().collect();
         pools.iter().for_each(Pool::tick);
         drop(pools);
+        // The thread that wants it has none itself.
+        if self.proxy.is_place_wanted.load(Ordering::SeqCst) && self.close_an_idle_one() {
+            self.proxy.is_place_wanted.store(false, Ordering::SeqCst);
+        }
         self.pools.borrow_mut().retain(|_, pool| Rc::strong_count(pool) > 1 || !pool.is_unused());
         if !self.proxy.gate.passes() {
             // Another PostgreSQL may answer when it opens again.
@@ -141,6 +147,7 @@ async fn run(proxy: Arc<Proxy>, mut newcomers: mpsc::UnboundedReceiver<Newcomer>
     let data = Rc::new(Data {
         now: Cell::new(proxy.gate.now()),
         pools: RefCell::default(),
+        limits: Rc::new(Limits::new(proxy.limits())),
         catalogue: RefCell::default(),
         tokens: Cell::new(0),
         proxy,
@@ -168,7 +175,7 @@ async fn run(proxy: Arc<Proxy>, mut newcomers: mpsc::UnboundedReceiver<Newcomer>
 
 /// Ends clients that have been silent for too long.
 fn look_after_idle(data: &Data) {
-    let pool = &data.proxy.options.pool;
+    let pool = data.limits.get();
     let (idle, in_transaction) = (pool.client_idle_timeout, pool.idle_in_transaction_timeout);
     if idle.is_zero() && in_transaction.is_zero() {
         return;

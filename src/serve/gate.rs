@@ -254,6 +254,11 @@ impl Gate {
         self.slots().get(&(pid, key)).cloned()
     }
 
+    /// Whether this session is still in the book.
+    pub(crate) fn has(&self, slot: &Arc<Slot>) -> bool {
+        self.slots().get(&(slot.pid, slot.key)).is_some_and(|found| Arc::ptr_eq(found, slot))
+    }
+
     /// Every session, for those who look them over.
     pub(crate) fn all_slots(&self) -> Vec<Arc<Slot>> {
         self.slots().values().cloned().collect()

@@ -16,6 +16,7 @@ mod page;
 pub use control::{Command, ControlReply, ControlRequest, control_router};
 pub use listen::{ControlSocket, bind_control, serve_control, serve_listener, serve_tcp};
 
+use super::command::Figures;
 use crate::engine::status::{Role, Snapshot};
 use axum::Router;
 use axum::extract::{Request, State};
@@ -40,6 +41,8 @@ pub struct Views {
     pub beat: Ask,
     /// Would the gate pass a byte now?
     pub gate_passes: Ask,
+    /// Figures of the pools now.
+    pub pools: Arc<dyn Fn() -> Vec<Figures> + Send + Sync>,
 }
 
 impl Views {
@@ -112,7 +115,7 @@ async fn pool_nodes(State(views): State<Views>) -> String {
 
 async fn metrics_text(State(views): State<Views>, headers: HeaderMap) -> Response {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("");
-    match metrics::render(&views.now(), accept.contains("application/openmetrics-text")) {
+    match metrics::render(&views.now(), &(views.pools)(), accept.contains("application/openmetrics-text")) {
         Ok((kind, text)) => ([(header::CONTENT_TYPE, kind)], text).into_response(),
         Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be encoded\n").into_response(),
     }

@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** one address that cannot be bound does not keep the others from serving.
 
+use super::command::Commands;
 use super::data::Threads;
 use super::gate::{Gate, Pass};
 use super::login;
@@ -25,7 +26,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -94,6 +95,7 @@ pub struct ProxyOptions {
     pub port: u16,
     pub admin_user: String,
     pub rules: Arc<Rules>,
+    /// As at the start; a reload replaces what [`Proxy::limits`] gives, not this.
     pub pool: config::Pool,
     pub node: NodeName,
 }
@@ -110,12 +112,16 @@ pub(crate) struct Proxy {
     pub(crate) lapsed: String,
     /// For the salts of roles that do not exist.
     pub(crate) mock_secret: [u8; 32],
+    /// What a reload replaces.
+    limits: RwLock<Arc<config::Pool>>,
     /// Connections, logged in or not.
     clients: AtomicU32,
     /// Backends of all pools, open or being opened.
     pub(crate) backends: AtomicU32,
     /// How many there may be; zero: PostgreSQL was not asked yet.
     pub(crate) backends_max: AtomicU32,
+    /// A pool found no place: a thread that has an idle backend closes one.
+    pub(crate) is_place_wanted: AtomicBool,
     databases: Mutex<HashMap<String, Arc<Database>>>,
     users: Mutex<HashMap<String, Arc<AtomicU32>>>,
     pools: Mutex<Vec<PoolEntry>>,
@@ -125,6 +131,56 @@ pub(crate) struct Proxy {
 pub(crate) type PoolEntry = (String, String, Weak<PoolStats>);
 
 impl Proxy {
+    /// Serves nobody until [`run`] is polled.
+    pub(crate) fn new(
+        gate: Arc<Gate>,
+        options: ProxyOptions,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+        confirm: Confirm,
+    ) -> Arc<Proxy> {
+        let door = Arc::new(options.socket_dir.join(format!(".s.PGSQL.{}", options.port)));
+        Arc::new(Proxy {
+            gate,
+            roles: Roles::new(Arc::clone(&door), &options.admin_user),
+            snapshots,
+            confirm,
+            door,
+            lapsed: format!("portcullis: node {} no longer serves (its lease ran out)", options.node),
+            mock_secret: login::random(),
+            limits: RwLock::new(Arc::new(options.pool.clone())),
+            options: Arc::new(options),
+            clients: AtomicU32::new(0),
+            backends: AtomicU32::new(0),
+            backends_max: AtomicU32::new(0),
+            is_place_wanted: AtomicBool::new(false),
+            databases: Mutex::default(),
+            users: Mutex::default(),
+            pools: Mutex::default(),
+        })
+    }
+
+    /// The [pool] of now. A data thread keeps a copy of its own and asks once a tick.
+    pub(crate) fn limits(&self) -> Arc<config::Pool> {
+        Arc::clone(&self.limits.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn set_limits(&self, pool: config::Pool) {
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(pool);
+    }
+
+    /// Every database that was asked for, by name.
+    pub(crate) fn databases(&self) -> Vec<(String, Arc<Database>)> {
+        let mut all: Vec<_> = locked(&self.databases).iter().map(|(name, db)| (name.clone(), Arc::clone(db))).collect();
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        all
+    }
+
+    /// The pools there are now, on all threads.
+    pub(crate) fn pools(&self) -> Vec<(String, String, Arc<PoolStats>)> {
+        let live = |(user, database, stats): &PoolEntry| Some((user.clone(), database.clone(), stats.upgrade()?));
+        locked(&self.pools).iter().filter_map(live).collect()
+    }
+
     /// What the commands say about a database; made when it is first asked for, by a client that proved itself.
     pub(crate) fn database(&self, name: &str) -> Arc<Database> {
         Arc::clone(locked(&self.databases).entry(name.to_owned()).or_default())
@@ -197,29 +253,8 @@ pub fn raise_descriptor_limit(max_clients: u32) -> Result<(), Fault> {
 }
 
 /// Serves clients for as long as it is polled; dropping it ends every session at once.
-pub async fn run(
-    gate: Arc<Gate>,
-    options: Arc<ProxyOptions>,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
-    confirm: Confirm,
-) {
-    let door = Arc::new(options.socket_dir.join(format!(".s.PGSQL.{}", options.port)));
-    let proxy = Arc::new(Proxy {
-        gate: Arc::clone(&gate),
-        roles: Roles::new(Arc::clone(&door), &options.admin_user),
-        options: Arc::clone(&options),
-        snapshots,
-        confirm,
-        door,
-        lapsed: format!("portcullis: node {} no longer serves (its lease ran out)", options.node),
-        mock_secret: login::random(),
-        clients: AtomicU32::new(0),
-        backends: AtomicU32::new(0),
-        backends_max: AtomicU32::new(0),
-        databases: Mutex::default(),
-        users: Mutex::default(),
-        pools: Mutex::default(),
-    });
+pub async fn run(commands: Commands) {
+    let proxy = commands.proxy;
     // Not in the proxy, which the threads hold: with the last sender they end.
     let threads = loop {
         match Threads::start(&proxy) {
@@ -231,7 +266,7 @@ pub async fn run(
         }
     };
     let mut tasks = JoinSet::new();
-    for address in addresses(&options.listen, &options.vips) {
+    for address in addresses(&proxy.options.listen, &proxy.options.vips) {
         tasks.spawn(keep_listening(address, Arc::clone(&proxy), Arc::clone(&threads)));
     }
     tasks.spawn(watch_deadline(proxy));
@@ -374,9 +409,10 @@ pub(crate) struct Seat {
 impl Seat {
     /// `None`: so many that they are not even told.
     fn take(proxy: &Arc<Proxy>) -> Option<Seat> {
+        let most = proxy.limits().max_clients;
         let before = proxy.clients.fetch_add(1, Ordering::Relaxed);
-        let seat = Seat { proxy: Arc::clone(proxy), crowded: before >= proxy.options.pool.max_clients };
-        (before < proxy.options.pool.max_clients.saturating_add(CROWD)).then_some(seat)
+        let seat = Seat { proxy: Arc::clone(proxy), crowded: before >= most };
+        (before < most.saturating_add(CROWD)).then_some(seat)
     }
 }
 

@@ -34,6 +34,9 @@ const NONCE_BYTES: usize = 18;
 /// Protocol 3.0, as NegotiateProtocolVersion says it.
 const PROTOCOL_3_0: i32 = 3 << 16;
 
+/// Bytes looked at before the first is read: more than start-up packets usually have.
+const PEEK: usize = 512;
+
 /// Why a connection ends before it is a session.
 pub(crate) enum Stop {
     /// There is nobody to tell, or nothing to say.
@@ -83,15 +86,24 @@ pub(crate) async fn open(
     stream: TcpStream,
     tls: Option<&TlsAcceptor>,
 ) -> Result<(ClientStream, Opened), (Option<ClientStream>, Stop)> {
-    let mut first = [0; 1];
-    let mut client = match (stream.peek(&mut first).await, first) {
+    let mut first = [0; PEEK];
+    let seen = stream.peek(&mut first).await.unwrap_or(0);
+    // Most packets are there as a whole: one call reads such a one.
+    let mut length = first[..seen].first_chunk::<4>().copied().filter(|length| {
+        let whole = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+        seen >= whole
+    });
+    let mut client = match first {
         // sslnegotiation=direct: what follows is TLS or nothing, and nothing was read yet.
-        (Ok(1), [TLS_HANDSHAKE]) => shake_hands(stream, tls, true).await?,
+        [TLS_HANDSHAKE, ..] if seen > 0 => {
+            length = None;
+            shake_hands(stream, tls, true).await?
+        }
         _ => ClientStream::Plain(stream),
     };
     let (mut ssl_done, mut gss_done) = (false, false);
     loop {
-        let opening = match read_opening(&mut client).await {
+        let opening = match read_opening(&mut client, length.take()).await {
             Ok(opening) => opening,
             Err(stop) => return Err((Some(client), stop)),
         };
@@ -128,7 +140,13 @@ pub(crate) async fn open(
     }
 }
 
-async fn read_opening(client: &mut ClientStream) -> Result<Opening, Stop> {
+/// Reads one opening packet; `whole`: its length word, where all of it is there and nothing of it was read.
+async fn read_opening(client: &mut ClientStream, whole: Option<[u8; 4]>) -> Result<Opening, Stop> {
+    if let Some(length) = whole {
+        let mut packet = vec![0; 4 + pg::opening_rest(length)?];
+        client.read_exact(&mut packet).await?;
+        return Ok(pg::opening(&packet[4..])?);
+    }
     let mut length = [0; 4];
     client.read_exact(&mut length).await?;
     let mut body = vec![0; pg::opening_rest(length)?];

@@ -11,7 +11,7 @@ use super::backend::{self, Backend, NoBackend, Proof};
 use super::data::Data;
 use super::gate::Pass;
 use super::listener::Proxy;
-use crate::base::config::PoolMode;
+use crate::base::config::{self, PoolMode};
 use crate::base::time::Instant;
 use crate::wire::pg::{Refusal, Startup};
 use std::cell::{Cell, RefCell};
@@ -36,6 +36,29 @@ pub(crate) struct Database {
     pub(crate) reconnects: AtomicU32,
     /// Sessions logged in.
     pub(crate) clients: Arc<AtomicU32>,
+}
+
+/// The [pool] of now, as this thread last heard: read without a lock.
+pub(crate) struct Limits {
+    heard: RefCell<Arc<config::Pool>>,
+    own: RefCell<Rc<config::Pool>>,
+}
+
+impl Limits {
+    pub(crate) fn new(pool: Arc<config::Pool>) -> Limits {
+        Limits { own: RefCell::new(Rc::new((*pool).clone())), heard: RefCell::new(pool) }
+    }
+
+    pub(crate) fn get(&self) -> Rc<config::Pool> {
+        Rc::clone(&self.own.borrow())
+    }
+
+    pub(crate) fn renew(&self, pool: Arc<config::Pool>) {
+        if !Arc::ptr_eq(&self.heard.borrow(), &pool) {
+            *self.own.borrow_mut() = Rc::new((*pool).clone());
+            *self.heard.borrow_mut() = pool;
+        }
+    }
 }
 
 /// What one pool did; written by its thread alone.
@@ -68,6 +91,7 @@ pub(crate) type Pairs = Vec<(String, String)>;
 pub(crate) struct Pool {
     data: Weak<Data>,
     proxy: Arc<Proxy>,
+    limits: Rc<Limits>,
     pub(crate) database: Arc<Database>,
     pub(crate) stats: Arc<PoolStats>,
     /// The newest proof of the role, for backends opened later.
@@ -175,17 +199,20 @@ impl Drop for Lease {
 }
 
 /// What a request for a backend gets.
+#[expect(clippy::large_enum_variant, reason = "lives for a moment; a box would be one allocation a transaction")]
 pub(crate) enum Lent {
     Now(Lease),
     Wait(Waiting),
 }
 
 impl Pool {
-    pub(crate) fn new(data: Weak<Data>, proxy: &Arc<Proxy>, names: (&str, &str), proof: Proof) -> Rc<Pool> {
+    pub(crate) fn new(data: &Rc<Data>, names: (&str, &str), proof: Proof) -> Rc<Pool> {
         let (_, database) = names;
+        let proxy = &data.proxy;
         let pool = Rc::new(Pool {
-            data,
+            data: Rc::downgrade(data),
             proxy: Arc::clone(proxy),
+            limits: Rc::clone(&data.limits),
             database: proxy.database(database),
             stats: Arc::default(),
             proof: RefCell::new(proof),
@@ -307,12 +334,13 @@ impl Pool {
 
     /// A backend is free again, at rest and as it was lent; it is given to who waits, kept, or closed for its age.
     pub(crate) fn give_back(self: &Rc<Self>, mut backend: Backend) {
-        let lifetime = self.proxy.options.pool.lifetime;
+        let limits = self.limits.get();
+        let lifetime = limits.lifetime;
         let now = self.now();
         let old = !lifetime.is_zero() && now.since(backend.born) >= lifetime;
         let of_before = backend.reconnects != self.database.reconnects.load(Ordering::Relaxed);
         // Opened beyond the size for who waited: kept while somebody does.
-        let surplus = self.open.get() > self.proxy.options.pool.size && self.queue.borrow().is_empty();
+        let surplus = self.open.get() > limits.size && self.queue.borrow().is_empty();
         if old || of_before || surplus || backend.pass.is_over() {
             self.close(backend);
         } else {
@@ -373,7 +401,7 @@ impl Pool {
 
     /// Takes one place of all there are.
     fn may_open(&self, first: &Ticket) -> bool {
-        let pool = &self.proxy.options.pool;
+        let pool = self.limits.get();
         let waited = self.now().since(first.since);
         let size = if waited >= pool.reserve_after { pool.size.saturating_add(pool.reserve) } else { pool.size };
         if self.open.get() >= size {
@@ -382,7 +410,11 @@ impl Pool {
             self.close(other);
         }
         let taken = || self.proxy.take_place();
-        taken() || (self.data.upgrade().is_some_and(|data| data.close_an_idle_one()) && taken())
+        let found = taken() || (self.data.upgrade().is_some_and(|data| data.close_an_idle_one()) && taken());
+        if !found {
+            self.proxy.is_place_wanted.store(true, Ordering::SeqCst);
+        }
+        found
     }
 
     /// The idle backend that was not used for longest.
@@ -446,7 +478,7 @@ impl Pool {
 
     /// Once a tick: who waited too long is told so, who waits gets what the reserve has, idle ones age.
     pub(crate) fn tick(self: &Rc<Self>) {
-        let pool = &self.proxy.options.pool;
+        let pool = self.limits.get();
         let now = self.now();
         loop {
             let late = |ticket: &Rc<Ticket>| now.since(ticket.since) >= pool.query_wait || !ticket.pass.passes();
@@ -468,7 +500,7 @@ impl Pool {
     }
 
     fn waited_too_long(&self) -> Refusal {
-        let pool = &self.proxy.options.pool;
+        let pool = self.limits.get();
         let waited = humantime::format_duration(pool.query_wait);
         Refusal::new("53300", format!("portcullis: no backend became free within {waited}")).hint(format!(
             "pool.size = {} of portcullis limits the connections of a user to a database ({} open), and PostgreSQL's \

@@ -485,6 +485,8 @@ impl Pump {
         match step {
             _ if own || self.up.start < self.up.parsed => self.write_backend(cx),
             Step::Passed => Ok(true),
+            // Who waits may leave.
+            Step::Blocked if self.waiting.is_some() || self.held.is_some() => self.look_after_waiting(cx),
             Step::Blocked => Ok(false),
             Step::More => self.read_client(cx),
         }
@@ -531,7 +533,9 @@ impl Pump {
                 return Err(End::Finished);
             }
             if self.gate().is_paused() || self.pool.database.paused.load(Ordering::Relaxed) {
-                let wait = self.proxy().options.pool.query_wait;
+                // A place in the queue would keep a backend from others.
+                self.waiting = None;
+                let wait = self.data.limits.get().query_wait;
                 let held = self.held.get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
                 return if held.as_mut().poll(cx).is_ready() { Err(End::HeldTooLong) } else { Ok(Step::Blocked) };
             }
@@ -595,7 +599,7 @@ impl Pump {
 
     fn answers(&self, own: &OwnQuery) -> bool {
         match own {
-            OwnQuery::ShowPoolNodes => true,
+            OwnQuery::Show(_) => true,
             OwnQuery::Deallocate(name) => {
                 self.sharing.as_ref().is_some_and(|sharing| sharing.names.has(name.as_bytes()))
             }
@@ -604,9 +608,8 @@ impl Pump {
 
     fn answer(&mut self, own: &OwnQuery) {
         match own {
-            OwnQuery::ShowPoolNodes => {
-                let snapshot = Arc::clone(&self.proxy().snapshots.borrow());
-                self.answer = show::pool_nodes(&snapshot, self.exchange.status());
+            OwnQuery::Show(what) => {
+                self.answer = show::answer(*what, self.proxy(), &self.slot().user, self.exchange.status());
             }
             OwnQuery::Deallocate(name) => {
                 if let Some(sharing) = self.sharing.as_mut() {
@@ -634,7 +637,7 @@ impl Pump {
         }
         // What passes already goes before it.
         let passing = self.up.start..at;
-        let most = usize::try_from(self.data.proxy.options.pool.max_prepared).unwrap_or(usize::MAX);
+        let most = usize::try_from(self.data.limits.get().max_prepared).unwrap_or(usize::MAX);
         let mut rewritten = Vec::new();
         let mut out = Out { bytes: &mut rewritten, own: &mut sharing.own };
         let bytes = &self.up.bytes()[at..];
@@ -695,18 +698,16 @@ impl Pump {
         }
         let gathered = std::mem::take(&mut sharing.gathered);
         let whole = std::mem::take(&mut sharing.whole);
-        if self.exchange.is_discarding() {
-            // An error came meanwhile: PostgreSQL skips this, and it means nothing.
-            sharing.out.extend_from_slice(&gathered);
-            self.exchange.pass_rewritten(gathered[0], 0);
-            return Ok(Step::Passed);
-        }
-        let most = usize::try_from(self.data.proxy.options.pool.max_prepared).unwrap_or(usize::MAX);
+        let most = usize::try_from(self.data.limits.get().max_prepared).unwrap_or(usize::MAX);
         let mut out = Out { bytes: &mut sharing.out, own: &mut sharing.own };
-        let rewrite = sharing
-            .names
-            .rewrite(&gathered, whole, &mut lease.known, &mut self.data.catalogue.borrow_mut(), most, &mut out)
-            .map_err(End::Malformed)?;
+        let (names, catalogue) = (&mut sharing.names, &mut self.data.catalogue.borrow_mut());
+        let rewrite = match self.exchange.is_discarding() {
+            // An error came meanwhile: PostgreSQL skips this, and it means nothing.
+            true => Rewrite::Pass,
+            false => {
+                names.rewrite(&gathered, whole, &mut lease.known, catalogue, most, &mut out).map_err(End::Malformed)?
+            }
+        };
         for kind in sharing.own.drain(..) {
             self.exchange.note_own(kind);
         }
@@ -783,6 +784,20 @@ impl Pump {
             }
             Poll::Ready(Ok(_)) => Ok(true),
             Poll::Ready(Err(_)) => Err(End::ClientGone),
+        }
+    }
+
+    /// Reads on while the client is held or waits for a backend, as far as there is room: one that is gone leaves.
+    fn look_after_waiting(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        self.up.compact();
+        if self.up.end == BUFFER {
+            return Ok(false);
+        }
+        match self.up.poll_read(cx, Pin::new(&mut self.client)) {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Ok(n)) if n > 0 => Ok(true),
+            // Half-closed counts as gone: nobody is there to be told that there was no backend.
+            Poll::Ready(_) => Err(End::ClientGone),
         }
     }
 
@@ -954,9 +969,7 @@ impl Pump {
         };
         let Some(sharing) = self.sharing.as_deref_mut() else { return };
         sharing.is_dirty |= sets;
-        if tag == b"SET\0" {
-            sharing.options.was_set();
-        }
+        sharing.options.carried_out(tag);
         if forgets {
             sharing.names.forget_all();
             if let Some(lease) = self.link.as_mut() {

@@ -44,7 +44,7 @@ pub(crate) async fn serve(
     seat: Seat,
 ) {
     let tls = proxy.options.rules.tls();
-    let timeout = proxy.options.pool.login_timeout;
+    let timeout = proxy.limits().login_timeout;
     let opening = tokio::time::timeout(timeout, login::open(stream, tls.as_ref()));
     let opened = tokio::select! {
         biased;
@@ -136,7 +136,7 @@ pub(crate) async fn begin(data: Rc<Data>, newcomer: Newcomer) {
     let Newcomer { client, peer, startup, proof, pass, seat } = newcomer;
     let Ok(mut client) = client.unpark() else { return };
     let proxy = Arc::clone(&data.proxy);
-    let limits = &proxy.options.pool;
+    let limits = data.limits.get();
     let user = Counted::take(proxy.user(&startup.user), limits.max_clients_per_user);
     let database = Counted::take(proxy.clients(&startup.database), limits.max_clients_per_database);
     let (Some(user), Some(database)) = (user, database) else {
@@ -153,6 +153,8 @@ pub(crate) async fn begin(data: Rc<Data>, newcomer: Newcomer) {
         biased;
         () = pass.ended() => Err(Refusal::new("57P01", &*pass.reason()).into()),
         started = opening.start(startup, client.is_tls()) => started,
+        // It may have to wait for a backend: who is gone makes room in the queue.
+        () = client.left() => Err(Stop::Silent),
     };
     match started {
         Ok(Started { greeting, link, entry, mode, shape, settings }) => {
@@ -206,10 +208,11 @@ impl Opening<'_> {
             Mode::Session
         };
         let mut application = None;
-        if mode == Mode::Transaction || proxy.options.pool.client_address {
+        let with_client_address = self.data.limits.get().client_address;
+        if mode == Mode::Transaction || with_client_address {
             application = Some(take_application_name(&mut startup));
         }
-        if proxy.options.pool.client_address {
+        if with_client_address {
             application = application.map(|name| with_address(&name, self.peer));
         }
         if mode != Mode::Transaction
@@ -408,7 +411,7 @@ fn last_word(end: End, proxy: &Proxy, pass: &Pass) -> Option<Stop> {
 }
 
 fn paused_too_long(proxy: &Proxy) -> Refusal {
-    let waited = humantime::format_duration(proxy.options.pool.query_wait);
+    let waited = humantime::format_duration(proxy.limits().query_wait);
     Refusal::new("57P03", format!("portcullis: the service is paused and did not resume within {waited}; try again"))
 }
 
@@ -422,7 +425,7 @@ async fn wait_while_paused(proxy: &Proxy, database: &str) -> Result<(), Stop> {
     }
     let mut view = proxy.gate.watch();
     let resumed = view.wait_for(|_| !is_paused());
-    match tokio::time::timeout(proxy.options.pool.query_wait, resumed).await {
+    match tokio::time::timeout(proxy.limits().query_wait, resumed).await {
         Ok(_) => Ok(()),
         Err(_) => Err(paused_too_long(proxy).into()),
     }

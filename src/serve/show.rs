@@ -1,14 +1,23 @@
-//! `SHOW pool_nodes`, answered from the snapshot in the form of pgpool-II 4.3.
+//! `SHOW pool_...`: the nodes in the form of pgpool-II 4.3, and what the gate knows of pools and sessions.
 //!
 //! What it is NOT: simple protocol only, as in pgpool-II; all columns are text (type OID 0), as there.
+//!
+//! Everyone sees every row, as in `pg_stat_activity`; the address of another role's client only `admin_user` does, and
+//! only that role is shown more sessions than [`MAX_ROWS`]: an answer is kept in memory until its client has read it.
 
+use super::command::figures;
+use super::listener::Proxy;
+use super::slot::{Doing, Slot};
+use crate::base::time::{Duration, Instant};
 use crate::engine::status::{NodeRow, Snapshot};
-use crate::wire::pg;
+use crate::wire::pg::{self, Shown};
 use bytes::{BufMut, BytesMut};
 use pgwire::messages::data::{DataRow, FieldDescription, RowDescription};
 use pgwire::messages::response::{CommandComplete, ReadyForQuery, TransactionStatus};
 
-const COLUMNS: [&str; 14] = [
+/// Sessions shown to other roles than `admin_user`.
+const MAX_ROWS: usize = 1000;
+const NODES: [&str; 14] = [
     "node_id",
     "hostname",
     "port",
@@ -25,18 +34,123 @@ const COLUMNS: [&str; 14] = [
     "last_status_change",
 ];
 
-/// The whole answer, down to the ReadyForQuery with the session's transaction status.
-pub(crate) fn pool_nodes(snapshot: &Snapshot, status: u8) -> BytesMut {
+const POOLS: [&str; 8] = ["username", "database", "paused", "clients", "waiting", "backends", "idle", "size"];
+const STATS: [&str; 7] =
+    ["username", "database", "logins", "transactions", "bytes_received", "bytes_sent", "wait_seconds"];
+const PROCESSES: [&str; 10] = [
+    "pool_pid",
+    "username",
+    "database",
+    "client_addr",
+    "client_port",
+    "tls",
+    "state",
+    "connected_seconds",
+    "state_seconds",
+    "backend_pid",
+];
+
+/// The whole answer, down to the ReadyForQuery with the session's transaction status. `user` is who asks.
+pub(crate) fn answer(what: Shown, proxy: &Proxy, user: &str, status: u8) -> BytesMut {
     let mut out = BytesMut::new();
-    let fields = COLUMNS.iter().map(|name| FieldDescription::new((*name).to_owned(), 0, 0, 0, -1, -1, 0)).collect();
-    pg::put(&RowDescription::new(fields), &mut out);
-    for node in &snapshot.nodes {
-        pg::put(&row(&cells(snapshot, node)), &mut out);
+    match what {
+        Shown::Nodes => {
+            let snapshot = proxy.snapshots.borrow().clone();
+            head(&NODES, &mut out);
+            for node in &snapshot.nodes {
+                pg::put(&row(&cells(&snapshot, node)), &mut out);
+            }
+        }
+        Shown::Pools => {
+            let size = proxy.limits().size.to_string();
+            head(&POOLS, &mut out);
+            for pool in figures(proxy) {
+                let counts = [pool.clients, pool.waiting, pool.open, pool.idle].map(|n| n.to_string());
+                let [clients, waiting, open, idle] = counts;
+                let paused = pool.paused.to_string();
+                let cells = [pool.user, pool.database, paused, clients, waiting, open, idle, size.clone()];
+                pg::put(&row(&cells), &mut out);
+            }
+        }
+        Shown::Stats => {
+            head(&STATS, &mut out);
+            for pool in figures(proxy) {
+                let counts = [pool.logins, pool.transactions, pool.bytes_in, pool.bytes_out].map(|n| n.to_string());
+                let [logins, transactions, bytes_in, bytes_out] = counts;
+                let waited = seconds(pool.waited);
+                pg::put(&row(&[pool.user, pool.database, logins, transactions, bytes_in, bytes_out, waited]), &mut out);
+            }
+        }
+        Shown::Processes => processes(proxy, user, &mut out),
+        Shown::Version => {
+            head(&["pool_version"], &mut out);
+            pg::put(&row(&[format!("portcullis {}", proxy.snapshots.borrow().version)]), &mut out);
+        }
     }
     pg::put(&CommandComplete::new("SHOW".to_owned()), &mut out);
     let status = TransactionStatus::try_from(status).unwrap_or(TransactionStatus::Idle);
     pg::put(&ReadyForQuery::new(status), &mut out);
     out
+}
+
+fn processes(proxy: &Proxy, user: &str, out: &mut BytesMut) {
+    let mut all = proxy.gate.all_slots();
+    all.sort_by_key(|slot| slot.since);
+    let is_admin = user == proxy.options.admin_user;
+    if !is_admin && all.len() > MAX_ROWS {
+        let hidden = all.len() - MAX_ROWS;
+        notice(&format!("portcullis: the {hidden} newest sessions are not shown; postgres.admin_user sees all"), out);
+        all.truncate(MAX_ROWS);
+    }
+    head(&PROCESSES, out);
+    let now = proxy.gate.now();
+    for slot in all {
+        pg::put(&row(&process(&slot, now, is_admin || *slot.user == *user)), out);
+    }
+}
+
+fn process(slot: &Slot, now: Instant, with_address: bool) -> [String; 10] {
+    let (doing, since) = slot.doing();
+    let state = match doing {
+        Doing::Idle => "idle",
+        Doing::Waiting => "waiting",
+        Doing::Active => "active",
+        Doing::IdleInTransaction => "idle in transaction",
+    };
+    let (address, port) = if with_address {
+        (slot.peer.ip().to_canonical().to_string(), slot.peer.port().to_string())
+    } else {
+        (String::new(), String::new())
+    };
+    [
+        slot.pid.to_string(),
+        slot.user.to_string(),
+        slot.database.to_string(),
+        address,
+        port,
+        slot.tls.to_string(),
+        state.to_owned(),
+        seconds(now.since(slot.since)),
+        seconds(now.since(since)),
+        slot.backend().map(|(pid, _)| pid.to_string()).unwrap_or_default(),
+    ]
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.3}", time.as_secs_f64())
+}
+
+fn head(columns: &[&str], out: &mut BytesMut) {
+    let fields = columns.iter().map(|name| FieldDescription::new((*name).to_owned(), 0, 0, 0, -1, -1, 0)).collect();
+    pg::put(&RowDescription::new(fields), out);
+}
+
+/// A NoticeResponse.
+fn notice(text: &str, out: &mut BytesMut) {
+    let body = format!("SNOTICE\0VNOTICE\0C01000\0M{text}\0\0");
+    out.put_u8(b'N');
+    out.put_u32(u32::try_from(body.len() + 4).unwrap_or(u32::MAX));
+    out.put_slice(body.as_bytes());
 }
 
 fn cells(snapshot: &Snapshot, node: &NodeRow) -> [String; 14] {

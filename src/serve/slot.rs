@@ -40,7 +40,6 @@ pub(crate) enum Doing {
 }
 
 /// One session.
-#[expect(dead_code, reason = "SHOW CLIENTS comes with the commands")]
 pub(crate) struct Slot {
     /// What the client was given for cancel requests; the process number is PostgreSQL's own in session mode.
     pub(crate) pid: i32,

@@ -16,12 +16,16 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::Interest;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 /// What a client's ALPN must name, where it names anything (PostgreSQL 17, `PG_ALPN_PROTOCOL`).
 const ALPN: &[u8] = b"postgresql";
+/// Pause between two looks whether a client that has sent more than was read is still there.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Certificate, key and CA, ready for handshakes.
 #[derive(Clone)]
@@ -195,13 +199,25 @@ impl ClientStream {
         }
     }
 
-    /// Closes with a reset, telling nothing.
-    pub(crate) fn reset(self) {
-        let stream = match &self {
+    fn socket(&self) -> Option<&TcpStream> {
+        match self {
             ClientStream::Plain(stream) => Some(stream),
             ClientStream::Tls(tls) => tls.stream.get_ref().0.0.as_ref(),
-        };
-        if let Some(Err(error)) = stream.map(TcpStream::set_zero_linger) {
+        }
+    }
+
+    /// Returns when the client has closed its side, whatever of it is still to be read.
+    pub(crate) async fn left(&self) {
+        let Some(socket) = self.socket() else { return };
+        // While there are bytes to read it is ready all the time.
+        while matches!(socket.ready(Interest::READABLE).await, Ok(ready) if !ready.is_read_closed()) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Closes with a reset, telling nothing.
+    pub(crate) fn reset(self) {
+        if let Some(Err(error)) = self.socket().map(TcpStream::set_zero_linger) {
             tracing::debug!(%error, "a client's connection is closed without a reset");
         }
     }

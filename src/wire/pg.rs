@@ -224,10 +224,34 @@ pub fn is_sync_wait_given_up(notice_body: &[u8]) -> bool {
     fields(notice_body).any(|(code, value)| code == b'R' && value == b"SyncRepWaitForLSN")
 }
 
+/// What `SHOW pool_...` shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    Nodes,
+    Pools,
+    Processes,
+    Stats,
+    Version,
+}
+
+impl Shown {
+    fn of(name: &str) -> Option<Shown> {
+        const NAMES: [(&str, Shown); 5] = [
+            ("pool_nodes", Shown::Nodes),
+            ("pool_pools", Shown::Pools),
+            ("pool_processes", Shown::Processes),
+            ("pool_stats", Shown::Stats),
+            ("pool_version", Shown::Version),
+        ];
+        NAMES.iter().find(|(known, _)| name.eq_ignore_ascii_case(known)).map(|(_, shown)| *shown)
+    }
+}
+
 /// A query that the gate answers itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OwnQuery {
-    ShowPoolNodes,
+    /// `SHOW pool_...`.
+    Show(Shown),
     /// DEALLOCATE of a statement by its name, which the gate keeps in transaction mode.
     Deallocate(String),
 }
@@ -245,7 +269,8 @@ pub fn own_query(body: &[u8]) -> Option<OwnQuery> {
     let is = |word: Option<&str>, keyword: &str| word.is_some_and(|word| word.eq_ignore_ascii_case(keyword));
     let first = words.next();
     if is(first, "show") {
-        return (is(words.next(), "pool_nodes") && words.next().is_none()).then_some(OwnQuery::ShowPoolNodes);
+        let shown = words.next().and_then(Shown::of)?;
+        return words.next().is_none().then_some(OwnQuery::Show(shown));
     }
     if !is(first, "deallocate") {
         return None;

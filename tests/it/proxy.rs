@@ -4,10 +4,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "proxy/commands.rs"]
+mod commands;
 #[path = "proxy/front.rs"]
 mod front;
 #[path = "proxy/gate.rs"]
 mod gate;
+#[path = "proxy/limits.rs"]
+mod limits;
 #[path = "proxy/login.rs"]
 mod login;
 #[path = "proxy/pg.rs"]

@@ -21,6 +21,7 @@ mod pause;
 mod planned;
 mod random;
 mod record;
+mod restart;
 mod side_doors;
 mod stonith;
 mod turns;

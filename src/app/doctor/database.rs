@@ -24,6 +24,7 @@ pub(super) fn check(config: &Config, node: &Node, facts: &Facts, report: &mut Re
         }
     };
     settings(survey, report);
+    connections(config, survey, report);
     slots(config, node, survey, report);
     if config.replication.mode == ReplicationMode::Synchronous {
         commits(survey, report);
@@ -86,6 +87,29 @@ fn settings(survey: &Survey, report: &mut Report) {
     for name in survey.pending_restart.iter().filter(|name| *name != "listen_addresses") {
         let text = format!("{name} was changed, and PostgreSQL was not restarted since: the old value is in force");
         report.find(Level::Advice, SETTINGS, text, "restart PostgreSQL");
+    }
+}
+
+/// One pool alone must fit; all together share what there is, and wait.
+fn connections(config: &Config, survey: &Survey, report: &mut Report) {
+    let number = |name: &str| survey.setting(name).parse::<u32>().unwrap_or_default();
+    let most = number("max_connections");
+    if most == 0 {
+        return report.unchecked("pool.size against max_connections", "PostgreSQL does not say max_connections");
+    }
+    report.checked("pool.size against max_connections");
+    let kept = number("superuser_reserved_connections").saturating_add(number("reserved_connections"));
+    let (free, wanted) = (most.saturating_sub(kept), config.pool.size.saturating_add(config.pool.reserve));
+    if wanted > free {
+        let text = format!(
+            "pool.size and pool.reserve are {wanted} together, but PostgreSQL takes {free} connections \
+             (max_connections = {most} less {kept} reserved ones): one user of one database can take them all"
+        );
+        let remedy = format!(
+            "lower pool.size, or in postgresql.conf, then restart PostgreSQL:\nmax_connections = {}",
+            wanted.saturating_add(kept)
+        );
+        report.find(Level::Warning, SETTINGS, text, remedy);
     }
 }
 
@@ -203,6 +227,8 @@ mod tests {
             ("fsync", "on"),
             ("full_page_writes", "on"),
             ("restart_after_crash", "on"),
+            ("max_connections", "100"),
+            ("superuser_reserved_connections", "3"),
         ];
         for (name, value) in good.iter().chain(changes) {
             survey.settings.insert((*name).into(), (*value).into());
@@ -214,6 +240,7 @@ mod tests {
         let config = config();
         let mut report = Report::default();
         settings(survey, &mut report);
+        connections(&config, survey, &mut report);
         slots(&config, &config.nodes[0], survey, &mut report);
         commits(survey, &mut report);
         cancels(&config, survey, &mut report);
@@ -232,6 +259,8 @@ mod tests {
             ("fsync", "off", Level::Critical),
             ("full_page_writes", "off", Level::Critical),
             ("restart_after_crash", "off", Level::Advice),
+            ("max_connections", "42", Level::Warning),
+            ("superuser_reserved_connections", "61", Level::Warning),
         ] {
             let found = judged(&survey(&[(name, value)]));
             assert!(matches!(&found[..], [(found, _)] if *found == level), "{name}: {found:?}");

@@ -5,16 +5,19 @@
 //! - `text.rs`: TOML to typed values with their lines;
 //! - `read.rs`: the keys and their defaults;
 //! - `proof.rs`: the relations between keys, and warnings;
+//! - `changes.rs`: which keys differ between two of them;
 //! - `example.rs`: the commented configuration that `init` and the package write.
 //!
 //! **Invariant:** every relation the contract names beside a key holds in every `Config` that [`Config::parse`]
 //! returned.
 
+mod changes;
 mod example;
 mod proof;
 mod read;
 mod text;
 
+pub use changes::is_live;
 pub use example::{ExampleNode, Template};
 
 use crate::base::ids::NodeName;
@@ -50,7 +53,7 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Service {
     /// Lower case, without the dot at the end.
     pub name: String,
@@ -59,7 +62,7 @@ pub struct Service {
     pub units: Vec<String>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Node {
     pub name: NodeName,
     /// Published in DNS while this node is active; at most one of each family.
@@ -71,7 +74,7 @@ pub struct Node {
     pub postgres: NodePostgres,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct NodePostgres {
     /// As the *other* node reaches it.
     pub host: String,
@@ -83,17 +86,17 @@ pub struct NodePostgres {
     pub stop: Option<Vec<String>>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Cluster {
     pub key_file: PathBuf,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Postgres {
     pub admin_user: String,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Auth {
     pub hba_file: PathBuf,
     /// Both or neither.
@@ -109,7 +112,7 @@ pub enum DnsMode {
     Observe,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Dns {
     pub mode: DnsMode,
     /// Lower case, without the dot at the end.
@@ -123,7 +126,7 @@ pub struct Dns {
     pub propagation: Duration,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Tsig {
     pub name: String,
     /// `hmac-sha256`, `hmac-sha384` or `hmac-sha512`.
@@ -131,14 +134,14 @@ pub struct Tsig {
     pub key_file: PathBuf,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Witness {
     pub listen: Vec<SocketAddr>,
     pub ns: String,
     pub active: NodeName,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Vip {
     pub addresses: Vec<ipnet::IpNet>,
     pub interface: Option<String>,
@@ -153,7 +156,7 @@ pub enum FencePostgres {
     Keep,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Fence {
     pub lease: Duration,
     /// At most 0.1.
@@ -178,7 +181,7 @@ pub enum OnStandbyLoss {
     Block,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Replication {
     pub mode: ReplicationMode,
     pub on_standby_loss: OnStandbyLoss,
@@ -199,7 +202,7 @@ pub enum PoolMode {
 }
 
 /// Clients and backends of the gate. A limit or time-out of zero is none.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Pool {
     pub mode: PoolMode,
     /// Backends per (user, database).

@@ -16,7 +16,8 @@ const MAX_DATABASES: usize = 64;
 const SETTINGS: &str = "SELECT name, setting, pending_restart FROM pg_settings WHERE name IN ('listen_addresses', \
     'port', 'unix_socket_directories', 'unix_socket_permissions', 'wal_level', 'max_wal_senders', \
     'max_replication_slots', 'hot_standby', 'wal_log_hints', 'data_checksums', 'full_page_writes', 'fsync', \
-    'restart_after_crash', 'synchronous_standby_names', 'server_version', 'hba_file')";
+    'restart_after_crash', 'synchronous_standby_names', 'server_version', 'hba_file', \
+    'max_connections', 'superuser_reserved_connections', 'reserved_connections')";
 /// The daemon's own session has another `synchronous_commit`, so the files are asked.
 const COMMIT: &str = "SELECT setting FROM pg_file_settings WHERE name = 'synchronous_commit' AND applied";
 const HBA: &str = "SELECT line_number, type, array_to_string(database, ','), array_to_string(user_name, ','), \

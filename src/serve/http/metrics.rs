@@ -2,8 +2,9 @@
 //! nothing is counted here.
 
 use crate::engine::status::{GateState, Role, Snapshot, VerdictWord};
+use crate::serve::command::Figures;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
@@ -15,10 +16,16 @@ const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
+type Counters = Family<Labels, Counter<f64, AtomicU64>>;
 
 /// Content type and text, in the OpenMetrics form where the scraper asked for it, else in the classic one.
-pub(super) fn render(snapshot: &Snapshot, open_metrics: bool) -> Result<(&'static str, String), fmt::Error> {
-    let registry = registry(snapshot);
+pub(super) fn render(
+    snapshot: &Snapshot,
+    figures: &[Figures],
+    open_metrics: bool,
+) -> Result<(&'static str, String), fmt::Error> {
+    let mut registry = registry(snapshot);
+    pools(&mut registry, figures);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(if open_metrics { (OPEN_METRICS, text) } else { (CLASSIC, classic(&text)) })
@@ -190,5 +197,59 @@ fn counters(registry: &mut Registry, snapshot: &Snapshot) {
     ];
     for (name, help, value) in table {
         registry.register(name, help, ConstCounter::new(value));
+    }
+}
+
+/// One row for each (user, database) that has clients or backends now: no name of a stranger becomes a label.
+fn pools(registry: &mut Registry, figures: &[Figures]) {
+    let labels = |pool: &Figures| vec![("user", pool.user.clone()), ("database", pool.database.clone())];
+    let with = |pool: &Figures, name, value: &str| {
+        let mut all = labels(pool);
+        all.push((name, value.to_owned()));
+        all
+    };
+    let rows = figures.iter().map(|pool| (labels(pool), f64::from(pool.clients)));
+    family(registry, "pool_clients", "Clients logged in", None, rows);
+    let rows = figures.iter().map(|pool| (labels(pool), f64::from(pool.waiting)));
+    family(registry, "pool_waiting_clients", "Clients that wait for a connection to PostgreSQL", None, rows);
+    let rows = figures.iter().flat_map(|pool| {
+        let used = pool.open.saturating_sub(pool.idle);
+        [(with(pool, "state", "idle"), f64::from(pool.idle)), (with(pool, "state", "used"), f64::from(used))]
+    });
+    family(registry, "pool_backends", "Connections to PostgreSQL, open or being opened", None, rows);
+    let rows = figures.iter().map(|pool| (label("database", &pool.database), flag(pool.paused)));
+    family(registry, "pool_database_paused", "1 while the database is paused by name", None, rows);
+    let rows = figures.iter().map(|pool| (labels(pool), number(pool.logins)));
+    counter(registry, "pool_logins", "Clients let in", None, rows);
+    let rows = figures.iter().map(|pool| (labels(pool), number(pool.transactions)));
+    counter(registry, "pool_transactions", "Loans of a connection to a transaction (transaction mode)", None, rows);
+    let rows = figures.iter().flat_map(|pool| {
+        let (received, sent) = (number(pool.bytes_in), number(pool.bytes_out));
+        [(with(pool, "direction", "received"), received), (with(pool, "direction", "sent"), sent)]
+    });
+    counter(registry, "pool_client", "Bytes from and to clients", Some(Unit::Bytes), rows);
+    let rows = figures.iter().map(|pool| (labels(pool), pool.waited.as_secs_f64()));
+    counter(registry, "pool_wait", "Time that clients waited for a connection", Some(Unit::Seconds), rows);
+}
+
+/// A counter with labels; left out entirely when there is no value.
+fn counter(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    unit: Option<Unit>,
+    values: impl IntoIterator<Item = (Labels, f64)>,
+) {
+    let mut values = values.into_iter().peekable();
+    if values.peek().is_none() {
+        return;
+    }
+    let family = Counters::default();
+    for (labels, value) in values {
+        family.get_or_create(&labels).inc_by(value);
+    }
+    match unit {
+        Some(unit) => registry.register_with_unit(name, help, unit, family),
+        None => registry.register(name, help, family),
     }
 }

@@ -56,8 +56,11 @@ impl Options {
         true
     }
 
-    /// A SET was carried out.
-    pub fn was_set(&mut self) {
+    /// A command was carried out; `tag` as in CommandComplete.
+    pub fn carried_out(&mut self, tag: &[u8]) {
+        if tag != b"SET\0" {
+            return;
+        }
         match self.understood.checked_sub(1) {
             Some(left) => self.understood = left,
             None => self.in_doubt = true,
@@ -105,7 +108,7 @@ mod tests {
             let mut options = Options::default();
             options.begin();
             options.note(statement.as_bytes());
-            (0..sets).for_each(|_| options.was_set());
+            (0..sets).for_each(|_| options.carried_out(b"SET\0"));
             let (known, in_doubt) = options.take();
             assert_eq!(
                 (&known[..], in_doubt),
@@ -122,13 +125,13 @@ mod tests {
         for n in 0..=MAX_NAMES {
             options.begin();
             options.note(format!("set my.o{n} = 1").as_bytes());
-            options.was_set();
+            options.carried_out(b"SET\0");
             assert_eq!(options.take().1, n == MAX_NAMES);
         }
         // Prepared and never run, it vouches for nothing in the next transaction.
         options.note(b"set my.o1 = 2");
         options.begin();
-        options.was_set();
+        options.carried_out(b"SET\0");
         assert!(options.take().1);
     }
 }

@@ -208,9 +208,20 @@ fn openings_are_told_apart() {
 #[test]
 fn own_queries_are_recognised_as_people_type_them() {
     for text in ["SHOW pool_nodes", "show\n POOL_NODES ;\n", "  Show Pool_nodes;"] {
-        assert_eq!(own_query(format!("{text}\0").as_bytes()), Some(OwnQuery::ShowPoolNodes), "{text}");
+        assert_eq!(own_query(format!("{text}\0").as_bytes()), Some(OwnQuery::Show(Shown::Nodes)), "{text}");
     }
-    for text in ["SHOW pool_nodes x", "SHOW all", "SHOW pool_nodes; select 1", "", ";"] {
+    let others = [
+        ("pools", Shown::Pools),
+        ("PROCESSES", Shown::Processes),
+        ("stats", Shown::Stats),
+        ("version", Shown::Version),
+    ];
+    for (name, shown) in others {
+        assert_eq!(own_query(format!("show pool_{name};\0").as_bytes()), Some(OwnQuery::Show(shown)), "{name}");
+    }
+    for text in
+        ["SHOW pool_nodes x", "SHOW all", "SHOW pool_status", "SHOW pools", "SHOW pool_nodes; select 1", "", ";"]
+    {
         assert_eq!(own_query(format!("{text}\0").as_bytes()), None, "{text}");
     }
 }

@@ -216,6 +216,15 @@ async fn metrics_parse_in_every_state_and_say_what_the_snapshot_says() {
         ("portcullis_replication_delay_bytes{node=\"midna\"}", 0.0),
         ("portcullis_witness_verdict{server=\"192.0.2.53:53\",verdict=\"here\"}", 1.0),
         ("portcullis_witness_proofs_total", 4711.0),
+        (r#"portcullis_pool_clients{user="ann\"\\",database="app"}"#, 12.0),
+        (r#"portcullis_pool_waiting_clients{user="ann\"\\",database="app"}"#, 1.0),
+        (r#"portcullis_pool_backends{user="ann\"\\",database="app",state="idle"}"#, 3.0),
+        (r#"portcullis_pool_backends{user="ann\"\\",database="app",state="used"}"#, 2.0),
+        (r#"portcullis_pool_database_paused{database="app"}"#, 1.0),
+        (r#"portcullis_pool_logins_total{user="ann\"\\",database="app"}"#, 40.0),
+        (r#"portcullis_pool_transactions_total{user="ann\"\\",database="app"}"#, 4000.0),
+        (r#"portcullis_pool_client_bytes_total{user="ann\"\\",database="app",direction="sent"}"#, 20.0),
+        (r#"portcullis_pool_wait_seconds_total{user="ann\"\\",database="app"}"#, 1.5),
     ];
     for (name, value) in expected {
         assert_eq!(samples.get(name), Some(&value), "{name} in {samples:#?}");

@@ -2,10 +2,12 @@
 
 use axum::Router;
 use portcullis::engine::status::*;
+use portcullis::serve::command::Figures;
 use portcullis::serve::http::{Views, router, serve_listener};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -189,6 +191,24 @@ pub struct Switches {
     pub gate: Arc<AtomicBool>,
 }
 
+/// One pool whose names need to be escaped.
+fn pools() -> Vec<Figures> {
+    vec![Figures {
+        user: "ann\"\\".to_owned(),
+        database: "app".to_owned(),
+        paused: true,
+        clients: 12,
+        waiting: 1,
+        open: 5,
+        idle: 3,
+        logins: 40,
+        transactions: 4000,
+        bytes_in: 10,
+        bytes_out: 20,
+        waited: Duration::from_millis(1500),
+    }]
+}
+
 pub fn views(snapshot: Snapshot) -> (Views, Switches, watch::Sender<Arc<Snapshot>>) {
     let switches =
         Switches { beat: Arc::new(AtomicBool::new(true)), gate: Arc::new(AtomicBool::new(snapshot.gate.open)) };
@@ -198,6 +218,7 @@ pub fn views(snapshot: Snapshot) -> (Views, Switches, watch::Sender<Arc<Snapshot
         snapshot: receiver,
         beat: Arc::new(move || beat.load(Ordering::SeqCst)),
         gate_passes: Arc::new(move || gate.load(Ordering::SeqCst)),
+        pools: Arc::new(pools),
     };
     (views, switches, publish)
 }

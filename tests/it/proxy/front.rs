@@ -6,6 +6,7 @@ use portcullis::base::config::Pool;
 use portcullis::base::time::{Duration, Instant};
 use portcullis::engine::status::*;
 use portcullis::io::clock;
+use portcullis::serve::command::Commands;
 use portcullis::serve::gate::{Gate, ReadClock};
 use portcullis::serve::listener::{Confirm, ProxyOptions, Rules, run};
 use portcullis::serve::tls::TlsAcceptor;
@@ -51,6 +52,7 @@ pub struct Front {
     pub asked: Arc<AtomicU32>,
     /// What a reload replaces.
     pub rules: Arc<Rules>,
+    pub commands: Commands,
     task: tokio::task::JoinHandle<()>,
     _snapshot: watch::Sender<Arc<Snapshot>>,
 }
@@ -101,8 +103,9 @@ pub async fn shut_with(setup: Setup) -> Front {
             async move { confirmed.load(Ordering::SeqCst) }.boxed()
         })
     };
-    let task = tokio::spawn(run(Arc::clone(&gate), Arc::new(options), snapshots, confirm));
-    Front { pg, gate, address, confirmed, asked, rules, task, _snapshot: snapshot }
+    let commands = Commands::new(Arc::clone(&gate), options, snapshots, confirm);
+    let task = tokio::spawn(run(commands.clone()));
+    Front { pg, gate, address, confirmed, asked, rules, commands, task, _snapshot: snapshot }
 }
 
 impl Front {

@@ -42,7 +42,7 @@ create database app;
 
 pub struct Pg {
     dir: tempfile::TempDir,
-    child: Child,
+    child: Mutex<Child>,
     pub port: u16,
 }
 
@@ -79,23 +79,42 @@ impl Pg {
         std::fs::write(data.join("pg_hba.conf"), hba).unwrap();
         let conf = format!("{CONF}{more}unix_socket_directories = '{}'\nport = {port}\n", dir.path().display());
         std::fs::write(data.join("postgresql.auto.conf"), conf).unwrap();
-        let log = std::fs::File::create(dir.path().join("log")).unwrap();
-        let child = as_postgres("postgres")
-            .arg("-D")
-            .arg(&data)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let child = Mutex::new(spawn(dir.path()));
         let pg = Pg { dir, child, port };
+        pg.wait_until_it_answers();
+        pg
+    }
+
+    fn wait_until_it_answers(&self) {
         for _ in 0..300 {
-            if pg.admin("select 1").is_ok() {
-                return pg;
+            if self.admin("select 1").is_ok() {
+                return;
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        panic!("PostgreSQL did not start: {}", std::fs::read_to_string(pg.dir.path().join("log")).unwrap_or_default());
+        panic!(
+            "PostgreSQL did not start: {}",
+            std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+        );
+    }
+
+    /// Fast shutdown: sessions are ended.
+    pub fn stop(&self) {
+        self.signal("-INT");
+    }
+
+    pub fn start_again(&self) {
+        *self.child.lock().unwrap() = spawn(self.dir.path());
+        self.wait_until_it_answers();
+    }
+
+    /// Sends a signal and waits for the end.
+    fn signal(&self, signal: &str) {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(child.try_wait(), Ok(None)) {
+            run(Command::new("kill").args([signal, &child.id().to_string()]));
+            let _ = child.wait();
+        }
     }
 
     pub fn socket_dir(&self) -> &Path {
@@ -132,9 +151,20 @@ impl Pg {
 impl Drop for Pg {
     fn drop(&mut self) {
         // Immediate shutdown: there is nothing to keep.
-        run(Command::new("kill").args(["-QUIT", &self.child.id().to_string()]));
-        let _ = self.child.wait();
+        self.signal("-QUIT");
     }
+}
+
+fn spawn(dir: &Path) -> Child {
+    let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
+    as_postgres("postgres")
+        .arg("-D")
+        .arg(dir.join("data"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
 }
 
 pub fn as_postgres(program: &str) -> Command {

@@ -48,6 +48,22 @@ pub fn startup(minor: u8, parameters: &[(&str, &str)]) -> Vec<u8> {
     out
 }
 
+/// The one value of the one row, on a connection that stays.
+pub async fn value(raw: &mut Raw, sql: &str) -> String {
+    raw.send(&query(sql)).await;
+    let (mut value, mut kinds) = (String::new(), String::new());
+    loop {
+        let (kind, body) = raw.receive().await.expect("an answer");
+        kinds.push(char::from(kind));
+        match kind {
+            b'D' => value = String::from_utf8_lossy(&body[6..]).into_owned(),
+            b'E' => panic!("{sql}: {:?}", field(&body, b'M')),
+            b'Z' => return value,
+            _ => {}
+        }
+    }
+}
+
 impl Raw {
     /// Connected, nothing said.
     pub async fn connect(front: &Front) -> Raw {

@@ -14,22 +14,6 @@ fn setup(size: u32) -> Setup {
     Setup { pool, ..Setup::default() }
 }
 
-/// The one value of the one row, on a connection that stays.
-async fn value(raw: &mut Raw, sql: &str) -> String {
-    raw.send(&query(sql)).await;
-    let (mut value, mut kinds) = (String::new(), String::new());
-    loop {
-        let (kind, body) = raw.receive().await.expect("an answer");
-        kinds.push(char::from(kind));
-        match kind {
-            b'D' => value = String::from_utf8_lossy(&body[6..]).into_owned(),
-            b'E' => panic!("{sql}: {:?}", portcullis::wire::pg::field(&body, b'M')),
-            b'Z' => return value,
-            _ => {}
-        }
-    }
-}
-
 fn parse(name: &str, sql: &str) -> Vec<u8> {
     message(b'P', &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"].concat())
 }

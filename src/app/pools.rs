@@ -1,0 +1,91 @@
+//! The commands that are for the data plane and not for the guard: `pause` and `resume` of one database, `reconnect`,
+//! `kill`, and `reload`. From a control request to its last line.
+//!
+//! What it is NOT: nothing here changes who is active, and the guard never hears of it.
+
+use super::reload::Reloader;
+use crate::base::fault::ExitCode;
+use crate::serve::command::{Commands, PAUSE_WAIT, Unknown};
+use crate::serve::http::{ControlReply, ControlRequest};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+/// Whom a request is for.
+fn database(request: &ControlRequest) -> Option<&str> {
+    request.args.get("database").and_then(Value::as_str)
+}
+
+/// Whether this request is one of these; the others are the guard's.
+pub fn is_for_pools(request: &ControlRequest) -> bool {
+    match request.verb.as_str() {
+        "pause" | "resume" => database(request).is_some(),
+        "reconnect" | "kill" | "reload" => true,
+        _ => false,
+    }
+}
+
+/// Carries it out and answers.
+pub async fn obey(
+    request: ControlRequest,
+    reply: mpsc::Sender<ControlReply>,
+    commands: &Commands,
+    reloader: &Reloader,
+) {
+    tracing::info!("command {} {}", request.verb, database(&request).unwrap_or_default());
+    let (exit, text, data) = match outcome(&request, commands, reloader).await {
+        Ok(done) => done,
+        Err(unknown) => (ExitCode::Failed, unknown.to_string(), None),
+    };
+    // A client that is gone reads nothing.
+    let _gone = reply.send(ControlReply::End { exit: super::cli::code(exit), text, data }).await;
+}
+
+type Done = (ExitCode, String, Option<Value>);
+
+async fn outcome(request: &ControlRequest, commands: &Commands, reloader: &Reloader) -> Result<Done, Unknown> {
+    let name = database(request);
+    let named = name.unwrap_or_default();
+    Ok(match request.verb.as_str() {
+        "pause" => match commands.pause(named).await? {
+            0 => (ExitCode::Done, format!("{named} is paused; `portcullis resume {named}` lets its clients go"), None),
+            left => {
+                let text = format!(
+                    "{named} is paused, but {left} of its sessions are still in a transaction after {} s; they are \
+                     held when it ends: pause it again to wait for that",
+                    PAUSE_WAIT.as_secs()
+                );
+                (ExitCode::HalfWay, text, Some(json!({"in_transaction": left})))
+            }
+        },
+        "resume" => {
+            let text = if commands.resume(named)? { "resumed" } else { "was not paused by name" };
+            (ExitCode::Done, format!("{named} {text}"), None)
+        }
+        "reconnect" => {
+            let (idle, used) = commands.reconnect(name)?;
+            let text = format!("idle backends closed: {idle}; in use, closed when they come back: {used}");
+            (ExitCode::Done, text, Some(json!({"idle": idle, "used": used})))
+        }
+        "kill" => match name {
+            None => (ExitCode::Failed, "kill needs the name of a database; to end everything, fence".to_owned(), None),
+            Some(name) => {
+                let (ended, left) = commands.kill(name).await?;
+                let data = Some(json!({"ended": ended, "left": left}));
+                if left == 0 {
+                    (ExitCode::Done, format!("sessions of {name} ended: {ended}"), data)
+                } else {
+                    (ExitCode::HalfWay, format!("sessions of {name} ended: {ended}; still ending: {left}"), data)
+                }
+            }
+        },
+        "reload" => match reloader.reload() {
+            Ok(done) => {
+                let text = done.text();
+                tracing::info!("{text}");
+                (ExitCode::Done, text, Some(json!({"applied": done.applied, "restart": done.waiting})))
+            }
+            Err(fault) => (fault.exit, format!("nothing was reloaded: {fault}"), None),
+        },
+        other => (ExitCode::Failed, format!("{other} is not built yet in this daemon"), None),
+    })
+}

@@ -1,0 +1,219 @@
+//! `pause`, `resume`, `reconnect` and `kill` of one database, and limits that change while clients are there.
+
+use crate::front::{Front, Setup, eventually, open_with};
+use crate::raw::*;
+use portcullis::base::config::{Pool, PoolMode};
+use portcullis::io::clock;
+use std::time::Duration;
+
+fn setup(mode: PoolMode) -> Setup {
+    Setup { pool: Pool { mode, size: 3, threads: 2, ..Pool::default() }, ..Setup::default() }
+}
+
+async fn in_database(front: &Front, database: &str) -> Raw {
+    let mut raw = Raw::connect(front).await;
+    raw.log_in(&[("user", "trusty"), ("database", database)]).await;
+    raw
+}
+
+/// Backends of this gate's role in a database.
+fn backends(front: &Front, database: &str) -> String {
+    let sql = format!(
+        "select count(*) from pg_stat_activity where usename = 'trusty' and datname = '{database}' and \
+         client_addr is null"
+    );
+    front.pg.admin(&sql).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_database_is_held_at_its_boundary_and_the_others_go_on() {
+    for mode in [PoolMode::Session, PoolMode::Transaction] {
+        let front = open_with(setup(mode)).await;
+        let (mut a, mut b) = (in_database(&front, "app").await, in_database(&front, "postgres").await);
+        assert_eq!(a.ask(&query("begin")).await, "Ct");
+        let pausing = {
+            let commands = front.commands.clone();
+            tokio::spawn(async move { commands.pause("app").await.unwrap() })
+        };
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(!pausing.is_finished(), "one is in a transaction");
+        assert_eq!(a.ask(&query("select 1")).await, "TDCt", "which goes on");
+        assert_eq!(a.ask(&query("commit")).await, "Ci");
+        assert_eq!(pausing.await.unwrap(), 0);
+        a.send(&query("select 2")).await;
+        let mut late = Raw::connect(&front).await;
+        late.send(&startup(0, &[("user", "trusty"), ("database", "app")])).await;
+        assert!(a.is_silent_for(Duration::from_millis(200)).await, "held");
+        assert!(late.is_silent_for(Duration::from_millis(10)).await, "held before its login");
+        assert_eq!(b.ask(&query("select 1")).await, "TDCi", "another database");
+        assert!(front.commands.resume("app").unwrap());
+        assert!(!front.commands.resume("app").unwrap());
+        assert_eq!(a.until_ready().await, "TDCi");
+        assert!(late.until_ready().await.ends_with('i'));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_held_for_too_long_is_told_and_who_leaves_is_gone() {
+    let front = open_with(Setup { query_wait: Duration::from_secs(1), ..setup(PoolMode::Transaction) }).await;
+    let (mut a, mut b) = (in_database(&front, "app").await, in_database(&front, "app").await);
+    assert_eq!(front.commands.pause("app").await, Ok(0));
+    a.send(&query("select 1")).await;
+    b.send(&query("select 1")).await;
+    drop(b);
+    let began = clock::now();
+    eventually("the one that left is gone", async || front.gate.sessions() == 1).await;
+    assert!(clock::now().since(began) < Duration::from_millis(900), "not only by its time-out");
+    let (code, text, _) = a.error().await;
+    assert_eq!(code, "57P03");
+    assert!(text.contains("did not resume within 1s"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reconnect_closes_idle_backends_at_once_and_others_when_they_come_back() {
+    let front = open_with(setup(PoolMode::Transaction)).await;
+    let (mut a, mut b) = (in_database(&front, "app").await, in_database(&front, "app").await);
+    a.ask(&query("begin")).await;
+    b.ask(&query("begin")).await;
+    b.ask(&query("commit")).await;
+    let first = value(&mut a, "select pg_backend_pid()").await;
+    eventually("one idle, one used", async || {
+        front.commands.figures().iter().any(|row| row.database == "app" && (row.open, row.idle) == (2, 1))
+    })
+    .await;
+    assert_eq!(front.commands.reconnect(Some("app")), Ok((1, 1)));
+    eventually("the idle one is closed", async || backends(&front, "app") == "1").await;
+    assert_eq!(value(&mut a, "select pg_backend_pid()").await, first, "amid a transaction nothing changes");
+    a.ask(&query("commit")).await;
+    assert_ne!(value(&mut a, "select pg_backend_pid()").await, first);
+    assert_eq!(value(&mut b, "select 1").await, "1");
+    assert!(front.commands.reconnect(None).is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reconnect_lets_a_session_keep_its_backend_to_its_end() {
+    let front = open_with(setup(PoolMode::Session)).await;
+    let mut a = in_database(&front, "app").await;
+    let first = value(&mut a, "select pg_backend_pid()").await;
+    front.commands.reconnect(Some("app")).unwrap();
+    assert_eq!(value(&mut a, "select pg_backend_pid()").await, first);
+    a.send(&message(b'X', b"")).await;
+    eventually("closed at its end", async || backends(&front, "app") == "0").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_ends_the_sessions_of_one_database_and_welcomes_new_ones() {
+    for mode in [PoolMode::Session, PoolMode::Transaction] {
+        let front = open_with(setup(mode)).await;
+        let (mut idle, mut busy) = (in_database(&front, "app").await, in_database(&front, "app").await);
+        let mut other = in_database(&front, "postgres").await;
+        idle.ask(&query("select 1")).await;
+        busy.ask(&query("begin")).await;
+        busy.send(&query("select pg_sleep(0.5)")).await;
+        eventually("it sleeps", async || front.gate.busy() == 1).await;
+        assert_eq!(front.commands.kill("app").await, Ok((2, 0)));
+        for client in [&mut idle, &mut busy] {
+            let (code, text, _) = client.error().await;
+            assert_eq!(code, "57P01");
+            assert!(text.contains("kill"), "{text}");
+            assert!(client.is_closed().await);
+        }
+        eventually("their backends are closed", async || backends(&front, "app") == "0").await;
+        assert_eq!(other.ask(&query("select 1")).await, "TDCi");
+        let mut new = in_database(&front, "app").await;
+        assert_eq!(new.ask(&query("select 1")).await, "TDCi");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_nobody_came_to_is_an_error_that_names_the_others() {
+    let front = open_with(setup(PoolMode::Transaction)).await;
+    let text = front.commands.pause("app").await.unwrap_err().to_string();
+    assert!(text.contains("database app") && text.contains("there is none yet"), "{text}");
+    let _a = in_database(&front, "app").await;
+    let text = front.commands.kill("shop").await.unwrap_err().to_string();
+    assert!(text.contains("database shop") && text.ends_with("name app"), "{text}");
+    assert!(front.commands.resume("shop").is_err() && front.commands.reconnect(Some("shop")).is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_limits_hold_from_then_on_for_clients_that_are_there() {
+    let front = open_with(setup(PoolMode::Transaction)).await;
+    let (mut a, mut b) = (in_database(&front, "app").await, in_database(&front, "app").await);
+    let pool = Pool {
+        size: 1,
+        query_wait: Duration::from_millis(500),
+        max_clients: 2,
+        threads: 7,
+        mode: PoolMode::Session,
+        ..Pool::default()
+    };
+    front.commands.set_limits(pool);
+    assert_eq!((front.commands.limits().threads, front.commands.limits().mode), (2, PoolMode::Transaction));
+    let mut c = Raw::connect(&front).await;
+    c.send(&startup(0, &[("user", "trusty"), ("database", "app")])).await;
+    assert_eq!(c.error().await.0, "53300");
+    a.ask(&query("begin")).await;
+    b.send(&query("select 1")).await;
+    let (code, text, _) = b.error().await;
+    assert_eq!(code, "53300");
+    assert!(text.contains("within 500ms"), "{text}");
+}
+
+/// The rows of an answer in text.
+async fn rows(raw: &mut Raw, sql: &str) -> Vec<Vec<String>> {
+    raw.send(&query(sql)).await;
+    let mut rows = Vec::new();
+    loop {
+        let (kind, body) = raw.receive().await.expect("an answer");
+        match kind {
+            b'D' => {
+                let (mut cells, mut at) = (Vec::new(), 2);
+                while at < body.len() {
+                    let length = usize::try_from(u32::from_be_bytes(body[at..at + 4].try_into().unwrap())).unwrap();
+                    cells.push(String::from_utf8(body[at + 4..at + 4 + length].to_vec()).unwrap());
+                    at += 4 + length;
+                }
+                rows.push(cells);
+            }
+            b'E' => panic!("{:?}", portcullis::wire::pg::field(&body, b'M')),
+            b'Z' => return rows,
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn show_pool_says_who_is_there_and_hides_the_addresses_of_others() {
+    let front = open_with(setup(PoolMode::Transaction)).await;
+    let mut a = in_database(&front, "app").await;
+    a.ask(&query("begin")).await;
+    let client = front.client("app").await;
+    client.simple_query("select 1").await.unwrap();
+    client.simple_query("select 1").await.unwrap();
+    eventually("its backend is back", async || {
+        front.commands.figures().iter().any(|pool| pool.user == "app" && (pool.idle, pool.transactions) == (1, 3))
+    })
+    .await;
+    let found = rows(&mut a, "show pool_pools").await;
+    assert_eq!(found[0][..], ["app", "app", "false", "1", "0", "1", "1", "3"]);
+    assert_eq!(found[1][..], ["trusty", "app", "false", "1", "0", "1", "0", "3"]);
+    let found = rows(&mut a, "show pool_processes;").await;
+    // Both may have come within one tick, so that neither is the older.
+    let of = |user: &str| found.iter().find(|row| row[1] == user).expect("a row");
+    let (own, other) = (of("trusty"), of("app"));
+    let port = a.stream.local_addr().unwrap().port().to_string();
+    assert_eq!(own[0], a.pid.to_string());
+    assert_eq!(own[1..6], ["trusty", "app", "127.0.0.1", &port, "false"]);
+    assert_eq!(own[6], "idle in transaction");
+    let seconds: f64 = own[7].parse().unwrap();
+    assert!((0.0..60.0).contains(&seconds) && own[8].parse::<f64>().unwrap() < 60.0);
+    assert_eq!(own[9], value(&mut a, "select pg_backend_pid()").await);
+    assert_eq!(other[1..7], ["app", "app", "", "", "false", "idle"]);
+    assert_eq!(other[9], "", "it has no backend now");
+    let found = rows(&mut a, "show pool_stats").await;
+    assert_eq!(found[0][..4], ["app", "app", "1", "3"], "the login's loan too: {found:?}");
+    assert!(found[0][4].parse::<u64>().unwrap() > 0 && found[0][5].parse::<u64>().unwrap() > 0);
+    assert_eq!(rows(&mut a, "Show Pool_Version").await, [["portcullis test"]]);
+    assert_eq!(a.ask(&query("show pool_nothing")).await, "Ee", "all else is PostgreSQL's");
+}
