@@ -81,6 +81,7 @@ pub mod serve {
     pub mod chores;
     pub mod command;
     pub mod data;
+    pub mod end;
     pub mod flow;
     pub mod gate;
     pub mod http;

@@ -87,6 +87,12 @@ impl Flow {
         read
     }
 
+    pub(crate) fn release_if_empty(&mut self) {
+        if self.is_empty() {
+            self.release();
+        }
+    }
+
     pub(crate) fn release(&mut self) {
         (self.start, self.parsed, self.end) = (0, 0, 0);
         if let Some(buffer) = self.buffer.take() {

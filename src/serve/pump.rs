@@ -14,10 +14,10 @@
 //!
 //! Over 600 lines: one state machine, whose parts make sense only together.
 
-use super::backend::NoBackend;
 use super::cancel;
 use super::chores;
 use super::data::Data;
+use super::end::{End, Mode};
 use super::flow::{BUFFER, Flow};
 use super::gate::{Gate, Pass};
 use super::listener::Proxy;
@@ -44,41 +44,6 @@ const _: () = assert!(BUFFER > HEADER + pg::MAX_NOTICE_READ, "a notice to be rea
 const TURNS: u32 = 16;
 /// Rewritten bytes that wait for the backend; while there are more, the client is not read.
 const MAX_OUT: usize = 64 * 1024;
-/// Why a session ended.
-#[derive(Debug)]
-pub(crate) enum End {
-    /// The client took its leave at rest.
-    Finished,
-    ClientGone,
-    /// PostgreSQL closed, and all it had said was passed on.
-    BackendGone,
-    /// The gate passes no more.
-    Shut,
-    /// At a transaction boundary, while sessions are being ended there.
-    Drained,
-    /// Held longer than `query_wait`.
-    HeldTooLong,
-    /// R4: a commit stands here whose wait for the standby was cancelled, and the peer did not confirm it.
-    OutcomeUnknown,
-    /// No backend could be had.
-    NoBackend(Box<NoBackend>),
-    /// A backend did not take the session's settings.
-    Untuned,
-    Ordered(Order),
-    Malformed(Malformed),
-}
-
-/// When the session has a backend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
-    /// All its life, one of the pool's.
-    Session,
-    /// While it is in a transaction.
-    Transaction,
-    /// All its life, one of its own: a replication connection.
-    Apart,
-}
-
 /// What became of the client's message at the front.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -150,6 +115,9 @@ pub(crate) struct Pump {
     /// Written to the client but not flushed (TLS).
     unflushed: bool,
     is_registered: bool,
+    /// Nothing more can be read in this poll: whoever sends something wakes us.
+    client_asleep: bool,
+    backend_asleep: bool,
     busy: bool,
     doing: Doing,
     /// What the client cancelled before it had a backend, and is still to be dropped.
@@ -210,6 +178,8 @@ impl Pump {
             backend_eof: false,
             unflushed: false,
             is_registered: false,
+            client_asleep: false,
+            backend_asleep: false,
             busy: false,
             doing: Doing::Idle,
             skipping: None,
@@ -267,6 +237,7 @@ impl Pump {
     fn attach(&mut self, lease: Lease) {
         self.slot().link(lease.pid, lease.key);
         self.link = Some(lease);
+        self.backend_asleep = false;
     }
 
     /// Drives both directions until the session ends. Cancel-safe: all state is in `self`.
@@ -287,6 +258,7 @@ impl Pump {
         if self.slot().is_asked_to_cancel() && self.busy {
             drop(tokio::task::spawn_local(cancel::forward(Arc::clone(self.slot()))));
         }
+        (self.client_asleep, self.backend_asleep) = (false, false);
         for _ in 0..TURNS {
             let progress = match self.turn(cx) {
                 Ok(progress) => progress,
@@ -775,9 +747,16 @@ impl Pump {
             // TLS that fails to read writes what it still has.
             return Err(End::Shut);
         }
+        if self.client_asleep {
+            self.up.release_if_empty();
+            return Ok(false);
+        }
         self.up.compact();
         match self.up.poll_read(cx, Pin::new(&mut self.client)) {
-            Poll::Pending => Ok(false),
+            Poll::Pending => {
+                self.client_asleep = true;
+                Ok(false)
+            }
             Poll::Ready(Ok(0)) => {
                 self.client_eof = true;
                 Ok(true)
@@ -983,12 +962,19 @@ impl Pump {
         if self.backend_eof {
             return Err(End::BackendGone);
         }
+        if self.backend_asleep {
+            self.down.release_if_empty();
+            return Ok(false);
+        }
         let shift = self.down.compact();
         let read = self.down.poll_read(cx, Pin::new(&mut lease.stream));
         self.confirmed = self.confirmed.saturating_sub(shift);
         self.frame.0 = self.frame.0.saturating_sub(shift);
         match read {
-            Poll::Pending => Ok(false),
+            Poll::Pending => {
+                self.backend_asleep = true;
+                Ok(false)
+            }
             // A reset comes when PostgreSQL closed with our bytes unread; what it said was read before.
             Poll::Ready(Ok(0) | Err(_)) => {
                 self.backend_eof = true;
