@@ -60,20 +60,6 @@ async fn a_long_statement_may_come_in_pieces() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn settings_of_who_leaves_at_once_stay_with_nobody() {
-    let front = shared(1).await;
-    let mut b = Raw::trusty(&front).await;
-    for end in [message(b'X', b""), Vec::new()] {
-        let mut a = Raw::trusty(&front).await;
-        a.send(&[query("set search_path = pg_catalog; set role app"), end].concat()).await;
-        tokio::io::AsyncWriteExt::shutdown(&mut a.stream).await.unwrap();
-        while a.receive().await.is_some() {}
-        assert_eq!(value(&mut b, "show search_path").await, "\"$user\", public");
-        assert_eq!(value(&mut b, "select current_user").await, "trusty");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_simple_query_of_another_takes_no_unnamed_statement() {
     let front = shared(1).await;
     let (mut a, mut b) = (Raw::trusty(&front).await, Raw::trusty(&front).await);
