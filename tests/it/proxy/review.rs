@@ -138,9 +138,11 @@ async fn a_cancelled_read_costs_no_session_while_the_standby_is_lost() {
     let front = open().await;
     let mut raw = Raw::trusty(&front).await;
     front.confirmed.store(false, Ordering::SeqCst);
-    for _ in 0..20 {
+    // One that comes before the query hits nobody.
+    let sleeps = format!("select count(*) from pg_stat_activity where pid = {} and wait_event = 'PgSleep'", raw.pid);
+    for _ in 0..10 {
         raw.send(&query("select pg_sleep(20)")).await;
-        eventually("it sleeps", async || front.gate.busy() == 1).await;
+        eventually("it sleeps", async || front.pg.admin(&sleeps).unwrap() == "1").await;
         raw.cancel(&front).await;
         assert_eq!(raw.error().await.0, "57014");
         assert_eq!(raw.until_ready().await, "i");
