@@ -1,8 +1,8 @@
 //! What a client that shares backends has set for its session, as far as its statements show it at their beginning.
 //!
-//! What it is NOT: no parser. It knows names of customized options (`my.tenant`), which PostgreSQL shows in no list, and
-//! whether anything may have been set that it does not know; then the backend is reset rather than lent on as it is.
-//! What a function, a DO block or a statement prepared before sets inside of itself is not seen here.
+//! What it is NOT: no parser. It knows names of customized options (`my.tenant`), which PostgreSQL shows in no list,
+//! and whether anything may have been set that it does not know; then the backend is reset rather than lent on as it
+//! is. What a function, a DO block or a statement prepared before sets inside of itself is not seen here.
 //!
 //! **Invariant:** every SET that was carried out was either begun by a statement that was understood, or leaves doubt.
 
