@@ -41,6 +41,8 @@ const THREADS_RETRY: Duration = Duration::from_secs(1);
 const BIND_RETRY: Duration = Duration::from_millis(100);
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// Databases and users kept in the book; more only while they are all in use.
+const MAX_NAMES: usize = 1024;
 /// Connections beyond `max_clients` that are still told why they are refused; more are closed unheard.
 const CROWD: u32 = 256;
 /// Silence after which a client is probed, the pause between probes, and how many may go unanswered.
@@ -183,7 +185,16 @@ impl Proxy {
 
     /// What the commands say about a database; made when it is first asked for, by a client that proved itself.
     pub(crate) fn database(&self, name: &str) -> Arc<Database> {
-        Arc::clone(locked(&self.databases).entry(name.to_owned()).or_default())
+        let mut databases = locked(&self.databases);
+        if databases.len() >= MAX_NAMES {
+            // Names that nobody uses: a client may log in to ever new ones.
+            databases.retain(|_, database| {
+                Arc::strong_count(database) > 1
+                    || Arc::strong_count(&database.clients) > 1
+                    || database.paused.load(Ordering::SeqCst)
+            });
+        }
+        Arc::clone(databases.entry(name.to_owned()).or_default())
     }
 
     /// The same, only where it is known: for names that strangers say.
@@ -198,7 +209,11 @@ impl Proxy {
 
     /// Counts the clients of a user.
     pub(crate) fn user(&self, name: &str) -> Arc<AtomicU32> {
-        Arc::clone(locked(&self.users).entry(name.to_owned()).or_default())
+        let mut users = locked(&self.users);
+        if users.len() >= MAX_NAMES {
+            users.retain(|_, count| Arc::strong_count(count) > 1);
+        }
+        Arc::clone(users.entry(name.to_owned()).or_default())
     }
 
     pub(crate) fn register_pool(&self, (user, database): (&str, &str), stats: &Arc<PoolStats>) {

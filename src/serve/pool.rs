@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Greetings that a pool keeps.
 const MAX_GREETINGS: usize = 64;
@@ -188,14 +189,38 @@ impl DerefMut for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(backend) = self.backend.take() {
-            let counted = !backend.shape.wants_replication();
+        let Some(backend) = self.backend.take() else { return };
+        let counted = !backend.shape.wants_replication();
+        if counted && !backend.pass.is_over() && self.pool.data.strong_count() > 0 {
+            // It may still wait for its standby, and PostgreSQL counts it as long as it lives.
+            drop(tokio::task::spawn_local(see_off(backend, Rc::clone(&self.pool))));
+        } else {
             drop(backend);
             if counted {
                 self.pool.lost();
             }
         }
     }
+}
+
+/// Waits for the end of a backend that nobody needs any more, or for that of the gate's generation; only then is its
+/// place free.
+async fn see_off(mut backend: Backend, pool: Rc<Pool>) {
+    let pass = backend.pass.clone();
+    let leaving = async {
+        backend.stream.shutdown().await?;
+        let mut rest = [0; 1024];
+        while backend.stream.read(&mut rest).await? > 0 {}
+        Ok::<(), std::io::Error>(())
+    };
+    tokio::select! {
+        biased;
+        () = pass.ended() => {}
+        // A reset is an end too.
+        _ = leaving => {}
+    }
+    drop(backend);
+    pool.lost();
 }
 
 /// What a request for a backend gets.
@@ -489,6 +514,10 @@ impl Pool {
         }
         self.count_waiting();
         self.serve_queue();
+        if !self.proxy.gate.passes() {
+            // Another PostgreSQL may answer when it opens again.
+            self.greetings.borrow_mut().clear();
+        }
         let reconnects = self.database.reconnects.load(Ordering::Relaxed);
         let done = |backend: &Backend| {
             let idle = !pool.idle_timeout.is_zero() && now.since(backend.idle_since) >= pool.idle_timeout;

@@ -77,6 +77,8 @@ enum Done {
 struct Sharing {
     names: Names,
     settings: Settings,
+    /// What it began with: `application_name`.
+    first: Settings,
     /// A setting may have changed that outlives the transaction.
     is_dirty: bool,
     options: Options,
@@ -131,6 +133,10 @@ pub(crate) struct Pump {
     frame: (usize, usize),
 }
 
+fn own_has(pairs: &[(String, String)], name: &str) -> bool {
+    pairs.iter().any(|(own, _)| own == name)
+}
+
 impl Pump {
     #[expect(clippy::too_many_arguments, reason = "everything a session is made of")]
     pub(crate) fn new(
@@ -146,6 +152,7 @@ impl Pump {
         let sharing = (mode == Mode::Transaction).then(|| {
             Box::new(Sharing {
                 names: Names::new(data.token()),
+                first: settings.clone(),
                 settings,
                 is_dirty: false,
                 options: Options::default(),
@@ -360,10 +367,15 @@ impl Pump {
         match done {
             Some((lease, Done::Tuned)) => self.attach(lease),
             Some((mut lease, Done::Learnt(changed))) => {
-                sharing.settings = self.pool.settings(changed.pairs);
+                let made = self.pool.settings(changed.pairs.clone());
                 // What it was made then; one that was reset has none.
-                lease.settings = sharing.settings.clone().filter(|_| !changed.is_reset);
+                lease.settings = made.clone().filter(|_| !changed.is_reset);
                 lease.give_back();
+                // A RESET leads back to what the client began with, which no backend has of itself.
+                let first = sharing.first.iter().flat_map(|pairs| pairs.iter().cloned());
+                let mut own = changed.pairs;
+                own.extend(first.filter(|(name, _)| !own_has(&own, name)).collect::<Vec<_>>());
+                sharing.settings = self.pool.settings(own);
             }
             None => return Err(End::Untuned),
         }

@@ -54,8 +54,13 @@ impl Socket {
             }
             match write(self.stream.get_ref()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let again = OwnedFd::from(self.stream.get_ref().try_clone()?);
-                    self.blocked = Some(watched(again, Interest::WRITABLE)?);
+                    let again = self.stream.get_ref().try_clone().map(OwnedFd::from);
+                    let Ok(blocked) = again.and_then(|again| watched(again, Interest::WRITABLE)) else {
+                        // No descriptor is left: look again when others had their turn.
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    };
+                    self.blocked = Some(blocked);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 done => return Poll::Ready(done),

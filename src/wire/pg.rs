@@ -325,10 +325,18 @@ pub fn wanted_alone(statement: &[u8]) -> Option<String> {
     }
     let name = match verb.as_str() {
         "create" => words.skip_while(|word| !word.eq_ignore_ascii_case("template")).nth(1)?,
-        "drop" | "alter" => match words.next()? {
+        "drop" => match words.next()? {
             word if word.eq_ignore_ascii_case("if") => words.nth(1)?,
             word => word,
         },
+        "alter" => {
+            let name = words.next()?;
+            let what = (words.next()?.to_ascii_lowercase(), words.next()?.to_ascii_lowercase());
+            match (&*what.0, &*what.1) {
+                ("rename", "to") | ("set", "tablespace") => name,
+                _ => return None,
+            }
+        }
         _ => return None,
     };
     let quoted = name.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));

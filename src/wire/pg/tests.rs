@@ -165,6 +165,7 @@ fn databases_wanted_alone_are_known_by_name() {
         ("drop database \"My App\"", Some("\"my")),
         ("drop database \"App\" with (force)", Some("App")),
         ("alter database app rename to b", Some("app")),
+        ("alter database app set work_mem = 1", None),
         ("create database b with owner = x template app", Some("app")),
         ("CREATE DATABASE b TEMPLATE=app", Some("app")),
         ("create database b", None),

@@ -97,6 +97,10 @@ async fn settings_follow_their_client_and_nobody_else() {
     a.ask(&query("reset role")).await;
     value(&mut b, "select 1").await;
     assert_eq!(value(&mut a, "show search_path").await, "\"$user\", public");
+    assert_eq!(value(&mut a, "show application_name").await, "it's a", "what it began with");
+    a.ask(&query("set application_name = ''")).await;
+    value(&mut b, "select 1").await;
+    assert_eq!(value(&mut a, "show application_name").await, "");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -315,4 +319,28 @@ async fn a_message_of_an_unknown_kind_ends_the_session_as_postgresql_does() {
         assert_eq!(a.error().await.0, "08P01");
         assert!(a.is_closed().await);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_has_its_place_until_postgresql_has_ended_it() {
+    let front = shared(1).await;
+    let mut a = Raw::trusty(&front).await;
+    assert_eq!(a.ask(&query("create table if not exists place_kept(n int)")).await.pop(), Some('i'));
+    a.ask(&query("begin; set local synchronous_commit = on; insert into place_kept values (1)")).await;
+    a.send(&query("commit")).await;
+    let waits = "select count(*) from pg_stat_activity where wait_event = 'SyncRep' and query = 'commit'";
+    eventually("it waits for the standby", async || front.pg.admin(waits).unwrap() == "1").await;
+    socket2::SockRef::from(&a.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(a);
+    eventually("the client is gone", async || front.gate.sessions() == 0).await;
+    let mut b = Raw::trusty(&front).await;
+    b.send(&query("select 1")).await;
+    assert!(b.is_silent_for(Duration::from_millis(300)).await, "the only place is taken");
+    assert_eq!(front.pg.admin(waits).unwrap(), "1", "and nobody ended its wait");
+    front
+        .pg
+        .admin("select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep' and query = 'commit'")
+        .unwrap();
+    assert_eq!(b.until_ready().await, "TDCi");
+    b.ask(&query("drop table place_kept")).await;
 }
