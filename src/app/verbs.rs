@@ -129,21 +129,17 @@ pub enum Command {
     )]
     Reconnect(DatabaseArgs),
     /// End every session of a database at once
-    #[command(
-        after_help = "Example:\n  portcullis kill orders\n\nClients are told FATAL 57P01 \
+    #[command(after_help = "Example:\n  portcullis kill orders\n\nClients are told FATAL 57P01 \
                       and their connections to PostgreSQL are closed, idle ones too; new clients are welcome, \
                       unless it is paused. A statement that was running PostgreSQL ends by itself. There is no kill \
                       without a name: to end everything, fence. Exit codes: 0; 1 nobody has logged in to that \
-                      database; 4 some are still ending."
-    )]
+                      database; 4 some are still ending.")]
     Kill(KillArgs),
     /// Read the configuration again, apply what can be applied, and name what needs a restart
-    #[command(
-        after_help = "Example:\n  portcullis reload\n\nAs SIGHUP, but it says what came \
+    #[command(after_help = "Example:\n  portcullis reload\n\nAs SIGHUP, but it says what came \
                       of it. The files and keys of [auth] and all of [pool] but mode and threads are applied, for \
                       what begins after it; no session ends. Exit codes: 0 read; 1 no daemon; 2 wrong: nothing was \
-                      changed (says why)."
-    )]
+                      changed (says why).")]
     Reload,
     /// Leave PostgreSQL alone; the gate goes on obeying the lease
     #[command(after_help = "Example:\n  portcullis maintenance on")]

@@ -19,6 +19,7 @@ mod maintenance;
 mod observe;
 mod pause;
 mod planned;
+mod pooled;
 mod random;
 mod record;
 mod restart;
