@@ -263,6 +263,12 @@ pub fn may_be_own(header: Header) -> bool {
 
 /// Reads the body of a Query (with its terminator); `None`: not ours.
 pub fn own_query(body: &[u8]) -> Option<OwnQuery> {
+    let start = body.iter().position(|b| !b.is_ascii_whitespace())?;
+    // Most queries end here: SHOW or DEALLOCATE.
+    let begins = |word: &[u8]| body[start..].get(..2).is_some_and(|head| head.eq_ignore_ascii_case(word));
+    if !begins(b"sh") && !begins(b"de") {
+        return None;
+    }
     let text = std::str::from_utf8(body.strip_suffix(&[0])?).ok()?.trim();
     let text = text.strip_suffix(';').unwrap_or(text);
     let mut words = text.split_ascii_whitespace();
