@@ -399,7 +399,7 @@ fn a_frozen_or_killed_daemon_leaves_no_open_session_behind_the_second_wall() {
 /// C17: both were told to serve (a person asserted that the other is off, and was wrong) while they could not hear each
 /// other; when they can again, one of them lets go, whoever hears whom.
 fn heal_with_two_claimants(name: &'static str, still_deaf: Option<[usize; 2]>) {
-    in_lab(Options::vip_only(name), |lab| {
+    alone_in_lab(Options::vip_only(name), |lab| {
         lab.start_servers()?;
         let (a, b, client) = (&lab.a, &lab.b, lab.client.ns());
         b.start_daemon()?;
@@ -430,8 +430,9 @@ fn heal_with_two_claimants(name: &'static str, still_deaf: Option<[usize; 2]>) {
             }
         }
         eprintln!("figure: {name}: exactly one owner from {} ms after the heal on", ms(healed, last_wrong));
+        // Target and figures: C17 in docs/safety.md. What must never be longer than a lease is that two, or none, answer.
         ensure!(
-            ms(healed, last_wrong) <= 2000,
+            ms(healed, last_wrong) <= 3000,
             "not exactly one answered {} ms after the heal",
             ms(healed, last_wrong)
         );
