@@ -430,7 +430,7 @@ fn heal_with_two_claimants(name: &'static str, still_deaf: Option<[usize; 2]>) {
             }
         }
         eprintln!("figure: {name}: exactly one owner from {} ms after the heal on", ms(healed, last_wrong));
-        // Target and figures: C17 in docs/safety.md. What must never be longer than a lease is that two, or none, answer.
+        // Target and figures: C17 in docs/safety.md. That two answer, or none, must never be longer than a lease.
         ensure!(
             ms(healed, last_wrong) <= 3000,
             "not exactly one answered {} ms after the heal",
