@@ -24,8 +24,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
-use tokio::task::LocalSet;
 use tokio::time::MissedTickBehavior;
 
 /// How often pools and time-outs are looked after; the exactness of their times.
@@ -58,12 +58,20 @@ impl Threads {
         for number in 0..count {
             let (door, newcomers) = mpsc::unbounded_channel();
             let proxy = Arc::clone(proxy);
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().event_interval(EVENT_INTERVAL).build()?;
+            // Not a `LocalSet`: there every wake-up takes a lock, and each batch polls `run` too.
+            let (built, is_built) = std::sync::mpsc::sync_channel(1);
             std::thread::Builder::new().name(format!("data-{number}")).spawn(move || {
-                let all = LocalSet::new();
-                all.block_on(&runtime, run(proxy, newcomers, number == 0));
+                let mut builder = Builder::new_current_thread();
+                let runtime = builder.enable_all().event_interval(EVENT_INTERVAL).build_local(LocalOptions::default());
+                match runtime {
+                    Ok(runtime) => {
+                        let _ = built.send(Ok(()));
+                        runtime.block_on(run(proxy, newcomers, number == 0));
+                    }
+                    Err(error) => drop(built.send(Err(error))),
+                }
             })?;
+            is_built.recv().map_err(io::Error::other)??;
             doors.push(door);
         }
         Ok(Threads { doors })

@@ -1,11 +1,14 @@
-//! The gate's end of a Unix socket to PostgreSQL.
+//! A socket on the way of every byte: a Unix socket to PostgreSQL, or a client's TCP connection.
 //!
 //! What it is NOT: a general stream. It waits for room to write only while there is none: the kernel wakes everyone who
 //! waits for a Unix socket's room whenever the other side has read (`unix_write_space`), so a thread that always waited
-//! for both would be woken by every request that PostgreSQL takes up.
+//! for both would be woken by every request that PostgreSQL takes up. System calls are made directly (rustix): libc's
+//! `send` and `recv` look twice each whether their thread was cancelled.
 
-use std::io::{self, IoSlice, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::pin::Pin;
@@ -13,9 +16,9 @@ use std::task::{Context, Poll, ready};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
-/// A connected socket.
-pub(crate) struct Socket {
-    stream: AsyncFd<UnixStream>,
+/// A connected socket, which does not block.
+pub(crate) struct Socket<S: AsRawFd = UnixStream> {
+    stream: AsyncFd<S>,
     /// The same socket by another descriptor, while there is no room to write.
     blocked: Option<AsyncFd<OwnedFd>>,
 }
@@ -29,23 +32,40 @@ fn watched<T: AsRawFd>(inner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
     AsyncFd::with_interest(inner, interest)
 }
 
-impl Socket {
+impl Socket<UnixStream> {
     /// Connects. A Unix socket does so at once, or says why not.
-    pub(crate) async fn connect(path: &Path) -> io::Result<Socket> {
-        let stream = tokio::net::UnixStream::connect(path).await?.into_std()?;
+    pub(crate) async fn connect(path: &Path) -> io::Result<Socket<UnixStream>> {
+        Socket::new(tokio::net::UnixStream::connect(path).await?.into_std()?)
+    }
+}
+
+impl<S: AsRawFd + AsFd> Socket<S> {
+    /// Of a connected one that does not block, on the runtime it will be used on.
+    pub(crate) fn new(stream: S) -> io::Result<Socket<S>> {
         Ok(Socket { stream: watched(stream, Interest::READABLE)?, blocked: None })
+    }
+
+    pub(crate) fn get_ref(&self) -> &S {
+        self.stream.get_ref()
     }
 
     /// There is nothing to be read. Costs a system call only where the runtime believes that there may be something.
     pub(crate) fn is_silent(&self) -> bool {
-        let read = self.stream.try_io(Interest::READABLE, |mut stream| stream.read(&mut [0; 1]));
+        let read = self.stream.try_io(Interest::READABLE, |stream| {
+            recv(stream, &mut [0; 1], RecvFlags::empty()).map(|(n, _)| n).map_err(io::Error::from)
+        });
         matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Waits for something to read, or the other side's end; whether it was the end.
+    pub(crate) async fn is_closed_when_readable(&self) -> io::Result<bool> {
+        Ok(self.stream.readable().await?.ready().is_read_closed())
     }
 
     fn poll_write_with(
         &mut self,
         cx: &mut Context<'_>,
-        mut write: impl FnMut(&UnixStream) -> io::Result<usize>,
+        mut write: impl FnMut(&S) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
             if let Some(blocked) = &self.blocked {
@@ -54,7 +74,7 @@ impl Socket {
             }
             match write(self.stream.get_ref()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let again = self.stream.get_ref().try_clone().map(OwnedFd::from);
+                    let again = self.stream.get_ref().as_fd().try_clone_to_owned();
                     let Ok(blocked) = again.and_then(|again| watched(again, Interest::WRITABLE)) else {
                         // No descriptor is left: look again when others had their turn.
                         cx.waker().wake_by_ref();
@@ -69,13 +89,13 @@ impl Socket {
     }
 }
 
-impl AsyncRead for Socket {
+impl<S: AsRawFd + AsFd + Unpin> AsyncRead for Socket<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             let mut ready = ready!(self.stream.poll_read_ready(cx))?;
             let room = buf.initialize_unfilled();
-            match self.stream.get_ref().read(room) {
-                Ok(n) => {
+            match recv(self.stream.get_ref(), &mut *room, RecvFlags::empty()) {
+                Ok((n, _)) => {
                     // A short read has emptied the socket: the next bytes are a new event.
                     if n > 0 && n < room.len() {
                         ready.clear_ready();
@@ -83,24 +103,24 @@ impl AsyncRead for Socket {
                     buf.advance(n);
                     return Poll::Ready(Ok(()));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Poll::Ready(Err(error)),
+                Err(Errno::WOULDBLOCK) => ready.clear_ready(),
+                Err(Errno::INTR) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
             }
         }
     }
 }
 
-impl AsyncWrite for Socket {
+impl<S: AsRawFd + AsFd + Unpin> AsyncWrite for Socket<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.get_mut().poll_write_with(cx, |mut stream| stream.write(buf))
+        self.get_mut().poll_write_with(cx, |stream| Ok(send(stream, buf, SendFlags::NOSIGNAL)?))
     }
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().poll_write_with(cx, |mut stream| stream.write_vectored(bufs))
+        self.get_mut().poll_write_with(cx, |stream| Ok(rustix::io::writev(stream, bufs)?))
     }
     fn is_write_vectored(&self) -> bool {
         true
@@ -109,7 +129,7 @@ impl AsyncWrite for Socket {
         Poll::Ready(Ok(()))
     }
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.stream.get_ref().shutdown(std::net::Shutdown::Write))
+        Poll::Ready(shutdown(self.stream.get_ref(), Shutdown::Write).map_err(io::Error::from))
     }
 }
 

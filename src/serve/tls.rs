@@ -4,6 +4,7 @@
 //! is sent and no session kept, as PostgreSQL does it too (libpq never resumes), so that nothing of a handshake
 //! outlives it but the keys in use. Handshakes are the caller's to run where no session waits for them.
 
+use super::socket::Socket;
 use crate::base::fault::{ExitCode, Fault};
 use crate::wire::x509;
 use rustls::pki_types::pem::PemObject;
@@ -94,7 +95,10 @@ impl TlsAcceptor {
 
 /// A client's side of a session.
 pub(crate) enum ClientStream {
+    /// At the door.
     Plain(TcpStream),
+    /// The same on its data thread.
+    Settled(Socket<std::net::TcpStream>),
     Tls(Box<Tls>),
 }
 
@@ -152,11 +156,10 @@ pub(crate) struct Parked {
 impl Parked {
     /// On the thread it came to.
     pub(crate) fn unpark(self) -> io::Result<ClientStream> {
-        let socket = TcpStream::from_std(self.socket)?;
         Ok(match self.tls {
-            None => ClientStream::Plain(socket),
+            None => ClientStream::Settled(Socket::new(self.socket)?),
             Some(mut tls) => {
-                tls.stream.get_mut().0.0 = Some(socket);
+                tls.stream.get_mut().0.0 = Some(TcpStream::from_std(self.socket)?);
                 ClientStream::Tls(tls)
             }
         })
@@ -169,6 +172,8 @@ impl ClientStream {
         let (socket, tls) = match self {
             ClientStream::Plain(stream) => (Some(stream), None),
             ClientStream::Tls(mut tls) => (tls.stream.get_mut().0.0.take(), Some(tls)),
+            // It came to stay.
+            ClientStream::Settled(_) => (None, None),
         };
         let socket = socket.ok_or(io::ErrorKind::NotConnected)?.into_std()?;
         Ok(Parked { socket, tls })
@@ -181,7 +186,7 @@ impl ClientStream {
     /// What SCRAM binds to; `None` without TLS, or with a certificate that has no such hash.
     pub(crate) fn end_point(&self) -> Option<Arc<[u8]>> {
         match self {
-            ClientStream::Plain(_) => None,
+            ClientStream::Plain(_) | ClientStream::Settled(_) => None,
             ClientStream::Tls(tls) => tls.end_point.clone(),
         }
     }
@@ -194,22 +199,30 @@ impl ClientStream {
     /// The client's own certificate, which is of our CA.
     pub(crate) fn certificate(&self) -> Option<&CertificateDer<'static>> {
         match self {
-            ClientStream::Plain(_) => None,
+            ClientStream::Plain(_) | ClientStream::Settled(_) => None,
             ClientStream::Tls(tls) => tls.stream.get_ref().1.peer_certificates()?.first(),
         }
     }
 
+    /// Under TLS too; `None` for a settled one.
     fn socket(&self) -> Option<&TcpStream> {
         match self {
             ClientStream::Plain(stream) => Some(stream),
+            ClientStream::Settled(_) => None,
             ClientStream::Tls(tls) => tls.stream.get_ref().0.0.as_ref(),
         }
     }
 
     /// Returns when the client has closed its side, whatever of it is still to be read.
     pub(crate) async fn left(&self) {
-        let Some(socket) = self.socket() else { return };
         // While there are bytes to read it is ready all the time.
+        if let ClientStream::Settled(socket) = self {
+            while matches!(socket.is_closed_when_readable().await, Ok(false)) {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            return;
+        }
+        let Some(socket) = self.socket() else { return };
         while matches!(socket.ready(Interest::READABLE).await, Ok(ready) if !ready.is_read_closed()) {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
@@ -217,7 +230,13 @@ impl ClientStream {
 
     /// Closes with a reset, telling nothing.
     pub(crate) fn reset(self) {
-        if let Some(Err(error)) = self.socket().map(TcpStream::set_zero_linger) {
+        let set = match &self {
+            ClientStream::Settled(socket) => Some(
+                rustix::net::sockopt::set_socket_linger(socket.get_ref(), Some(Duration::ZERO)).map_err(Into::into),
+            ),
+            _ => self.socket().map(TcpStream::set_zero_linger),
+        };
+        if let Some(Err(error)) = set {
             tracing::debug!(%error, "a client's connection is closed without a reset");
         }
     }
@@ -227,6 +246,7 @@ impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             ClientStream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            ClientStream::Settled(socket) => Pin::new(socket).poll_read(cx, buf),
             ClientStream::Tls(tls) => Pin::new(&mut tls.stream).poll_read(cx, buf),
         }
     }
@@ -236,18 +256,21 @@ impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             ClientStream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            ClientStream::Settled(socket) => Pin::new(socket).poll_write(cx, buf),
             ClientStream::Tls(tls) => Pin::new(&mut tls.stream).poll_write(cx, buf),
         }
     }
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             ClientStream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            ClientStream::Settled(socket) => Pin::new(socket).poll_flush(cx),
             ClientStream::Tls(tls) => Pin::new(&mut tls.stream).poll_flush(cx),
         }
     }
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             ClientStream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            ClientStream::Settled(socket) => Pin::new(socket).poll_shutdown(cx),
             ClientStream::Tls(tls) => Pin::new(&mut tls.stream).poll_shutdown(cx),
         }
     }
