@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 pub(crate) struct Socket<S: AsRawFd = UnixStream> {
     stream: AsyncFd<S>,
     /// The same socket by another descriptor, while there is no room to write.
-    blocked: Option<AsyncFd<OwnedFd>>,
+    blocked: Option<Box<AsyncFd<OwnedFd>>>,
 }
 
 /// A descriptor for events of one kind.
@@ -80,7 +80,7 @@ impl<S: AsRawFd + AsFd> Socket<S> {
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
                     };
-                    self.blocked = Some(blocked);
+                    self.blocked = Some(Box::new(blocked));
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 done => return Poll::Ready(done),

@@ -11,7 +11,7 @@ use std::io::Write;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// How many labs stand at once on a machine of two cores.
-const LABS: usize = 3;
+const LABS: usize = 2;
 
 /// Those that last longest (30 to 80 s) go first, or the others would wait for them in the end.
 const LONG: [&str; 15] = [
