@@ -166,6 +166,7 @@ impl Driver {
         for effect in effects {
             match effect {
                 Effect::Cut { reason } => self.gate.cut(&reason),
+                Effect::Suspend { until, reason } => self.gate.suspend(until, &reason),
                 Effect::Extend { until } => self.gate.extend(until),
                 Effect::HoldClients => self.gate.pause(),
                 Effect::LetClientsGo => self.gate.resume(),

@@ -192,6 +192,7 @@ impl Hands {
             }
             Effect::Extend { .. }
             | Effect::Cut { .. }
+            | Effect::Suspend { .. }
             | Effect::HoldClients
             | Effect::LetClientsGo
             | Effect::Note { .. } => {}

@@ -228,6 +228,7 @@ mod tests {
             stonith: false,
             units: false,
             synchronous: true,
+            hold_limit: Duration::from_secs(30),
             fence_postgres: FencePostgres::Demote,
             digest: "same".into(),
             start: 1,

@@ -51,6 +51,8 @@ pub struct Setup {
     /// `service.units` is not empty.
     pub units: bool,
     pub synchronous: bool,
+    /// How long clients wait for a PostgreSQL that is away before the gate is cut: `pool.query_wait`.
+    pub hold_limit: Duration,
     pub fence_postgres: FencePostgres,
     /// What both nodes must agree on, hashed.
     pub digest: String,
@@ -106,6 +108,7 @@ impl Setup {
             stonith: !config.fence.stonith.is_empty(),
             units: !config.service.units.is_empty(),
             synchronous: config.replication.mode == ReplicationMode::Synchronous,
+            hold_limit: config.pool.query_wait,
             fence_postgres: config.fence.postgres,
             digest,
             start,

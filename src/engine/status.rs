@@ -235,6 +235,9 @@ pub struct JournalStatus {
 pub struct Counters {
     pub gate_openings: u64,
     pub gate_cuts: u64,
+    /// Times the gate was shut with its clients kept, because PostgreSQL was away.
+    #[serde(default)]
+    pub gate_suspensions: u64,
     pub witness_proofs: u64,
     pub peer_pledges: u64,
     /// Answers of the VIP's witnesses that prolonged the lease (VIP only).
@@ -299,6 +302,9 @@ impl Snapshot {
         let elsewhere = self.peer.as_ref().filter(|_| self.role != Role::Active && self.active_node().is_some());
         match (self.role, self.gate.state) {
             (Role::Active, GateState::Open) => format!("{node} is active: its gate is open"),
+            (Role::Active, GateState::Paused) if !self.postgres.up => {
+                format!("{node} is active, and clients wait for its PostgreSQL: {reason}")
+            }
             (Role::Active, GateState::Paused) => format!("{node} is active and paused: clients wait"),
             (Role::Active, _) => format!("{node} is active, its gate is not open yet: {reason}"),
             (Role::Fenced, _) | (_, GateState::Fenced) => match elsewhere {

@@ -222,6 +222,12 @@ pub enum Effect {
     Cut {
         reason: String,
     },
+    /// Nothing passes any more, but sessions that have no backend wait, until this moment at the latest; the rest as
+    /// with a cut.
+    Suspend {
+        until: Instant,
+        reason: String,
+    },
     /// Hold clients at their next transaction boundary.
     HoldClients,
     LetClientsGo,

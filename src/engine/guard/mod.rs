@@ -146,9 +146,20 @@ struct GateMemory {
     paused: bool,
     /// By an operator: the end of a switchover does not let clients go.
     held: bool,
+    /// Since when only PostgreSQL is missing: nothing passes, and clients that wait for nothing of it stay.
+    suspended: Option<Instant>,
     state: GateState,
     reason: String,
     sessions: u64,
+}
+
+/// What R1 says without the VIP.
+enum Standing {
+    /// The gate may pass until then.
+    Serves(Instant),
+    /// Only PostgreSQL is missing, and is likely to be back in a moment; until then the lease is good.
+    Waits(Instant, String),
+    Not(GateState, String),
 }
 
 /// The whole node.
@@ -220,6 +231,7 @@ impl Guard {
                 until: Instant::ZERO,
                 paused: false,
                 held: false,
+                suspended: None,
                 state: GateState::Shut,
                 reason: "the daemon has just started".to_owned(),
                 sessions: 0,
@@ -343,7 +355,8 @@ impl Guard {
     pub fn next_deadline(&self) -> Instant {
         let mut at = self.poll_at.min(self.renew_at);
         let others = [
-            self.gate.open.then_some(self.gate.until),
+            self.keeps_clients().then_some(self.gate.until),
+            self.gate.suspended.map(|since| since + self.setup.hold_limit),
             self.takeover.as_ref().and_then(|t| t.deadline),
             self.rejoin.as_ref().and_then(|r| r.deadline),
             self.handover.as_ref().map(|h| h.deadline),
@@ -360,9 +373,8 @@ impl Guard {
 
     /// Extends or cuts. The only place that does.
     fn decide(&mut self, now: Now, fx: &mut Vec<Effect>) {
-        let standing = self.standing(now);
-        match standing {
-            Ok(until) => {
+        match self.standing(now) {
+            Standing::Serves(until) => {
                 if !self.vips_ready(now, until, fx) {
                     let reason = self.vip_reason();
                     self.shut(now, GateState::Shut, reason, fx);
@@ -370,6 +382,7 @@ impl Guard {
                 }
                 if !self.gate.open {
                     self.gate.open = true;
+                    let was_suspended = self.gate.suspended.take().is_some();
                     self.counters.gate_openings += 1;
                     self.extend(until, fx);
                     let text = format!(
@@ -381,7 +394,9 @@ impl Guard {
                         self.gate.sessions
                     );
                     self.note(now, fx, "gate_opened", text);
-                    self.start_units(fx);
+                    if !was_suspended {
+                        self.start_units(fx);
+                    }
                 } else if until != self.gate.until {
                     self.extend(until, fx);
                 }
@@ -389,11 +404,64 @@ impl Guard {
                 self.gate.state = if self.gate.paused { GateState::Paused } else { GateState::Open };
                 self.gate.reason.clear();
             }
-            Err((state, reason)) => {
+            Standing::Waits(until, reason) if self.may_suspend(now) => {
+                if self.vips_ready(now, until, fx) {
+                    self.suspend(now, until, reason, fx);
+                } else {
+                    self.shut(now, GateState::Shut, reason, fx);
+                }
+            }
+            Standing::Waits(_, reason) => {
+                self.unbind_vips(fx);
+                self.shut(now, GateState::Shut, reason, fx);
+            }
+            Standing::Not(state, reason) => {
                 self.unbind_vips(fx);
                 self.shut(now, state, reason, fx);
             }
         }
+    }
+
+    /// Open, or shut for want of PostgreSQL alone, without an end of the sessions that wait for it.
+    fn keeps_clients(&self) -> bool {
+        self.gate.open || self.gate.suspended.is_some()
+    }
+
+    /// Only what was open is suspended, and not for longer than clients wait for a backend.
+    fn may_suspend(&self, now: Now) -> bool {
+        match self.gate.suspended {
+            Some(since) => now.boot < since + self.setup.hold_limit,
+            None => self.gate.open,
+        }
+    }
+
+    /// Only PostgreSQL is missing (it restarts, or recovers): nothing passes (R1), the lease and the VIP stay, and
+    /// clients between transactions wait.
+    fn suspend(&mut self, now: Now, until: Instant, reason: String, fx: &mut Vec<Effect>) {
+        let first = self.gate.open;
+        if first {
+            self.gate.open = false;
+            self.gate.suspended = Some(now.boot);
+            self.counters.gate_suspensions += 1;
+            // As with a cut: nothing that was granted earlier in this turn may be executed after it.
+            fx.retain(|effect| !matches!(effect, Effect::Extend { .. } | Effect::KernelGate { .. }));
+            let told = self.told(&reason);
+            fx.insert(0, Effect::Suspend { until, reason: told });
+            let text = format!(
+                "the gate is shut and its clients wait: {reason}; epoch {}, {} sessions",
+                self.durable.complete, self.gate.sessions
+            );
+            self.note(now, fx, "gate_suspended", text);
+        } else if until != self.gate.until {
+            let told = self.told(&reason);
+            fx.push(Effect::Suspend { until, reason: told });
+        }
+        if (first || until != self.gate.until) && self.setup.kernel_gate {
+            fx.push(Effect::KernelGate { until: Some(until) });
+        }
+        self.gate.until = until;
+        self.gate.state = GateState::Paused;
+        self.gate.reason = reason;
     }
 
     /// Both walls move together: the gate of the proxy, inline, and the kernel's behind it.
@@ -411,12 +479,16 @@ impl Guard {
 
     /// Cuts when open, and remembers why it is not.
     fn shut(&mut self, now: Now, state: GateState, reason: String, fx: &mut Vec<Effect>) {
-        if self.gate.open {
+        if self.keeps_clients() {
             self.gate.open = false;
+            self.gate.suspended = None;
             self.gate.until = Instant::ZERO;
             self.counters.gate_cuts += 1;
             // Nothing that was granted earlier in this turn may be executed after the cut.
-            fx.retain(|effect| !matches!(effect, Effect::Extend { .. } | Effect::KernelGate { .. }));
+            let granted = |effect: &Effect| {
+                matches!(effect, Effect::Extend { .. } | Effect::Suspend { .. } | Effect::KernelGate { .. })
+            };
+            fx.retain(|effect| !granted(effect));
             let told = self.told(&reason);
             fx.insert(0, Effect::Cut { reason: told });
             if self.setup.kernel_gate {
@@ -437,7 +509,19 @@ impl Guard {
     }
 
     /// All of R1 but the VIP: until when the gate may pass, or why not.
-    fn standing(&self, now: Now) -> Result<Instant, (GateState, String)> {
+    fn standing(&self, now: Now) -> Standing {
+        match self.lease_stands(now) {
+            Err((state, reason)) => Standing::Not(state, reason),
+            Ok(until) => match self.postgres_serves() {
+                Ok(()) => Standing::Serves(until),
+                Err((true, reason)) => Standing::Waits(until, reason),
+                Err((false, reason)) => Standing::Not(GateState::Shut, reason),
+            },
+        }
+    }
+
+    /// R1 without PostgreSQL and the VIP.
+    fn lease_stands(&self, now: Now) -> Result<Instant, (GateState, String)> {
         use GateState::{Fenced, Lapsed, Shut};
         let shut = |reason: &str| Err((Shut, reason.to_owned()));
         if self.shutting_down {
@@ -474,19 +558,19 @@ impl Guard {
         if let Some(why) = self.not_confirmed(now) {
             return Err((Lapsed, why));
         }
-        self.postgres_serves()?;
         Ok(until)
     }
 
     /// The local PostgreSQL is a writable primary of the right cluster whose list agrees with the record, and R6's wait
     /// is over.
-    fn postgres_serves(&self) -> Result<(), (GateState, String)> {
-        let shut = |reason: String| Err((GateState::Shut, reason));
+    fn postgres_serves(&self) -> Result<(), (bool, String)> {
+        let shut = |reason: String| Err((false, reason));
+        let wait = |reason: String| Err((true, reason));
         let report = match (&self.pg.report, self.pg.up) {
             (Some(report), true) => report,
             _ => {
                 let error = self.pg.error.clone().unwrap_or_else(|| "not seen yet".to_owned());
-                return shut(format!("the local PostgreSQL is not up ({error})"));
+                return wait(format!("the local PostgreSQL is not up ({error})"));
             }
         };
         if report.in_recovery {
@@ -501,10 +585,10 @@ impl Guard {
             return shut(format!("system identifier {} is not the record's {}", report.system_id, marker.sysid));
         }
         if let Some(why) = self.list_disagrees(report) {
-            return shut(why);
+            return wait(why);
         }
         if !self.pg.barrier_passed {
-            return shut(
+            return wait(
                 "PostgreSQL has just started: waiting until the standby has confirmed its WAL (R6)".to_owned(),
             );
         }

@@ -169,7 +169,8 @@ impl Guard {
             return;
         }
         // On an old proof ask more often: an outage that ends before the lease does shall cost nothing.
-        let overdue = self.gate.open && self.proofs.newest().is_some_and(|at| at + self.setup.poll * 3 / 2 < now.boot);
+        let overdue =
+            self.keeps_clients() && self.proofs.newest().is_some_and(|at| at + self.setup.poll * 3 / 2 < now.boot);
         self.poll_at = now.boot + if overdue { self.setup.poll / ASK_AGAIN } else { self.setup.poll };
         for server in 0..self.witness.servers.len() {
             self.ask_witness(now, server, AskedFor::Poll, fx);
@@ -415,7 +416,7 @@ impl Guard {
                 }
                 let since = self.witness.unbroken_since;
                 let enough = since.is_some_and(|since| since + self.wait() <= now.boot) && now.boot >= self.open_from();
-                (!self.gate.open && !enough)
+                (!self.keeps_clients() && !enough)
                     .then(|| "observe mode: proofs must be unbroken for W before the gate opens".to_owned())
             }
         }

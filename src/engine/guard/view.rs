@@ -19,7 +19,7 @@ impl Guard {
         let proven = self.durable.is_holder()
             && self.against().is_none()
             && self.lease_deadline() > self.at.boot
-            && (self.gate.open || self.not_confirmed(self.at).is_none());
+            && (self.keeps_clients() || self.not_confirmed(self.at).is_none());
         if proven { Role::Active } else { Role::Passive }
     }
 

@@ -186,6 +186,7 @@ fn counters(registry: &mut Registry, snapshot: &Snapshot) {
     let table = [
         ("gate_openings", "Times the gate opened", c.gate_openings),
         ("gate_cuts", "Times the gate was cut", c.gate_cuts),
+        ("gate_suspensions", "Times clients waited for a PostgreSQL that was away", c.gate_suspensions),
         ("witness_proofs", "Proofs from the witness", c.witness_proofs),
         ("witness_silences", "Questions the witness left unanswered", c.witness_silent),
         ("peer_pledges", "Pledges from the peer", c.peer_pledges),

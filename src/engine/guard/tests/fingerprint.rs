@@ -10,8 +10,8 @@ use std::hash::{Hash, Hasher};
 impl Hash for GateMemory {
     fn hash<H: Hasher>(&self, state: &mut H) {
         // Texts and the number of sessions are only shown.
-        let GateMemory { open, until, paused, held, state: gate, reason: _, sessions: _ } = self;
-        (open, until, paused, held, gate).hash(state);
+        let GateMemory { open, until, paused, held, suspended, state: gate, reason: _, sessions: _ } = self;
+        (open, until, paused, held, suspended, gate).hash(state);
     }
 }
 

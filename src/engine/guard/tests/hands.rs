@@ -79,6 +79,11 @@ impl World {
                     assert_eq!(index, 0, "a cut is the first effect of its turn");
                     self.nodes[node].gate_until = Instant::ZERO;
                 }
+                Effect::Suspend { until, .. } => {
+                    assert!(index == 0 || !self.is_open(node), "it shuts an open gate before anything else");
+                    assert!(until > self.clocks(node).boot, "nobody waits for a lease that has run out");
+                    self.nodes[node].gate_until = Instant::ZERO;
+                }
                 Effect::Extend { until } => {
                     self.openings += u64::from(!self.is_open(node));
                     self.nodes[node].gate_until = until;

@@ -235,6 +235,7 @@ impl World {
             stonith: self.stonith,
             units: false,
             synchronous: !self.asynchronous,
+            hold_limit: Duration::from_secs(30),
             fence_postgres: self.fence_postgres,
             digest: "same".into(),
             start: self.nodes[node].life + 10_000 * node as u64,
