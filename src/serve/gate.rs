@@ -26,6 +26,9 @@ pub struct Gate {
     clock: ReadClock,
     /// Nanoseconds of the deadline; zero: shut.
     serve_until: AtomicU64,
+    /// Nanoseconds of the moment until which clients stay although nothing passes; zero: they do not.
+    suspended_until: AtomicU64,
+    suspensions: AtomicU64,
     /// Grows by one with every cut and every lapse that somebody noticed.
     generation: AtomicU64,
     /// The last generation ended by its lease, not by a cut before that.
@@ -51,6 +54,8 @@ pub(crate) struct View {
     pub(crate) reason: Arc<str>,
     /// Why sessions at a transaction boundary end now.
     pub(crate) drain: Option<Arc<str>>,
+    /// What is said to those who cannot wait out the suspension.
+    pub(crate) suspended: Arc<str>,
 }
 
 impl Gate {
@@ -59,13 +64,15 @@ impl Gate {
         Arc::new(Gate {
             clock,
             serve_until: AtomicU64::new(0),
+            suspended_until: AtomicU64::new(0),
+            suspensions: AtomicU64::new(0),
             generation: AtomicU64::new(0),
             ran_out: AtomicBool::new(false),
             walled: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             doors: AtomicU32::new(0),
             draining: AtomicBool::new(false),
-            view: watch::Sender::new(View { reason: LAPSED.into(), drain: None }),
+            view: watch::Sender::new(View { reason: LAPSED.into(), drain: None, suspended: LAPSED.into() }),
             slots: Mutex::new(HashMap::new()),
             sessions_total: AtomicU64::new(0),
             auth_failures: AtomicU64::new(0),
@@ -82,12 +89,14 @@ impl Gate {
     pub fn extend(&self, until: Instant) {
         let now = (self.clock)().as_nanos();
         let before = self.serve_until.load(Ordering::SeqCst);
+        let waited = self.suspended_until.load(Ordering::SeqCst);
         let was_open = now < before;
-        if !was_open && before != 0 {
+        if !was_open && now >= waited && (before != 0 || waited != 0) {
             self.end_generation(LAPSED, true);
         }
         // Somebody may have noted a lapse since we looked; then its listeners are closed and wait to be woken.
         let replaced = self.serve_until.swap(until.as_nanos(), Ordering::SeqCst);
+        self.suspended_until.store(0, Ordering::SeqCst);
         if !was_open || replaced == 0 {
             self.wake();
         }
@@ -97,19 +106,59 @@ impl Gate {
     pub fn cut(&self, reason: &str) {
         // The cut itself; what follows is courtesy.
         let before = self.serve_until.swap(0, Ordering::SeqCst);
-        if before != 0 {
-            self.end_generation(reason, (self.clock)().as_nanos() >= before);
+        let waited = self.suspended_until.swap(0, Ordering::SeqCst);
+        if before != 0 || waited != 0 {
+            self.end_generation(reason, (self.clock)().as_nanos() >= before.max(waited));
         }
+    }
+
+    /// Shuts an open gate, or goes on with that, because PostgreSQL is away: nothing passes, but sessions that need
+    /// nothing of it, or only begin to, stay until `until`, the lease's deadline. `reason` is what the others read
+    /// (FATAL 57P01). A gate that is shut otherwise stays so.
+    pub fn suspend(&self, until: Instant, reason: &str) {
+        // The cut itself, as in `cut`.
+        let before = self.serve_until.swap(0, Ordering::SeqCst);
+        let last = before.max(self.suspended_until.load(Ordering::SeqCst));
+        if last == 0 {
+            return;
+        }
+        if (self.clock)().as_nanos() >= last {
+            self.end_generation(LAPSED, true);
+        }
+        self.suspended_until.store(until.as_nanos(), Ordering::SeqCst);
+        if before != 0 {
+            self.suspensions.fetch_add(1, Ordering::SeqCst);
+            self.view.send_modify(|view| view.suspended = reason.into());
+            self.wake_sessions();
+        }
+    }
+
+    /// Nothing passes, but clients stay.
+    pub(crate) fn is_suspended(&self) -> bool {
+        let until = self.suspended_until.load(Ordering::SeqCst);
+        until != 0 && (self.clock)().as_nanos() < until && !self.passes()
+    }
+
+    /// How often it was suspended: after each another PostgreSQL may answer.
+    pub(crate) fn suspensions(&self) -> u64 {
+        self.suspensions.load(Ordering::SeqCst)
+    }
+
+    /// Clients are held at their next transaction boundary, and new ones before their login.
+    pub(crate) fn holds_clients(&self) -> bool {
+        self.is_paused() || self.is_suspended()
     }
 
     /// Ends the sessions of a lease that ran out. Called by the listeners' watch, harmless at any time.
     pub(crate) fn note_lapse(&self, reason: &str) {
-        let before = self.serve_until.load(Ordering::SeqCst);
-        if before != 0
-            && (self.clock)().as_nanos() >= before
-            && self.serve_until.compare_exchange(before, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-        {
-            self.end_generation(reason, true);
+        for deadline in [&self.serve_until, &self.suspended_until] {
+            let before = deadline.load(Ordering::SeqCst);
+            if before != 0
+                && (self.clock)().as_nanos() >= before
+                && deadline.compare_exchange(before, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+            {
+                self.end_generation(reason, true);
+            }
         }
     }
 
@@ -213,9 +262,10 @@ impl Gate {
         self.auth_failures.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The deadline; in the past or zero when shut.
+    /// The deadline, also of a suspension; in the past or zero when shut.
     pub(crate) fn deadline(&self) -> Instant {
-        Instant::from_nanos(self.serve_until.load(Ordering::SeqCst))
+        let waited = self.suspended_until.load(Ordering::SeqCst);
+        Instant::from_nanos(self.serve_until.load(Ordering::SeqCst).max(waited))
     }
 
     pub(crate) fn now(&self) -> Instant {
@@ -226,11 +276,11 @@ impl Gate {
         self.view.subscribe()
     }
 
-    /// Admits a connection for as long as this generation lasts; `None`: shut.
+    /// Admits a connection for as long as this generation lasts; `None`: shut. A suspended gate admits who will wait.
     pub(crate) fn admit(self: &Arc<Self>) -> Option<Pass> {
         // The generation first: a cut in between leaves a pass that is already over.
         let generation = self.generation.load(Ordering::SeqCst);
-        self.passes().then(|| Pass { gate: Arc::clone(self), generation })
+        (self.passes() || self.is_suspended()).then(|| Pass { gate: Arc::clone(self), generation })
     }
 
     /// Enters a session in the book; it leaves when the entry is dropped. `None`: another has that number and key.
@@ -287,16 +337,25 @@ impl Pass {
         self.gate.generation.load(Ordering::SeqCst) != self.generation
     }
 
+    /// Whether it passes, or its client may wait until it does again.
+    pub(crate) fn stands(&self) -> bool {
+        !self.is_over() && (self.gate.passes() || self.gate.is_suspended())
+    }
+
     /// Why it passes no more.
     pub(crate) fn reason(&self) -> Arc<str> {
-        if self.is_over() { Arc::clone(&self.gate.view.borrow().reason) } else { LAPSED.into() }
+        match () {
+            () if self.is_over() => Arc::clone(&self.gate.view.borrow().reason),
+            () if self.gate.is_suspended() => Arc::clone(&self.gate.view.borrow().suspended),
+            () => LAPSED.into(),
+        }
     }
 
     /// It is over, and no word gets out to the client any more: the kernel gate shut with the lease. A cut before its
     /// time leaves the kernel gate open for a last word.
     pub(crate) fn is_walled_off(&self) -> bool {
         let gate = &self.gate;
-        let ran_out = if self.is_over() { gate.ran_out.load(Ordering::SeqCst) } else { !gate.passes() };
+        let ran_out = if self.is_over() { gate.ran_out.load(Ordering::SeqCst) } else { !self.stands() };
         ran_out && gate.walled.load(Ordering::SeqCst)
     }
 
@@ -371,5 +430,44 @@ mod tests {
         gate.note_lapse("late");
         assert!(!second.passes());
         assert_eq!(&*second.reason(), "late");
+    }
+
+    #[test]
+    fn a_suspended_gate_passes_nothing_and_keeps_its_sessions_until_the_deadline() {
+        let gate = Gate::new(clock);
+        gate.suspend(at(1_000) + Duration::from_secs(1), "away");
+        assert!(!gate.is_suspended() && gate.admit().is_none(), "what was shut stays shut");
+        gate.extend(Instant::from_nanos(2_000));
+        let pass = gate.admit().expect("open");
+        gate.suspend(Instant::from_nanos(2_000), "away");
+        assert!(!gate.passes() && !pass.passes() && !pass.is_over() && pass.stands());
+        assert_eq!(&*pass.reason(), "away");
+        let newcomer = gate.admit().expect("who comes now waits");
+        // Prolonged with the lease, and open again: nobody was ended.
+        at(1_900);
+        gate.suspend(Instant::from_nanos(3_000), "away");
+        at(2_500);
+        assert!(pass.stands() && !pass.passes());
+        gate.extend(Instant::from_nanos(4_000));
+        assert!(pass.passes() && newcomer.passes() && !gate.is_suspended());
+        // It dies of silence as an open one does, noticed or not.
+        gate.suspend(Instant::from_nanos(4_000), "away");
+        at(4_000);
+        assert!(!pass.stands() && gate.admit().is_none());
+        gate.note_lapse("late");
+        assert!(pass.is_over());
+        assert_eq!(&*pass.reason(), "late");
+        gate.extend(Instant::from_nanos(5_000));
+        let second = gate.admit().expect("open");
+        gate.suspend(Instant::from_nanos(5_000), "away");
+        at(5_000);
+        gate.extend(Instant::from_nanos(6_000));
+        assert!(second.is_over(), "a lapse nobody noticed");
+        // A cut ends who waits.
+        let third = gate.admit().expect("open");
+        gate.suspend(Instant::from_nanos(6_000), "away");
+        gate.cut("because");
+        assert!(third.is_over() && !gate.is_suspended() && gate.admit().is_none());
+        assert_eq!(&*third.reason(), "because");
     }
 }

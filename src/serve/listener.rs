@@ -387,7 +387,7 @@ async fn accept(
     pass: &Pass,
     sessions: &mut JoinSet<()>,
 ) {
-    while pass.passes() {
+    while pass.stands() {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             Some(_) = sessions.join_next() => continue,

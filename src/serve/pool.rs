@@ -506,7 +506,7 @@ impl Pool {
         let pool = self.limits.get();
         let now = self.now();
         loop {
-            let late = |ticket: &Rc<Ticket>| now.since(ticket.since) >= pool.query_wait || !ticket.pass.passes();
+            let late = |ticket: &Rc<Ticket>| now.since(ticket.since) >= pool.query_wait || !ticket.pass.stands();
             let front = self.queue.borrow().front().filter(|ticket| late(ticket)).cloned();
             let Some(front) = front else { break };
             self.queue.borrow_mut().pop_front();

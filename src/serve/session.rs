@@ -420,7 +420,7 @@ fn paused_too_long(proxy: &Proxy) -> Refusal {
 async fn wait_while_paused(proxy: &Proxy, database: &str) -> Result<(), Stop> {
     let database = proxy.known_database(database);
     let is_database_paused = || database.as_ref().is_some_and(|database| database.paused.load(Ordering::SeqCst));
-    let is_paused = || proxy.gate.is_paused() || is_database_paused();
+    let is_paused = || proxy.gate.holds_clients() || is_database_paused();
     if !is_paused() {
         return Ok(());
     }
