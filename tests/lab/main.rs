@@ -6,6 +6,7 @@
 
 mod harness;
 
+mod away;
 mod claims;
 mod claims_boot;
 mod claims_pause;
