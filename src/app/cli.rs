@@ -165,7 +165,10 @@ fn check_config(globals: &Globals, args: &CheckConfigArgs) -> Result<u8, Fault> 
     errors.iter().for_each(|error| complain(&error.to_string()));
     warnings.splice(0..0, config.warnings.iter().cloned());
     warnings.iter().for_each(|warning| complain(&format!("warning: {}: {warning}", file.display())));
-    if !errors.is_empty() {
+    // Only files that can be read are tried together.
+    let tls = if errors.is_empty() { super::daemon::read_tls(&config.auth).err() } else { None };
+    tls.iter().for_each(|fault| complain(&fault.to_string()));
+    if !errors.is_empty() || tls.is_some() {
         return Ok(code(ExitCode::Config));
     }
     let names: Vec<&str> = config.nodes.iter().map(|node| node.name.as_str()).collect();

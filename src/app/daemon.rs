@@ -34,6 +34,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, oneshot, watch};
+use zeroize::Zeroizing;
 
 /// How often the local PostgreSQL is looked at, and how long a look may take.
 const PG_LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -69,6 +70,7 @@ struct Secrets {
     tsig: Option<Arc<TsigKey>>,
     cluster: Arc<Cluster>,
     rules: Arc<Rules>,
+    mock: Zeroizing<[u8; 32]>,
 }
 
 fn bad(text: impl Into<String>) -> Fault {
@@ -112,17 +114,21 @@ fn read_secrets(config: &Config, node: &Node) -> Result<Secrets, Fault> {
     let mut cluster = Cluster::from_config(config, node).map_err(|error| bad(error.to_string()))?;
     cluster.replication.password = files::replication_password(&config.replication.password_file).map_err(bad)?;
     let (hba, tls) = read_rules(&config.auth)?;
-    Ok(Secrets { identity, tsig, cluster: Arc::new(cluster), rules: Rules::new(hba, tls) })
+    let rules = Rules::new(hba, tls, config.auth.cache);
+    Ok(Secrets { identity, tsig, cluster: Arc::new(cluster), rules, mock: listener::mock_secret(&key) })
 }
 
 /// Who is let in and with which certificate, from the files.
 pub(super) fn read_rules(auth: &Auth) -> Result<(HbaFile, Option<tls::TlsAcceptor>), Fault> {
-    let hba = files::load_hba(&auth.hba_file).map_err(|trouble| bad(trouble.to_string()))?;
-    let tls = match (&auth.tls_cert_file, &auth.tls_key_file) {
-        (Some(cert), Some(key)) => Some(tls::load(cert, key, auth.tls_ca_file.as_deref())?),
-        _ => None,
-    };
-    Ok((hba, tls))
+    let hba = files::load_rules(auth).map_err(|trouble| bad(trouble.to_string()))?;
+    Ok((hba, read_tls(auth)?))
+}
+
+/// Certificate, key, CA and revocation lists, where there are any.
+pub(super) fn read_tls(auth: &Auth) -> Result<Option<tls::TlsAcceptor>, Fault> {
+    let (Some(cert), Some(key)) = (&auth.tls_cert_file, &auth.tls_key_file) else { return Ok(None) };
+    let clients = auth.tls_ca_file.as_deref().map(|ca| (ca, auth.tls_crl_file.as_deref()));
+    tls::load(cert, key, clients).map(Some)
 }
 
 async fn find_servers(config: &Config) -> Result<Vec<SocketAddr>, Fault> {
@@ -435,6 +441,7 @@ fn make_commands(
         port: node.postgres.port,
         admin_user: config.postgres.admin_user.clone(),
         rules: secrets.rules,
+        mock_secret: secrets.mock,
         pool: config.pool.clone(),
         node: node.name.clone(),
     };

@@ -75,7 +75,8 @@ impl Reloader {
             done.applied.retain(|key| key != "pool.max_clients");
             done.refused.push(format!("{fault}, then restart"));
         }
-        self.rules.replace(hba, tls);
+        self.rules.replace(hba, tls, new.auth.cache);
+        self.commands.forget_roles();
         self.commands.set_limits(pool.clone());
         running.auth = new.auth;
         running.pool = pool;

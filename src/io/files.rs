@@ -7,7 +7,7 @@
 
 use crate::base::config::{Auth, Config, ConfigError, Lines, Secret};
 use crate::base::fault::{ExitCode, Fault};
-use crate::wire::hba::{FileTrouble, Files, HbaError, HbaFile};
+use crate::wire::hba::{FileTrouble, Files, HbaError, HbaFile, IdentFile};
 use data_encoding::BASE64;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -88,6 +88,13 @@ pub fn prove_files(config: &Config, lines: &Lines, file: &Path) -> (Vec<ConfigEr
             readable.map_err(|error| format!("{}: {error}; put the certificates of your CA (PEM) there", ca.display())),
         );
     }
+    if let Some(crl) = &config.auth.tls_crl_file {
+        let readable = read(crl, LARGEST_CONFIG).map(drop);
+        prove(
+            "auth.tls_crl_file",
+            readable.map_err(|error| format!("{}: {error}; put your CA's revocation list (PEM) there", crl.display())),
+        );
+    }
     if let Some(program) = config.fence.stonith.first().map(Path::new) {
         prove("fence.stonith", runnable(program));
     }
@@ -114,52 +121,65 @@ fn runnable(program: &Path) -> Result<(), String> {
     Err(format!("{} {why}; install it on both nodes, or take the key out", program.display()))
 }
 
-/// Every line of `hba_file` that the gate would not understand, named by its file and line. The file may be missing
-/// (contract: then scram-sha-256 for everyone).
+/// Every line of `hba_file` and `ident_file` that the gate would not understand, named by its file and line. The first
+/// may be missing (contract: then scram-sha-256 for everyone).
 fn hba_errors(auth: &Auth, lines: &Lines, config: &Path) -> Vec<ConfigError> {
-    let error = |file: &Path, line: usize, text: &str| {
+    let error = |key: &str, file: &Path, line: usize, text: &str| {
         let (problem, remedy) = text.split_once("; ").unwrap_or((text, "correct the line"));
         let (problem, remedy) = (problem.to_owned(), remedy.to_owned());
-        ConfigError { file: file.to_owned(), line, key: "auth.hba_file".to_owned(), problem, remedy }
+        ConfigError { file: file.to_owned(), line, key: key.to_owned(), problem, remedy }
     };
-    match load_hba(&auth.hba_file) {
+    match load_rules(auth) {
         Ok(_) if auth.tls_ca_file.is_some() => Vec::new(),
         Ok(rules) => {
             let demands = rules.entries().filter(|(entry, _)| entry.needs_certificate);
             let text = "certificates of clients are demanded, but there is no CA for them; set auth.tls_ca_file";
-            demands.map(|(entry, _)| error(Path::new(entry.file()), entry.line(), text)).collect()
+            demands.map(|(entry, _)| error("auth.hba_file", Path::new(entry.file()), entry.line(), text)).collect()
         }
-        Err(HbaTrouble::Unreadable(text)) => vec![error(config, lines.of("auth.hba_file"), &text)],
-        Err(HbaTrouble::Wrong(errors)) => {
-            errors.iter().map(|wrong| error(Path::new(&wrong.file), wrong.line, &wrong.problem)).collect()
+        Err(RulesTrouble::Unreadable { key, text }) => vec![error(key, config, lines.of(key), &text)],
+        Err(RulesTrouble::Wrong { key, errors }) => {
+            errors.iter().map(|wrong| error(key, Path::new(&wrong.file), wrong.line, &wrong.problem)).collect()
         }
     }
 }
 
 /// Why there are no rules.
 #[derive(Debug, thiserror::Error)]
-pub enum HbaTrouble {
-    /// The file cannot be had: `what happened; what to do about it`.
-    #[error("{0}")]
-    Unreadable(String),
-    /// All errors of all files.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-    Wrong(Vec<HbaError>),
+pub enum RulesTrouble {
+    /// The file of this key cannot be had: `what happened; what to do about it`.
+    #[error("{text}")]
+    Unreadable { key: &'static str, text: String },
+    /// All errors of all files that this key leads to.
+    #[error("{}", .errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Wrong { key: &'static str, errors: Vec<HbaError> },
 }
 
-/// The rules of `hba_file` with the files it names; those for everyone where it is missing.
+/// The rules of `hba_file` with the files it names and the maps of `ident_file`; without the first, those for everyone.
 ///
 /// # Errors
-/// It cannot be read, or not all of it is understood.
-pub fn load_hba(hba: &Path) -> Result<HbaFile, HbaTrouble> {
-    match RuleFiles.read(hba) {
-        Ok(text) => HbaFile::parse_with(hba, &text, &RuleFiles).map_err(HbaTrouble::Wrong),
-        Err(FileTrouble::Missing) => Ok(HbaFile::default()),
-        Err(FileTrouble::Other(why)) => Err(HbaTrouble::Unreadable(format!("{} {why}", hba.display()))),
-    }
+/// One cannot be read, or not all of it is understood, or a map is named that is not there.
+pub fn load_rules(auth: &Auth) -> Result<HbaFile, RulesTrouble> {
+    const HBA: &str = "auth.hba_file";
+    const IDENT: &str = "auth.ident_file";
+    let wrong = |key| move |errors| RulesTrouble::Wrong { key, errors };
+    let unreadable =
+        |key, path: &Path, why: &str| Err(RulesTrouble::Unreadable { key, text: format!("{} {why}", path.display()) });
+    let rules = match RuleFiles.read(&auth.hba_file) {
+        Ok(text) => HbaFile::parse_with(&auth.hba_file, &text, &RuleFiles).map_err(wrong(HBA))?,
+        Err(FileTrouble::Missing) => HbaFile::default(),
+        Err(FileTrouble::Other(why)) => return unreadable(HBA, &auth.hba_file, &why),
+    };
+    let ident = auth.ident_file.clone().unwrap_or_else(|| auth.hba_file.with_file_name("pg_ident.conf"));
+    let maps = match RuleFiles.read(&ident) {
+        Ok(text) => IdentFile::parse_with(&ident, &text, &RuleFiles).map_err(wrong(IDENT))?,
+        Err(FileTrouble::Missing) if auth.ident_file.is_none() => IdentFile::default(),
+        Err(FileTrouble::Missing) => return unreadable(IDENT, &ident, "does not exist; make it, or take the key out"),
+        Err(FileTrouble::Other(why)) => return unreadable(IDENT, &ident, &why),
+    };
+    rules.with_maps(maps).map_err(wrong(HBA))
 }
 
-/// The files that `hba_file` names.
+/// The files that rules and maps name.
 struct RuleFiles;
 
 fn trouble(error: &io::Error) -> FileTrouble {

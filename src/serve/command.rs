@@ -126,8 +126,13 @@ impl Commands {
         Ok(was)
     }
 
+    /// Whatever is remembered of roles is asked for anew.
+    pub fn forget_roles(&self) {
+        self.proxy.roles.forget_all();
+    }
+
     /// No backend of now is lent again, of one database or of all: idle ones are closed at once, others when they come
-    /// back. How many were idle, and how many in use.
+    /// back; and no role is let in by what was known of it before. How many were idle, and how many in use.
     ///
     /// # Errors
     /// Nobody has ever logged in to it.
@@ -144,6 +149,7 @@ impl Commands {
                 used += stats.open.load(Ordering::Relaxed).saturating_sub(now);
             }
         }
+        self.forget_roles();
         for database in databases {
             database.reconnects.fetch_add(1, Ordering::SeqCst);
         }

@@ -8,18 +8,18 @@
 use super::command::Commands;
 use super::data::Threads;
 use super::gate::{Gate, Pass};
-use super::login;
 use super::pool::{Database, PoolStats};
 use super::roles::Roles;
 use super::session;
 use super::tls::TlsAcceptor;
-use crate::base::config;
+use crate::base::config::{self, Secret};
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
 use crate::base::time::Instant;
 use crate::engine::status::Snapshot;
 use crate::wire::hba::HbaFile;
 use futures_util::future::BoxFuture;
+use ring::hmac;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::collections::HashMap;
@@ -32,6 +32,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use zeroize::Zeroizing;
 
 /// Connections the kernel keeps for us until they are accepted; more are dropped by it and tried again by the client.
 const BACKLOG: i32 = 4096;
@@ -45,6 +46,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 const MAX_NAMES: usize = 1024;
 /// Connections beyond `max_clients` that are still told why they are refused; more are closed unheard.
 const CROWD: u32 = 256;
+/// Separates the mock secret from anything else ever derived from the cluster secret.
+const MOCK_LABEL: &[u8] = b"portcullis mock authentication, version 1";
 /// Silence after which a client is probed, the pause between probes, and how many may go unanswered.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(10), 6);
 /// How long sent bytes may stay unacknowledged, a client's shut window included; then the kernel ends the connection.
@@ -63,19 +66,22 @@ pub type Confirm = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
 pub struct Rules {
     hba: RwLock<Arc<HbaFile>>,
     tls: RwLock<Option<TlsAcceptor>>,
+    /// `auth.cache`.
+    cache: RwLock<Duration>,
 }
 
 impl Rules {
     /// `HbaFile::default()` without a file; `tls` from [`super::tls::load`].
-    pub fn new(hba: HbaFile, tls: Option<TlsAcceptor>) -> Arc<Rules> {
-        Arc::new(Rules { hba: RwLock::new(Arc::new(hba)), tls: RwLock::new(tls) })
+    pub fn new(hba: HbaFile, tls: Option<TlsAcceptor>, cache: Duration) -> Arc<Rules> {
+        Arc::new(Rules { hba: RwLock::new(Arc::new(hba)), tls: RwLock::new(tls), cache: RwLock::new(cache) })
     }
 
-    /// Replaces both at once.
-    pub fn replace(&self, hba: HbaFile, tls: Option<TlsAcceptor>) {
+    /// Replaces all of them.
+    pub fn replace(&self, hba: HbaFile, tls: Option<TlsAcceptor>, cache: Duration) {
         // A poisoned lock cannot be: nothing panics while it is held, and a panic ends the process.
         *self.hba.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(hba);
         *self.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
+        *self.cache.write().unwrap_or_else(PoisonError::into_inner) = cache;
     }
 
     pub(crate) fn hba(&self) -> Arc<HbaFile> {
@@ -85,6 +91,20 @@ impl Rules {
     pub(crate) fn tls(&self) -> Option<TlsAcceptor> {
         self.tls.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
+
+    /// How long a role's secret may be remembered.
+    pub(crate) fn cache(&self) -> Duration {
+        *self.cache.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The secret behind the salts that roles which do not exist are shown: the same after a restart and on both nodes,
+/// because a salt that changes is one of nobody (PostgreSQL keeps its `mock_authentication_nonce` in its control file).
+pub fn mock_secret(cluster_key: &Secret) -> Zeroizing<[u8; 32]> {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, cluster_key.expose());
+    let mut secret = Zeroizing::new([0; 32]);
+    secret.copy_from_slice(hmac::sign(&key, MOCK_LABEL).as_ref());
+    secret
 }
 
 /// Everything the proxy is told once.
@@ -97,6 +117,8 @@ pub struct ProxyOptions {
     pub port: u16,
     pub admin_user: String,
     pub rules: Arc<Rules>,
+    /// For what roles that do not exist are shown; from [`mock_secret`].
+    pub mock_secret: Zeroizing<[u8; 32]>,
     /// As at the start; a reload replaces what [`Proxy::limits`] gives, not this.
     pub pool: config::Pool,
     pub node: NodeName,
@@ -112,8 +134,6 @@ pub(crate) struct Proxy {
     pub(crate) roles: Roles,
     /// What clients read after a lease ran out.
     pub(crate) lapsed: String,
-    /// For the salts of roles that do not exist.
-    pub(crate) mock_secret: [u8; 32],
     /// What a reload replaces.
     limits: RwLock<Arc<config::Pool>>,
     /// Connections, logged in or not.
@@ -142,13 +162,12 @@ impl Proxy {
     ) -> Arc<Proxy> {
         let door = Arc::new(options.socket_dir.join(format!(".s.PGSQL.{}", options.port)));
         Arc::new(Proxy {
+            roles: Roles::new(Arc::clone(&door), &options.admin_user, Arc::clone(&options.rules), Arc::clone(&gate)),
             gate,
-            roles: Roles::new(Arc::clone(&door), &options.admin_user),
             snapshots,
             confirm,
             door,
             lapsed: format!("portcullis: node {} no longer serves (its lease ran out)", options.node),
-            mock_secret: login::random(),
             limits: RwLock::new(Arc::new(options.pool.clone())),
             options: Arc::new(options),
             clients: AtomicU32::new(0),

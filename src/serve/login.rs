@@ -13,7 +13,7 @@ mod rules;
 use super::backend::Proof;
 use super::listener::Proxy;
 use super::tls::{ClientStream, TlsAcceptor};
-use crate::wire::hba::{ClientName, Entry, Method};
+use crate::wire::hba::{ClientName, Method};
 use crate::wire::pg::{self, Opening, Refusal, Startup};
 use crate::wire::x509;
 use bytes::BytesMut;
@@ -204,7 +204,8 @@ pub(crate) async fn authenticate(
     if startup.minor > 0 || !startup.options.is_empty() {
         say(client, &NegotiateProtocolVersion::new(PROTOCOL_3_0, startup.options.clone())).await?;
     }
-    let entry = rules::demand(client, peer, startup, proxy).await?;
+    let mut demand = rules::demand(client, peer, startup, proxy).await?;
+    let entry = demand.entry.clone();
     let user = startup.user.as_str();
     if entry.needs_certificate {
         if !client.has_ca() {
@@ -223,7 +224,7 @@ pub(crate) async fn authenticate(
         Method::Reject => return Err(Stop::Silent),
     };
     if entry.needs_name
-        && let Err(why) = name_fits(client, &entry, user)
+        && let Err(why) = name_fits(client, &mut demand, proxy).await?
     {
         proxy.gate.count_auth_failure();
         tracing::info!(user, %peer, why, rule = entry.place(), "certificate authentication failed");
@@ -234,25 +235,45 @@ pub(crate) async fn authenticate(
         };
         return Err(Refusal::new(code, format!("{how} authentication failed for user \"{user}\"")).into());
     }
-    // Whoever proved a password was asked about there; PostgreSQL itself says who does not exist.
-    if entry.method == Method::Cert {
-        let role = proxy.roles.role(user).await.map_err(rules::no_login)?;
-        if role.may_log_in == Some(false) {
-            return Err(prove::not_permitted(proxy, user, peer));
+    // Whoever proved a password was asked about there.
+    if matches!(entry.method, Method::Cert | Method::Trust) {
+        match proxy.roles.may_log_in(user).await.map_err(rules::no_login)? {
+            Some(true) => {}
+            Some(false) => return Err(prove::not_permitted(proxy, user, peer)),
+            None => {
+                proxy.gate.count_auth_failure();
+                tracing::info!(user, %peer, "there is no such role");
+                return Err(Refusal::new("28000", format!("role \"{user}\" does not exist")).into());
+            }
         }
     }
     Ok(proof)
 }
 
-/// Whether the certificate is in the role's name; the error is for the log.
-fn name_fits(client: &ClientStream, entry: &Entry, user: &str) -> Result<(), String> {
+/// Whether the certificate is in a name for the role; the inner error is for the log.
+async fn name_fits(
+    client: &ClientStream,
+    demand: &mut rules::Demand<'_>,
+    proxy: &Proxy,
+) -> Result<Result<(), String>, Stop> {
     let subject = client.certificate().and_then(|certificate| x509::subject(certificate));
-    let subject = subject.ok_or("the certificate cannot be read")?;
-    let name = match entry.client_name {
-        ClientName::Cn => subject.common_name.ok_or("client certificate contains no user name")?,
+    let Some(subject) = subject else { return Ok(Err("the certificate cannot be read".to_owned())) };
+    let name = match demand.entry.client_name {
+        ClientName::Cn => subject.common_name.unwrap_or_default(),
         ClientName::Dn => subject.distinguished_name,
     };
-    if name == user { Ok(()) } else { Err(format!("the certificate is in the name of \"{}\"", name.escape_debug())) }
+    // As PostgreSQL: a name that ends early would be another one to whoever reads it so.
+    if name.is_empty() || name.contains('\0') {
+        return Ok(Err("client certificate contains no user name".to_owned()));
+    }
+    if demand.fits(&name, proxy).await? {
+        return Ok(Ok(()));
+    }
+    let shown = name.escape_debug();
+    Ok(Err(match &demand.entry.map {
+        None => format!("the certificate is in the name of \"{shown}\""),
+        Some(map) => format!("no match in map \"{}\" for a certificate in the name of \"{shown}\"", map.escape_debug()),
+    }))
 }
 
 /// Asked for by `replication=true`: rules name it by their keyword alone, PostgreSQL's too.

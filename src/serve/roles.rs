@@ -1,19 +1,35 @@
 //! What PostgreSQL knows of a role: its secret and its memberships, read from the catalogue over one kept admin
 //! connection.
 //!
-//! What it is NOT: no cache. A changed password, a revoked LOGIN or a passed VALID UNTIL counts at the next login.
+//! What it is NOT: no cache of secrets, unless `auth.cache` says so: a changed password, a revoked LOGIN or a passed
+//! VALID UNTIL counts at the next login by password. Logins of one role that come together share a question that was
+//! asked after the last of them came, so that none hears of an older state than with a question of its own.
+//!
+//! **Invariant:** nobody is refused by what is remembered: only roles that may log in are, and who does not prove
+//! himself has the next login ask. (But the salt of an exchange is of one secret: `auth.cache` may cost the first login
+//! with a new password.)
 
+use super::gate::Gate;
+use super::listener::Rules;
+use crate::base::time::Instant;
 use crate::wire::md5;
 use crate::wire::scram::{self, Verifier};
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex as Lock, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio_postgres::{Client, NoTls, Row, Statement};
+use zeroize::Zeroizing;
 
 /// How long a look-up may take, a new admin connection included; then the login is refused (57P03).
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a role that may log in is let in by trust or a certificate without being asked about again.
+const LOGIN_REMEMBERED: Duration = Duration::from_secs(1);
+/// Roles remembered; more are asked about each time, until some were not seen for a while.
+const MAX_REMEMBERED: usize = 1024;
 /// One row always, for a role that does not exist too. `VALID UNTIL` is judged by PostgreSQL's own clock.
 const ROLE: &str = "select r.rolcanlogin, \
      case when r.rolvaliduntil is null or r.rolvaliduntil > pg_catalog.now() then r.rolpassword end, \
@@ -34,7 +50,42 @@ const DATABASES: [&str; 2] = ["postgres", "template1"];
 pub(crate) struct Roles {
     door: Arc<PathBuf>,
     admin_user: String,
+    rules: Arc<Rules>,
+    gate: Arc<Gate>,
     kept: Mutex<Option<Arc<Kept>>>,
+    /// Roles that may log in and did.
+    remembered: Lock<HashMap<String, Arc<Role>>>,
+    shared: Lock<HashMap<String, Arc<Shared>>>,
+}
+
+/// The logins of one role that wait for an answer.
+#[derive(Default)]
+struct Shared {
+    came: AtomicU64,
+    /// The last answer, and how many had come before its question.
+    answer: Mutex<(u64, Option<Arc<Role>>)>,
+}
+
+/// A place among them; the last one to leave clears the table.
+struct Place<'a> {
+    roles: &'a Roles,
+    role: &'a str,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut all = locked(&self.roles.shared);
+        // The table's and ours.
+        if Arc::strong_count(&self.shared) == 2 {
+            all.remove(self.role);
+        }
+    }
+}
+
+fn locked<T>(lock: &Lock<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while one of these is held, and a panic ends the process.
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Kept {
@@ -49,13 +100,17 @@ enum Question {
 }
 
 /// What a role's password is proven against.
+#[derive(Clone)]
 pub(crate) enum Secret {
     Scram(Verifier),
     Md5(md5::Hash),
 }
 
 /// What is known of a role, or of one that does not exist.
+#[derive(Clone)]
 pub(crate) struct Role {
+    /// When the question was asked.
+    asked: Instant,
     /// `None`: there is no such role.
     pub(crate) may_log_in: Option<bool>,
     /// `None`: no such role, no password, or none that is valid now.
@@ -78,18 +133,95 @@ pub(crate) struct Unreadable {
 }
 
 impl Roles {
-    pub(crate) fn new(door: Arc<PathBuf>, admin_user: &str) -> Roles {
-        Roles { door, admin_user: admin_user.to_owned(), kept: Mutex::new(None) }
+    pub(crate) fn new(door: Arc<PathBuf>, admin_user: &str, rules: Arc<Rules>, gate: Arc<Gate>) -> Roles {
+        Roles {
+            door,
+            admin_user: admin_user.to_owned(),
+            rules,
+            gate,
+            kept: Mutex::new(None),
+            remembered: Lock::default(),
+            shared: Lock::default(),
+        }
     }
 
-    /// What is known of a role now.
-    pub(crate) async fn role(&self, role: &str) -> Result<Role, Unreadable> {
+    /// Whether a role may log in, for who proves no password; `None`: there is no such role. A yes may be a second old.
+    pub(crate) async fn may_log_in(&self, role: &str) -> Result<Option<bool>, Unreadable> {
+        let good_for = self.rules.cache().max(LOGIN_REMEMBERED);
+        if self.recall(role, good_for).is_some() {
+            return Ok(Some(true));
+        }
+        let known = self.role(role).await?;
+        self.remember(role, &known);
+        Ok(known.may_log_in)
+    }
+
+    /// A role whose secret is remembered.
+    pub(crate) fn remembered(&self, role: &str) -> Option<Arc<Role>> {
+        let cache = self.rules.cache();
+        if cache.is_zero() { None } else { self.recall(role, cache).filter(|role| role.secret.is_some()) }
+    }
+
+    fn recall(&self, role: &str, good_for: Duration) -> Option<Arc<Role>> {
+        let remembered = locked(&self.remembered);
+        remembered.get(role).filter(|role| self.gate.now().since(role.asked) < good_for).cloned()
+    }
+
+    /// The next login of this role asks.
+    pub(crate) fn forget(&self, role: &str) {
+        locked(&self.remembered).remove(role);
+    }
+
+    pub(crate) fn forget_all(&self) {
+        locked(&self.remembered).clear();
+    }
+
+    /// What is known of a role now: asked after this was called.
+    pub(crate) async fn role(&self, role: &str) -> Result<Arc<Role>, Unreadable> {
+        let shared = Arc::clone(locked(&self.shared).entry(role.to_owned()).or_default());
+        let place = Place { roles: self, role, shared };
+        let number = place.shared.came.fetch_add(1, Ordering::SeqCst) + 1;
+        let turn = tokio::time::timeout(LOOKUP_TIMEOUT, place.shared.answer.lock()).await;
+        let mut answer = turn.map_err(|_| self.unreadable(format!("no turn within {} s", LOOKUP_TIMEOUT.as_secs())))?;
+        if let (came, Some(known)) = &*answer
+            && *came >= number
+        {
+            return Ok(Arc::clone(known));
+        }
+        let came = place.shared.came.load(Ordering::SeqCst);
+        let known = Arc::new(self.look_up(role).await?);
+        *answer = (came, Some(Arc::clone(&known)));
+        Ok(known)
+    }
+
+    /// Remembers a role that logs in.
+    pub(crate) fn remember(&self, role: &str, known: &Arc<Role>) {
+        if known.may_log_in != Some(true) {
+            return;
+        }
+        let cache = self.rules.cache();
+        // A secret that nobody may use again is not kept.
+        let kept =
+            if cache.is_zero() { Arc::new(Role { secret: None, ..Role::clone(known) }) } else { Arc::clone(known) };
+        let mut remembered = locked(&self.remembered);
+        if remembered.len() >= MAX_REMEMBERED {
+            let good_for = cache.max(LOGIN_REMEMBERED);
+            remembered.retain(|_, role| self.gate.now().since(role.asked) < good_for);
+        }
+        if remembered.len() < MAX_REMEMBERED {
+            remembered.insert(role.to_owned(), kept);
+        }
+    }
+
+    async fn look_up(&self, role: &str) -> Result<Role, Unreadable> {
+        let asked = self.gate.now();
         let rows = self.ask(Question::Role, role).await?;
         let row = rows.first().ok_or_else(|| self.unreadable("no row".to_owned()))?;
-        let stored = row.get::<_, Option<String>>(1).unwrap_or_default();
+        let stored = Zeroizing::new(row.get::<_, Option<String>>(1).unwrap_or_default());
         let scram = Verifier::parse(&stored).map(Secret::Scram);
         let iterations = row.get::<_, Option<&str>>(3).and_then(|text| text.parse().ok());
         Ok(Role {
+            asked,
             may_log_in: row.get(0),
             secret: scram.or_else(|| md5::Hash::parse(&stored).map(Secret::Md5)),
             md5_is_usual: row.get(2),

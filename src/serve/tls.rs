@@ -1,16 +1,23 @@
 //! Client-side TLS: certificate, key and CA from their files, the handshake, and a client's stream with or without it.
 //!
-//! What it is NOT: no TLS towards PostgreSQL (that is a Unix socket), no revocation lists, and no resumption: no ticket
-//! is sent and no session kept, as PostgreSQL does it too (libpq never resumes), so that nothing of a handshake
-//! outlives it but the keys in use. Handshakes are the caller's to run where no session waits for them.
+//! What it is NOT: no TLS towards PostgreSQL (that is a Unix socket), and no resumption: no ticket is sent and no
+//! session kept, as PostgreSQL does it too (libpq never resumes), so that nothing of a handshake outlives it but the
+//! keys in use. Handshakes are the caller's to run where no session waits for them.
+//!
+//! **Invariant:** with revocation lists, a client's certificate is good only while each of its chain is found in none
+//! of them, and each CA has one that has not run out (as PostgreSQL).
 
 use super::socket::Socket;
 use crate::base::fault::{ExitCode, Fault};
 use crate::wire::x509;
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{RootCertStore, ServerConfig};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -36,10 +43,13 @@ pub struct TlsAcceptor {
     has_ca: bool,
 }
 
-/// Reads a certificate chain and its key (PEM), and the CA of clients' certificates. TLS 1.2 and 1.3. The key's file
-/// must not be readable by others.
-pub fn load(cert_file: &Path, key_file: &Path, ca_file: Option<&Path>) -> Result<TlsAcceptor, Fault> {
-    let fault = |file: &Path, what: String| Fault::new(ExitCode::Config, format!("{}: {what}", file.display()));
+fn fault(file: &Path, what: String) -> Fault {
+    Fault::new(ExitCode::Config, format!("{}: {what}", file.display()))
+}
+
+/// Reads a certificate chain and its key (PEM); with `clients` also the CA of clients' certificates and its revocation
+/// lists. TLS 1.2 and 1.3. The key's file must not be readable by others.
+pub fn load(cert_file: &Path, key_file: &Path, clients: Option<(&Path, Option<&Path>)>) -> Result<TlsAcceptor, Fault> {
     let chain = |file: &Path| {
         let chain = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
         chain.map_err(|e| fault(file, format!("the certificate cannot be read ({e}); give a PEM file")))
@@ -59,25 +69,107 @@ pub fn load(cert_file: &Path, key_file: &Path, ca_file: Option<&Path>) -> Result
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(not_serving)?;
-    let builder = match ca_file {
+    let builder = match clients {
         None => builder.with_no_client_auth(),
-        Some(file) => {
+        Some((ca_file, crl_file)) => {
             let mut roots = RootCertStore::empty();
-            for authority in chain(file)? {
-                roots.add(authority).map_err(|e| fault(file, format!("not a CA certificate ({e}); take it out")))?;
+            for authority in chain(ca_file)? {
+                roots.add(authority).map_err(|e| fault(ca_file, format!("not a CA certificate ({e}); take it out")))?;
+            }
+            let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            if let Some(file) = crl_file {
+                verifier = verifier.with_crls(revocation_lists(file)?).enforce_revocation_expiration();
             }
             // Who shows none gets in as far as the rules let it, as with PostgreSQL.
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-            let verifier = verifier.allow_unauthenticated().build();
-            let empty = |e| fault(file, format!("there is no CA in it ({e}); put its certificate there"));
-            builder.with_client_cert_verifier(verifier.map_err(empty)?)
+            let verifier = verifier.allow_unauthenticated().build().map_err(|error| match (error, crl_file) {
+                (VerifierBuilderError::InvalidCrl(e), Some(file)) => {
+                    fault(file, format!("the revocation list is not understood ({e:?}); give the CA's, as PEM"))
+                }
+                (e, _) => fault(ca_file, format!("there is no CA in it ({e}); put its certificate there")),
+            })?;
+            builder.with_client_cert_verifier(Arc::new(Telling(verifier)))
         }
     };
     let mut config = builder.with_single_cert(certificates, key).map_err(not_serving)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(TlsAcceptor { acceptor: Arc::new(config).into(), end_point, has_ca: ca_file.is_some() })
+    Ok(TlsAcceptor { acceptor: Arc::new(config).into(), end_point, has_ca: clients.is_some() })
+}
+
+/// All lists of a file: one of each CA.
+fn revocation_lists(file: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, Fault> {
+    let lists = CertificateRevocationListDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let lists = lists.map_err(|e| fault(file, format!("the revocation list cannot be read ({e}); give a PEM file")))?;
+    if lists.is_empty() {
+        // Taken as such, it would let in whom it should name.
+        let text = "there is no revocation list in it; put the CA's there (PEM), or take auth.tls_crl_file out";
+        return Err(fault(file, text.to_owned()));
+    }
+    Ok(lists)
+}
+
+/// Verifies, and says in the log whose certificate it refused and why: the handshake's own error names nobody.
+#[derive(Debug)]
+struct Telling(Arc<dyn ClientCertVerifier>);
+
+/// What an administrator can do about it is in here; the rest is the client's.
+fn why_refused(error: &rustls::Error) -> String {
+    let rustls::Error::InvalidCertificate(error) = error else { return error.to_string() };
+    match error {
+        CertificateError::Revoked => "it is revoked (auth.tls_crl_file)".to_owned(),
+        CertificateError::UnknownRevocationStatus => {
+            "its CA has no list in auth.tls_crl_file; add that list, then reload portcullis".to_owned()
+        }
+        CertificateError::ExpiredRevocationList | CertificateError::ExpiredRevocationListContext { .. } => {
+            "its CA's list in auth.tls_crl_file has run out; put the next one there, then reload portcullis".to_owned()
+        }
+        CertificateError::UnknownIssuer => "it is of no CA in auth.tls_ca_file".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+impl ClientCertVerifier for Telling {
+    fn offer_client_auth(&self) -> bool {
+        self.0.offer_client_auth()
+    }
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.0.verify_client_cert(end_entity, intermediates, now).inspect_err(|error| {
+            let subject = x509::subject(end_entity).map(|subject| subject.distinguished_name).unwrap_or_default();
+            let (subject, why) = (subject.escape_debug(), why_refused(error));
+            tracing::warn!(%subject, why, "a client's certificate is refused");
+        })
+    }
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, cert, dss)
+    }
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, cert, dss)
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 impl TlsAcceptor {

@@ -35,7 +35,7 @@ impl Hash {
         super::scram::equal(answer, self.response(salt).as_bytes())
     }
 
-    /// Stands in for a role that does not exist; nobody knows its password. `secret` is random, one per process.
+    /// Stands in for a role that does not exist; nobody knows its password. `secret` outlives the process.
     pub fn mock(user: &str, secret: &[u8; 32]) -> Hash {
         let digest = Md5::new().chain_update(secret).chain_update(user).finalize();
         let mut hash = Hash([0; HEX_LEN]);

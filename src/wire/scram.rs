@@ -83,8 +83,8 @@ impl Verifier {
     }
 
     /// Stands in for a role that does not exist or has no such verifier. The salt depends on the name alone, so that
-    /// asking twice tells nothing (PostgreSQL's `mock_scram_secret`). `secret` is random, one per process; `iterations`
-    /// is what other roles have.
+    /// asking twice tells nothing (PostgreSQL's `mock_scram_secret`). `secret` outlives the process; `iterations` is
+    /// what other roles have.
     pub fn mock(user: &str, secret: &[u8; 32], iterations: u32) -> Verifier {
         let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), user.as_bytes());
         let salt = tag.as_ref().iter().copied().take(MOCK_SALT_LEN).collect();

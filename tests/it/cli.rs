@@ -171,6 +171,58 @@ fn check_config_names_the_line_of_hba_file_that_the_gate_would_not_take() {
 }
 
 #[test]
+fn check_config_names_the_line_of_a_map_that_is_wrong_or_not_there() {
+    let (dir, file) = good();
+    let path = |name: &str| dir.path().join(name).to_str().expect("UTF-8").to_owned();
+    let (hba, beside, own) = (path("hba.conf"), path("pg_ident.conf"), path("maps"));
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    for (name, text) in [("cert.pem", made.cert.pem()), ("key.pem", made.signing_key.serialize_pem())] {
+        fs::write(path(name), text).expect("ours");
+        fs::set_permissions(path(name), std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("ours");
+    }
+    let before = fs::read_to_string(&file).expect("written");
+    let with = |more: &str| {
+        let auth = format!(
+            "{before}\n[auth]\nhba_file = \"{hba}\"\ntls_cert_file = \"{cert}\"\ntls_key_file = \"{key}\"\n\
+             tls_ca_file = \"{cert}\"\n{more}\n",
+            cert = path("cert.pem"),
+            key = path("key.pem")
+        );
+        fs::write(&file, auth).expect("ours");
+        let output = portcullis(&["check-config", &file]);
+        (output.status.code(), stderr(&output).lines().filter(|line| !line.contains("warning")).collect::<String>())
+    };
+    fs::write(&hba, "# who\nhostssl all all all cert map=m\n").expect("ours");
+    let (code, said) = with("");
+    assert!(
+        code == Some(2) && said.starts_with(&format!("portcullis: {hba}:2: auth.hba_file: the map \"m\"")),
+        "{said}"
+    );
+    // Found beside hba_file, and not where a key names another.
+    fs::write(&beside, "m /^(.*)@example\\.org$ \\1\n").expect("ours");
+    assert_eq!(with(""), (Some(0), String::new()));
+    let named = format!("ident_file = \"{own}\"");
+    let (code, said) = with(&named);
+    assert!(
+        code == Some(2) && said.contains("auth.ident_file: ") && said.contains(&format!("{own} does not exist")),
+        "{said}"
+    );
+    fs::write(&own, "other ann boss\n").expect("ours");
+    assert!(with(&named).1.contains(&format!("is not in {own}; add it there")));
+    fs::write(&own, "m ann boss\nm ann\n").expect("ours");
+    let (code, said) = with(&named);
+    assert!(code == Some(2) && said.starts_with(&format!("portcullis: {own}:2: auth.ident_file: ")), "{said}");
+    fs::write(&own, "m ann boss\n").expect("ours");
+    assert_eq!(with(&named), (Some(0), String::new()));
+    // Revocation lists are read with the certificates they are for.
+    let crl = path("cert.pem");
+    let (code, said) = with(&format!("{named}\ntls_crl_file = \"{crl}\""));
+    assert!(code == Some(2) && said.contains(&format!("portcullis: {crl}: there is no revocation list")), "{said}");
+    let (code, said) = with(&format!("{named}\ntls_crl_file = \"/nowhere/crl\""));
+    assert!(code == Some(2) && said.contains("auth.tls_crl_file: /nowhere/crl"), "{said}");
+}
+
+#[test]
 fn check_config_of_no_file_or_no_text_is_an_error() {
     let dir = tempfile::tempdir().expect("a directory");
     let gone = dir.path().join("gone.toml");

@@ -22,8 +22,12 @@ mod raw;
 mod review;
 #[path = "proxy/rules.rs"]
 mod rules;
+#[path = "proxy/rules_maps.rs"]
+mod rules_maps;
 #[path = "proxy/secrets.rs"]
 mod secrets;
+#[path = "proxy/secrets_kept.rs"]
+mod secrets_kept;
 #[path = "proxy/sharing.rs"]
 mod sharing;
 #[path = "proxy/stream.rs"]
@@ -32,3 +36,5 @@ mod stream;
 mod success;
 #[path = "proxy/tls.rs"]
 mod tls;
+#[path = "proxy/tls_revoked.rs"]
+mod tls_revoked;

@@ -127,7 +127,7 @@ pub async fn gather(config: &Config, node: &Node, file: &Path, target: &Target) 
         servers,
         socket: cluster.as_ref().ok().and_then(|cluster| place(cluster.socket())),
         socket_dir: place(node.postgres.socket_dir.clone()),
-        rules: files::load_hba(&config.auth.hba_file).map_err(|trouble| trouble.to_string()),
+        rules: files::load_rules(&config.auth).map_err(|trouble| trouble.to_string()),
         files: errors.into_iter().map(|e| (format!("{}: {}", e.key, e.problem), e.remedy)).collect(),
         unit: cluster.ok().and_then(|cluster| cluster.unit()).filter(|_| outside::has_systemd()).map(|unit| {
             let asks = asks_before_start(&unit);

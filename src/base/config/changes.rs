@@ -45,8 +45,8 @@ impl Config {
         compare!(out, "cluster", Cluster, &old.cluster, &new.cluster, { key_file: "key_file" });
         compare!(out, "postgres", Postgres, &old.postgres, &new.postgres, { admin_user: "admin_user" });
         compare!(out, "auth", Auth, &old.auth, &new.auth, {
-            hba_file: "hba_file", tls_cert_file: "tls_cert_file", tls_key_file: "tls_key_file",
-            tls_ca_file: "tls_ca_file",
+            hba_file: "hba_file", ident_file: "ident_file", tls_cert_file: "tls_cert_file",
+            tls_key_file: "tls_key_file", tls_ca_file: "tls_ca_file", tls_crl_file: "tls_crl_file", cache: "cache",
         });
         match (&old.dns, &new.dns) {
             (Some(old), Some(new)) => dns(old, new, &mut out),

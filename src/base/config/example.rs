@@ -195,9 +195,12 @@ key_file = @KEY@    # the one shared secret: base64 of 32 bytes, the same on bot
 
 # [auth]
 # hba_file = "/etc/portcullis/hba.conf"    # who may log in at the gate, without it: scram-sha-256 for all
+# ident_file = ""            # pg_ident.conf's syntax, for map= in hba_file; empty: pg_ident.conf beside it
+# cache = "0s"               # how long a role's secret is remembered, an old one accepted; "0s": asked at each login
 # tls_cert_file = ""         # TLS for clients; empty: none
 # tls_key_file = ""
 # tls_ca_file = ""           # certificates of clients must be of a CA in here; empty: none are asked for
+# tls_crl_file = ""          # revocation lists (PEM), one of each CA; empty: none is looked at
 "#;
 
 const DNS: &str = r#"

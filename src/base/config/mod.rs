@@ -99,11 +99,17 @@ pub struct Postgres {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Auth {
     pub hba_file: PathBuf,
+    /// Maps of certificates' names; `None`: `pg_ident.conf` beside `hba_file`, where it is there.
+    pub ident_file: Option<PathBuf>,
     /// Both or neither.
     pub tls_cert_file: Option<PathBuf>,
     pub tls_key_file: Option<PathBuf>,
     /// Certificates of clients are asked for, and must be of a CA in here.
     pub tls_ca_file: Option<PathBuf>,
+    /// Certificates of clients that a CA has revoked.
+    pub tls_crl_file: Option<PathBuf>,
+    /// How long a role's secret may be remembered; zero: not at all.
+    pub cache: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

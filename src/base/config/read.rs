@@ -23,6 +23,8 @@ const MOST_CLIENTS: u32 = 500_000;
 /// Prepared statements of one backend: each costs PostgreSQL memory.
 const MOST_PREPARED: u32 = 100_000;
 const MOST_THREADS: u32 = 64;
+/// Longest time for which a changed password may leave the old one good.
+const MAX_CACHE: Duration = Duration::from_secs(60);
 
 /// Reads every key. `None` only after an error was noted.
 pub(super) fn config(notes: &Notes<'_>, table: &DeTable<'_>) -> Option<Config> {
@@ -206,19 +208,28 @@ fn postgres(section: Section<'_>) -> Postgres {
 
 fn auth(section: Section<'_>) -> Auth {
     let hba_file = section.path_of("hba_file").unwrap_or_else(|| "/etc/portcullis/hba.conf".into());
+    let ident_file = section.path_of("ident_file");
     let tls_cert_file = section.path_of("tls_cert_file");
     let tls_key_file = section.path_of("tls_key_file");
     let tls_ca_file = section.path_of("tls_ca_file");
+    let tls_crl_file = section.path_of("tls_crl_file");
+    let cache = section.duration("cache", "1s").unwrap_or(Duration::ZERO);
+    if cache > MAX_CACHE {
+        section.error("cache", "an old password would be good for so long", "write \"60s\" or less");
+    }
     match (&tls_cert_file, &tls_key_file) {
         (Some(_), None) => section.error("tls_cert_file", "a certificate without its key", "write tls_key_file too"),
         (None, Some(_)) => section.error("tls_key_file", "a key without its certificate", "write tls_cert_file too"),
         (None, None) if tls_ca_file.is_some() => {
             section.error("tls_ca_file", "a CA for clients without a certificate", "write tls_cert_file too");
         }
+        _ if tls_crl_file.is_some() && tls_ca_file.is_none() => {
+            section.error("tls_crl_file", "revoked certificates without the CA of clients", "write tls_ca_file too");
+        }
         _ => {}
     }
     section.finish();
-    Auth { hba_file, tls_cert_file, tls_key_file, tls_ca_file }
+    Auth { hba_file, ident_file, tls_cert_file, tls_key_file, tls_ca_file, tls_crl_file, cache }
 }
 
 fn dns(section: Section<'_>, service: Option<&str>) -> Option<Dns> {

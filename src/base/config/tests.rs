@@ -62,7 +62,7 @@ fn defaults_are_those_of_the_contract() {
     assert!(node.postgres.start.is_none() && node.postgres.stop.is_none());
     assert_eq!(config.postgres.admin_user, "postgres");
     assert_eq!(config.auth.hba_file, Path::new("/etc/portcullis/hba.conf"));
-    assert!(config.auth.tls_cert_file.is_none());
+    assert!(config.auth.tls_cert_file.is_none() && config.auth.ident_file.is_none() && config.auth.cache.is_zero());
     let dns = config.dns.as_ref().expect("written");
     assert_eq!(dns.mode, DnsMode::Update);
     assert_eq!((dns.poll, dns.ttl), (Duration::from_secs(1), Duration::from_secs(5)));
@@ -167,6 +167,8 @@ fn each_error_names_file_line_key_and_remedy() {
         (plus("[auth]\ntls_cert_file = \"/c\"\n"), 22, "auth.tls_cert_file", &["tls_key_file too"]),
         (plus("[auth]\ntls_key_file = \"/k\"\n"), 22, "auth.tls_key_file", &["tls_cert_file too"]),
         (plus("[auth]\ntls_ca_file = \"/a\"\n"), 22, "auth.tls_ca_file", &["tls_cert_file too"]),
+        (plus("[auth]\ntls_crl_file = \"/r\"\n"), 22, "auth.tls_crl_file", &["tls_ca_file too"]),
+        (plus("[auth]\ncache = \"61s\"\n"), 22, "auth.cache", &["old password", "60s"]),
         (plus("[vip]\naddress = \"192.0.2.11/24\"\n"), 6, "node.alp.address", &["is the VIP"]),
         (plus("[witness]\nactive = \"alpp\"\n"), 22, "witness.active", &["no [[node]]"]),
         // not built yet
@@ -217,7 +219,8 @@ fn default_values_of_what_is_not_built_are_accepted() {
     let text = with("[[node]]", "passive = \"refuse\"\nunits = []\n[[node]]")
         .replace("zone =", "update_command = []\nzone =")
         + "[fence]\nkernel_gate = false\nstonith = []\n[pool]\nmode = \"session\"\n[reads]\nbalance = false\n\
-           [notify]\ncommand = []\n[auth]\ntls_cert_file = \"\"\ntls_key_file = \"\"\ntls_ca_file = \"\"\n";
+           [notify]\ncommand = []\n[auth]\ntls_cert_file = \"\"\ntls_key_file = \"\"\ntls_ca_file = \"\"\n\
+           tls_crl_file = \"\"\nident_file = \"\"\ncache = \"0s\"\n";
     parse(&text).expect("defaults are never errors");
 }
 

@@ -5,7 +5,7 @@
 //!
 //! **Invariant:** until its last message an exchange does not depend on whether the role exists, has a password, may
 //! log in, or had one until yesterday: the catalogue is asked first, always with one question, and a stand-in takes the
-//! place of what is missing.
+//! place of what is missing. (With `auth.cache`, a role that logged in just now is answered sooner.)
 
 use super::rules::no_login;
 use super::{Stop, nonce, random, say};
@@ -33,8 +33,16 @@ pub(super) async fn password(
     proxy: &Proxy,
 ) -> Result<Proof, Stop> {
     let user = startup.user.as_str();
-    let role = proxy.roles.role(user).await.map_err(no_login)?;
-    let refuse = |why: &str| wrong(proxy, user, peer, why);
+    let remembered = proxy.roles.remembered(user);
+    let was_remembered = remembered.is_some();
+    let mut role = match remembered {
+        Some(role) => role,
+        None => proxy.roles.role(user).await.map_err(no_login)?,
+    };
+    let refuse = |why: &str| {
+        proxy.roles.forget(user);
+        wrong(proxy, user, peer, why)
+    };
     // As PostgreSQL: the kind of secret decides, and a role without one looks like most others.
     let is_md5 = match role.secret {
         Some(Secret::Md5(_)) => true,
@@ -45,22 +53,31 @@ pub(super) async fn password(
         (None, _) => "there is no such role",
         (_, None) => "the role has no password, or none that is valid now",
         (_, Some(Secret::Md5(_))) if method != Method::Md5 => "the role's password is stored as md5",
+        _ if was_remembered => "the password is wrong, or was changed a moment ago (auth.cache)",
         _ => "the password is wrong",
     };
     // Made for every role, so that it takes no longer for one that does not exist.
-    let mock = Verifier::mock(user, &proxy.mock_secret, role.iterations);
-    let mock_hash = md5::Hash::mock(user, &proxy.mock_secret);
+    let mock = Verifier::mock(user, &proxy.options.mock_secret, role.iterations);
+    let mock_hash = md5::Hash::mock(user, &proxy.options.mock_secret);
     let proof = if method == Method::Md5 && is_md5 {
-        let (hash, real) = match role.secret {
-            Some(Secret::Md5(hash)) => (hash, true),
-            _ => (mock_hash, false),
+        let salt: [u8; md5::SALT_LEN] = random();
+        let answer = md5(client, salt).await?;
+        let proven = |secret: &Option<Secret>| {
+            let (hash, is_real) = match secret {
+                Some(Secret::Md5(hash)) => (hash, true),
+                _ => (&mock_hash, false),
+            };
+            (hash.is_proven_by(&answer, salt) && is_real).then(|| hash.clone())
         };
-        if !md5(client, &hash).await? || !real {
-            return Err(refuse(why));
+        let mut hash = proven(&role.secret);
+        if hash.is_none() && was_remembered {
+            // The salt is not the secret's own: the new password is taken at once.
+            role = proxy.roles.role(user).await.map_err(no_login)?;
+            hash = proven(&role.secret);
         }
-        Proof::Md5(hash)
+        Proof::Md5(hash.ok_or_else(|| refuse(why))?)
     } else {
-        let verifier = if let Some(Secret::Scram(verifier)) = role.secret { verifier } else { mock };
+        let verifier = if let Some(Secret::Scram(verifier)) = &role.secret { verifier.clone() } else { mock };
         match scram(client, verifier).await? {
             Some(keys) => Proof::Scram(keys),
             None => return Err(refuse(why)),
@@ -69,6 +86,8 @@ pub(super) async fn password(
     if role.may_log_in == Some(false) {
         return Err(not_permitted(proxy, user, peer));
     }
+    // Only now: what strangers ask for is remembered of no role, and so tells nothing by its speed.
+    proxy.roles.remember(user, &role);
     Ok(proof)
 }
 
@@ -86,14 +105,13 @@ pub(super) fn wrong(proxy: &Proxy, user: &str, peer: SocketAddr, why: &str) -> S
     Refusal::new("28P01", format!("password authentication failed for user \"{user}\"")).into()
 }
 
-/// AuthenticationMD5Password; whether the answer fits.
-async fn md5(client: &mut ClientStream, hash: &md5::Hash) -> Result<bool, Stop> {
-    let salt: [u8; md5::SALT_LEN] = random();
+/// AuthenticationMD5Password, and the answer.
+async fn md5(client: &mut ClientStream, salt: [u8; md5::SALT_LEN]) -> Result<Vec<u8>, Stop> {
     say(client, &Authentication::MD5Password(salt.to_vec())).await?;
     let answer = read_response(client, "password response").await?;
     match answer.split_last() {
         Some((0, [])) => Err(Refusal::new("28P01", "empty password returned by client").into()),
-        Some((0, answer)) if !answer.contains(&0) => Ok(hash.is_proven_by(answer, salt)),
+        Some((0, answer)) if !answer.contains(&0) => Ok(answer.to_vec()),
         _ => Err(pg::Malformed("invalid password packet size").into()),
     }
 }

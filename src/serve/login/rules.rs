@@ -6,11 +6,12 @@ use super::Stop;
 use crate::serve::listener::Proxy;
 use crate::serve::roles::Unreadable;
 use crate::serve::tls::ClientStream;
-use crate::wire::hba::{Asker, Decision, Entry, Facts, Method, Question};
+use crate::wire::hba::{Asker, Decision, Entry, Facts, HbaFile, Method, Question};
 use crate::wire::pg::{Refusal, Startup};
 use hickory_resolver::TokioResolver;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 /// Questions to the rules of one login; real ones ask five or six. Then it is refused.
 const MAX_QUESTIONS: usize = 64;
@@ -45,13 +46,35 @@ impl Purpose {
     }
 }
 
-/// What the first matching rule demands; refusals are told in PostgreSQL's words.
-pub(super) async fn demand(
+/// What the first matching rule demands, and what was found out for it.
+pub(super) struct Demand<'a> {
+    pub(super) entry: Entry,
+    /// The rules it is one of: a reload may have replaced them since.
+    rules: Arc<HbaFile>,
+    asker: Asker<'a>,
+    facts: Facts,
+}
+
+impl Demand<'_> {
+    /// Whether a certificate in this name may log in as the role that was asked for.
+    pub(super) async fn fits(&mut self, name: &str, proxy: &Proxy) -> Result<bool, Stop> {
+        for _ in 0..MAX_QUESTIONS {
+            match self.rules.fits(&self.entry, name, self.asker, &self.facts) {
+                Ok(fits) => return Ok(fits),
+                Err(question) => answer(question, self.asker, proxy, &mut self.facts).await?,
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Asks the rules; refusals are told in PostgreSQL's words.
+pub(super) async fn demand<'a>(
     client: &ClientStream,
     peer: SocketAddr,
-    startup: &Startup,
+    startup: &'a Startup,
     proxy: &Proxy,
-) -> Result<Entry, Stop> {
+) -> Result<Demand<'a>, Stop> {
     let replication = Purpose::of(startup)? == Purpose::Replication;
     let (user, database) = (startup.user.as_str(), startup.database.as_str());
     let asker = Asker { address: peer.ip(), tls: client.is_tls(), user, database, replication };
@@ -75,7 +98,10 @@ pub(super) async fn demand(
             Decision::Entry(entry) if entry.method == Method::Reject => {
                 return Err(refuse("pg_hba.conf rejects", "for", &entry.place()).into());
             }
-            Decision::Entry(entry) => return Ok(entry.clone()),
+            Decision::Entry(entry) => {
+                let entry = entry.clone();
+                return Ok(Demand { entry, rules, asker, facts });
+            }
             Decision::NoEntry => return Err(refuse("no pg_hba.conf entry for", "from", "none").into()),
             Decision::Ask(question) => answer(question, asker, proxy, &mut facts).await?,
         }

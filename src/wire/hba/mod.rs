@@ -1,10 +1,11 @@
-//! `pg_hba.conf` (PostgreSQL 15, chapter 21.1, with the files and regular expressions of 16) for the gate's own front
-//! door: text to rules, rules to a verdict.
+//! `pg_hba.conf` and `pg_ident.conf` (PostgreSQL 15, chapters 21.1 and 21.2, with the files and regular expressions of
+//! 16) for the gate's own front door: text to rules, rules to a verdict.
 //!
 //! | file | is |
 //! |---|---|
 //! | `words` | text to lines of fields of words; `@file` and `include` |
 //! | `rule` | the fields of a line to a rule; whether a rule matches |
+//! | `ident` | maps of names in certificates to roles |
 //! | `pattern` | regular expressions |
 //!
 //! What it is NOT: it reads no files, asks no catalogue and resolves no names. Files come through [`Files`]; the rest
@@ -14,10 +15,12 @@
 //!
 //! **Invariant:** the first matching rule decides; no match refuses.
 
+mod ident;
 mod pattern;
 mod rule;
 mod words;
 
+pub use ident::IdentFile;
 use rule::Rule;
 use std::net::IpAddr;
 use std::path::Path;
@@ -54,13 +57,15 @@ pub struct Entry {
     /// `clientcert=verify-full`: and in the role's name.
     pub needs_name: bool,
     pub client_name: ClientName,
+    /// `map=`: the certificate's name is looked up there, not compared with the role's.
+    pub map: Option<String>,
     place: Place,
 }
 
 impl Entry {
     fn new(method: Method, place: Place) -> Entry {
         let cert = method == Method::Cert;
-        Entry { method, needs_certificate: cert, needs_name: cert, client_name: ClientName::Cn, place }
+        Entry { method, needs_certificate: cert, needs_name: cert, client_name: ClientName::Cn, map: None, place }
     }
 
     /// Where the rule stands, for the log.
@@ -79,10 +84,23 @@ impl Entry {
     }
 }
 
-/// A file, parsed: its rules in order, `local` lines left out.
+/// A file, parsed: its rules in order, `local` lines left out; with the maps that they name.
 #[derive(Debug)]
 pub struct HbaFile {
     rules: Vec<Rule>,
+    maps: IdentFile,
+}
+
+/// There are no other files.
+struct Nowhere;
+
+impl Files for Nowhere {
+    fn read(&self, _: &Path) -> Result<String, FileTrouble> {
+        Err(FileTrouble::Missing)
+    }
+    fn list(&self, _: &Path) -> Result<Vec<String>, FileTrouble> {
+        Err(FileTrouble::Missing)
+    }
 }
 
 /// Why a file is refused: where, what, and the fix, in one sentence.
@@ -154,40 +172,38 @@ pub enum Decision<'a> {
 impl Default for HbaFile {
     /// Without a file: scram-sha-256 for everyone.
     fn default() -> HbaFile {
-        HbaFile { rules: vec![Rule::scram_for_all()] }
+        HbaFile { rules: vec![Rule::scram_for_all()], maps: IdentFile::default() }
     }
 }
 
 impl HbaFile {
     /// Parses a file that names no others; `file` is its name for messages. All errors are found, in order.
     pub fn parse(file: &str, text: &str) -> Result<HbaFile, Vec<HbaError>> {
-        struct None;
-        impl Files for None {
-            fn read(&self, _: &Path) -> Result<String, FileTrouble> {
-                Err(FileTrouble::Missing)
-            }
-            fn list(&self, _: &Path) -> Result<Vec<String>, FileTrouble> {
-                Err(FileTrouble::Missing)
-            }
-        }
-        HbaFile::parse_with(Path::new(file), text, &None)
+        HbaFile::parse_with(Path::new(file), text, &Nowhere)
     }
 
     /// Parses a file; others that it names come from `files`. All errors are found, file by file, those of words first.
     pub fn parse_with(file: &Path, text: &str, files: &dyn Files) -> Result<HbaFile, Vec<HbaError>> {
-        let mut reader = Reader::new(files);
-        reader.file(file, text, 0);
-        let mut rules = Vec::new();
-        for line in std::mem::take(&mut reader.lines) {
-            match rule::rule(&line.place, &line.fields) {
-                Ok(rule) => rules.extend(rule),
-                Err(problem) => reader.error(&line.place, problem),
-            }
+        let rules = Reader::parse(file, text, files, |line| rule::rule(&line.place, &line.fields))?;
+        Ok(HbaFile { rules, maps: IdentFile::default() })
+    }
+
+    /// With the maps that its rules name. Errors: the lines that name one that is not there.
+    pub fn with_maps(self, maps: IdentFile) -> Result<HbaFile, Vec<HbaError>> {
+        let wrong = |entry: &Entry| {
+            let problem = maps.lacks(entry.map.as_deref()?)?;
+            Some(HbaError { file: entry.file().to_owned(), line: entry.line(), problem })
+        };
+        let errors: Vec<HbaError> = self.rules.iter().filter_map(|rule| wrong(rule.entry())).collect();
+        if errors.is_empty() { Ok(HbaFile { maps, ..self }) } else { Err(errors) }
+    }
+
+    /// Whether a certificate in this name may log in as the asker's role under one of these rules.
+    pub fn fits(&self, entry: &Entry, name: &str, asker: Asker<'_>, facts: &Facts) -> Result<bool, Question> {
+        match &entry.map {
+            None => Ok(name == asker.user),
+            Some(map) => self.maps.allows(map, name, asker, facts),
         }
-        let mut errors = reader.errors;
-        errors.sort_by_key(|error| error.line);
-        errors.sort_by_key(|error| Path::new(&error.file) != file);
-        if errors.is_empty() { Ok(HbaFile { rules }) } else { Err(errors) }
     }
 
     /// What the first matching rule demands.

@@ -1,7 +1,8 @@
-//! Regular expressions in `pg_hba.conf` (`/...`, PostgreSQL 16 and later), on the `regex` crate.
+//! Regular expressions in `pg_hba.conf` (`/...`, PostgreSQL 16 and later) and `pg_ident.conf`, on the `regex` crate.
 //!
 //! What it is NOT: not all of PostgreSQL's regular expressions. What the two read differently is an error with the
-//! character named, so that no rule silently means something else.
+//! character named, so that no rule silently means something else. What a group matches is asked only of expressions
+//! whose groups have one reading: PostgreSQL prefers the longest match, the crate the first alternative.
 
 use regex::{Regex, RegexBuilder};
 
@@ -9,18 +10,23 @@ use regex::{Regex, RegexBuilder};
 const MAX_COMPILED: usize = 1 << 20;
 
 #[derive(Debug)]
-pub(super) struct Pattern(Regex);
+pub(super) struct Pattern {
+    regex: Regex,
+    /// Why what its first group matches is not surely what PostgreSQL takes for it.
+    unclear: Option<&'static str>,
+}
 
 impl Pattern {
     /// From the word, its leading slash included.
     pub(super) fn parse(word: &str) -> Result<Pattern, String> {
         let shown = word.escape_debug();
         let text = word.strip_prefix('/').unwrap_or(word);
+        let unclear = unclear(text);
         let text = translate(text).map_err(|part| {
             format!("the expression \"{shown}\" has {part}, which the gate does not read as PostgreSQL; write it anew")
         })?;
         let built = RegexBuilder::new(&text).dot_matches_new_line(true).size_limit(MAX_COMPILED).build();
-        built.map(Pattern).map_err(|error| {
+        built.map(|regex| Pattern { regex, unclear }).map_err(|error| {
             let why = match error {
                 regex::Error::CompiledTooBig(_) => "it is too big".to_owned(),
                 error => error.to_string().lines().last().unwrap_or_default().trim().to_owned(),
@@ -30,8 +36,82 @@ impl Pattern {
     }
 
     pub(super) fn matches(&self, name: &str) -> bool {
-        self.0.is_match(name)
+        self.regex.is_match(name)
     }
+
+    /// What the first group matched.
+    pub(super) fn first_group<'n>(&self, name: &'n str) -> Option<&'n str> {
+        Some(self.regex.captures(name)?.get(1)?.as_str())
+    }
+
+    /// Whether there is a first group, and one way alone to say what it matches; the error says what to do.
+    pub(super) fn names_its_first_group(&self) -> Result<(), &'static str> {
+        if self.regex.captures_len() < 2 {
+            return Err("it has none; put a part of it in parentheses");
+        }
+        self.unclear.map_or(Ok(()), Err)
+    }
+}
+
+/// Why the first group of a good expression of PostgreSQL's might be another part of the name for it than for the
+/// crate: with both ends fixed, no choice before that group's end, and up to there only single characters
+/// repeated, each as often as can be, the two agree (`tests/it/proxy/rules_maps.rs` compares them).
+fn unclear(text: &str) -> Option<&'static str> {
+    const ENDS: &str = "it may match a part of the name; begin it with ^ and end it with $";
+    const CHOICE: &str = "it has a choice (|) before that group's end or around it; write a line for each";
+    const REPEATED: &str = "it repeats a group before that group's end or around it; repeat single characters";
+    const LAZY: &str = "it repeats as rarely as can be (*? and such); say which characters instead";
+    if !text.starts_with('^') {
+        return Some(ENDS);
+    }
+    let is_repetition = |c: Option<&char>| matches!(c, Some('*' | '+' | '?' | '{'));
+    // For each open group whether it began before the first one that captures ended; where that one stands.
+    let (mut open, mut first): (Vec<bool>, Option<usize>) = (Vec::new(), None);
+    let (mut is_over, mut ends) = (false, false);
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        ends = false;
+        match c {
+            '\\' => drop(chars.next()),
+            '[' => {
+                chars.next_if_eq(&'^');
+                chars.next_if_eq(&']');
+                while let Some(inner) = chars.next().filter(|c| *c != ']') {
+                    match inner {
+                        '\\' => drop(chars.next()),
+                        '[' => drop(chars.by_ref().find(|c| *c == ']')),
+                        _ => {}
+                    }
+                }
+            }
+            '(' => {
+                if chars.next_if_eq(&'?').is_some() {
+                    chars.next();
+                } else if first.is_none() {
+                    first = Some(open.len());
+                }
+                open.push(!is_over);
+            }
+            ')' => {
+                if open.pop() == Some(true) && is_repetition(chars.peek()) {
+                    return Some(REPEATED);
+                }
+                is_over |= first == Some(open.len());
+            }
+            '|' if *open.last().unwrap_or(&true) => return Some(CHOICE),
+            '*' | '+' | '?' | '{' => {
+                if c == '{' {
+                    chars.by_ref().find(|c| *c == '}');
+                }
+                if is_repetition(chars.peek()) {
+                    return Some(LAZY);
+                }
+            }
+            '$' => ends = true,
+            _ => {}
+        }
+    }
+    (!ends).then_some(ENDS)
 }
 
 /// The same in the crate's syntax, or the part that has no same.

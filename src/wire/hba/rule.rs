@@ -38,7 +38,7 @@ enum Database {
 }
 
 #[derive(Debug)]
-enum User {
+pub(super) enum User {
     All,
     MemberOf(String),
     Matching(Pattern),
@@ -108,7 +108,7 @@ impl Rule {
 }
 
 /// Whether any says yes; a question where none does and one has to ask.
-fn any(answers: impl Iterator<Item = Result<bool, Question>>) -> Result<bool, Question> {
+pub(super) fn any(answers: impl Iterator<Item = Result<bool, Question>>) -> Result<bool, Question> {
     let mut question = None;
     for answer in answers {
         match answer {
@@ -137,7 +137,7 @@ impl Database {
 }
 
 impl User {
-    fn matches(&self, asker: Asker<'_>, facts: &Facts) -> Result<bool, Question> {
+    pub(super) fn matches(&self, asker: Asker<'_>, facts: &Facts) -> Result<bool, Question> {
         match self {
             User::All => Ok(true),
             User::MemberOf(role) => facts.is_member(role),
@@ -215,7 +215,7 @@ pub(super) fn rule(place: &Place, fields: &[Vec<Word>]) -> Result<Option<Rule>, 
     Ok(Some(Rule { transport, databases, users, address, entry }))
 }
 
-fn single<'a>(field: Option<&'a Vec<Word>>, what: &str, remedy: &str) -> Result<&'a Word, String> {
+pub(super) fn single<'a>(field: Option<&'a Vec<Word>>, what: &str, remedy: &str) -> Result<&'a Word, String> {
     match field.map(Vec::as_slice) {
         Some([word]) => Ok(word),
         Some(words) => {
@@ -237,7 +237,7 @@ fn database(word: &Word) -> Result<Database, String> {
     })
 }
 
-fn user(word: &Word) -> Result<User, String> {
+pub(super) fn user(word: &Word) -> Result<User, String> {
     Ok(match word {
         word if word.text.starts_with('/') => User::Matching(Pattern::parse(&word.text)?),
         word if word.is("all") => User::All,
@@ -336,13 +336,10 @@ fn option(text: &str, kind: &str, method: Option<Method>, entry: &mut Entry) -> 
         ("clientname", _) => return Err(format!("\"{shown}\" is unknown; write CN or DN")),
         // A peer line is none of ours.
         ("map", _) if method.is_none() => {}
-        ("map", _) if method == Some(Method::Cert) => {
-            return Err(format!(
-                "\"{shown}\": maps of user names are not built into the gate; let the certificate name the role"
-            ));
-        }
+        // As PostgreSQL: an empty name is no map.
+        ("map", map) if method == Some(Method::Cert) => entry.map = Some(map.to_owned()).filter(|map| !map.is_empty()),
         ("map", _) => return Err(format!("\"{shown}\" is not for this method; take it out")),
-        _ => return Err(format!("the option \"{shown}\" is unknown; use clientcert or clientname")),
+        _ => return Err(format!("the option \"{shown}\" is unknown; use clientcert, clientname or map")),
     }
     Ok(())
 }

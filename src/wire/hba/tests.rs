@@ -205,7 +205,6 @@ fn what_is_wrong_names_file_line_word_and_remedy() {
         ("hostssl all all all cert clientcert=verify-ca", &["always verify-full"]),
         ("hostssl all all all trust clientcert=1", &["clientcert=1", "verify-ca or verify-full"]),
         ("hostssl all all all cert clientname=SAN", &["clientname=SAN", "CN or DN"]),
-        ("hostssl all all all cert map=x", &["map=x", "maps of user names"]),
         ("hostssl all all all trust map=x", &["map=x", "not for this method"]),
         ("host all all all trust ldapserver=x", &["ldapserver=x", "unknown"]),
         ("host all all all trust again", &["\"again\" has no value"]),
@@ -238,6 +237,150 @@ impl Files for Shelf {
         let names: Vec<String> = self.0.keys().filter_map(below).collect();
         if names.is_empty() { Err(FileTrouble::Missing) } else { Ok(names) }
     }
+}
+
+fn ident_problem(line: &str) -> String {
+    let errors = IdentFile::parse("pg_ident.conf", line).expect_err(line);
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    errors[0].to_string()
+}
+
+/// Whether a certificate in this name may log in as the role, by a rule with `map=m`.
+fn fits(rules: &HbaFile, name: &str, role: &str, facts: &Facts) -> Result<bool, Question> {
+    let who = asker("10.1.2.3", true, role, "app");
+    let Decision::Entry(entry) = rules.decide(who, facts) else { panic!("no rule") };
+    rules.fits(entry, name, who, facts)
+}
+
+fn mapped(ident: &str) -> HbaFile {
+    let maps = IdentFile::parse("pg_ident.conf", ident).expect(ident);
+    parse("hostssl all all all cert map=m").with_maps(maps).expect(ident)
+}
+
+#[test]
+fn maps_say_which_names_are_which_roles() {
+    for (ident, name, roles, others) in [
+        ("m ann boss\nm ann worker\nother ann root", "ann", &["boss", "worker"][..], &["ann", "root"][..]),
+        ("m \"ann smith\" \"two words\" # why", "ann smith", &["two words"], &["ann"]),
+        ("m /^(.*)@example\\.org$ \\1", "ann@example.org", &["ann"], &["ann@example.org", "\\1"]),
+        ("m /^(.*)@example\\.org$ app_\\1_ro", "ann@example.org", &["app_ann_ro"], &["ann", "app_\\1_ro"]),
+        // The first alone is replaced.
+        ("m /^(.*)@example\\.org$ \\1\\1", "ann@example.org", &["ann\\1"], &["annann"]),
+        ("m \"/^CN=([a-z ]+),O=x$\" \\1", "CN=ann smith,O=x", &["ann smith"], &["ann"]),
+        ("m ann \\1", "ann", &["\\1"], &["ann"]),
+        ("m ann all", "ann", &["anybody", "all"], &[]),
+        ("m ann \"all\"", "ann", &["all"], &["anybody"]),
+        ("m ann /^app_", "ann", &["app_1"], &["ann"]),
+        ("m /^(ann)$ \"+\\1\"", "ann", &["+ann"], &["ann"]),
+        ("m /an root", "joan", &["root"], &["joan"]),
+        ("m /(.)(.) root", "xy", &["root"], &["x"]),
+        ("# m ann boss\nm bob boss", "ann", &[], &["boss", "ann"]),
+        ("m ANN ann", "ann", &[], &["ann"]),
+    ] {
+        let rules = mapped(ident);
+        for (roles, wanted) in [(roles, true), (others, false)] {
+            for role in roles {
+                assert_eq!(fits(&rules, name, role, &Facts::default()), Ok(wanted), "{ident}: {name} as {role}");
+            }
+        }
+    }
+    // Groups are asked for, where a name fits and no other line lets in; none for whom it does not fit.
+    let rules = mapped("m ann +staff\nm ann ann");
+    let mut facts = Facts::default();
+    assert_eq!(fits(&rules, "ann", "ann", &facts), Ok(true));
+    assert_eq!(fits(&rules, "bob", "bob", &facts), Ok(false));
+    assert_eq!(fits(&rules, "ann", "boss", &facts), Err(Question::Memberships));
+    facts.memberships = Some(vec!["boss".to_owned(), "staff".to_owned()]);
+    assert_eq!(fits(&rules, "ann", "boss", &facts), Ok(true));
+    facts.memberships = Some(vec!["boss".to_owned()]);
+    assert_eq!(fits(&rules, "ann", "boss", &facts), Ok(false));
+    // Without a map the names are compared; an empty one is none.
+    for plain in ["cert", "cert map="] {
+        let plain = parse(&format!("hostssl all all all {plain}"));
+        assert_eq!(fits(&plain, "ann", "ann", &facts), Ok(true));
+        assert_eq!(fits(&plain, "ann", "bob", &facts), Ok(false));
+    }
+    // Maps that nobody looked for let nobody in.
+    assert_eq!(fits(&parse("hostssl all all all cert map=m"), "ann", "ann", &facts), Ok(false));
+}
+
+#[test]
+fn what_is_wrong_with_a_map_names_file_line_word_and_remedy() {
+    for (line, words) in [
+        ("m", &["name in the certificate is missing"][..]),
+        ("m ann", &["database user is missing"]),
+        ("m ann boss worker", &["\"worker\" is a fourth word", "quotation marks"]),
+        ("m,n ann boss", &["name of the map \"m,n\" is a list"]),
+        ("m ann,bob boss", &["\"ann,bob\" is a list"]),
+        ("m ann boss,worker", &["\"boss,worker\" is a list"]),
+        ("m \"ann boss", &["quotation mark"]),
+        ("m /( boss", &["\"/(\"", "not understood"]),
+        ("m /x\\y boss", &["\\y"]),
+        ("m ann /[", &["not understood"]),
+        ("m /^ann$ \\1", &["has none", "parentheses"]),
+        ("m /^(?:ann)$ \\1", &["has none"]),
+        ("m /(ann) \\1", &["begin it with ^ and end it with $"]),
+        ("m /^(ann) \\1", &["end it with $"]),
+        ("m /^(ann)\\$ \\1", &["end it with $"]),
+        ("m /^(a|ab).*$ \\1", &["choice"]),
+        ("m /^(a)$|^b$ \\1", &["choice"]),
+        ("m /^(?:(a)|b)$ \\1", &["choice"]),
+        ("m /^(?:a|ab)(.*)$ \\1", &["choice"]),
+        ("m /^(?:ab?)*(.*)$ \\1", &["repeats a group"]),
+        ("m /^(a){2}$ \\1", &["repeats a group"]),
+        ("m /^(?:(a)x)+$ \\1", &["repeats a group"]),
+        ("m /^(.*?)@.*$ \\1", &["rarely"]),
+        ("m /^(.*)@.{2}?$ \\1", &["rarely"]),
+        ("include more", &["more is not there"]),
+        ("m @names boss", &["@names is not there"]),
+    ] {
+        let text = ident_problem(line);
+        assert!(text.starts_with("pg_ident.conf, line 1: "), "{text}");
+        for word in words {
+            assert!(text.contains(word), "{line}: {text}");
+        }
+    }
+    // What has one reading is taken.
+    for line in ["/^([^@]+)@(?:a|b)\\.(?:x|yz)*$ \\1", "/^([[:alpha:]_]{2})[]|)(]$ x\\1", "/^(?:x)\\((a(b|c)*)$ \\1"] {
+        let parsed = IdentFile::parse("f", &format!("m {line}"));
+        assert_eq!(parsed.is_ok(), !line.contains("b|c"), "{line}: {parsed:?}");
+    }
+    let all = IdentFile::parse("f", "\nm\nm ann boss\nm ann\n").expect_err("two");
+    assert_eq!(all.iter().map(|error| error.line).collect::<Vec<_>>(), [2, 4], "all errors are told");
+}
+
+#[test]
+fn a_map_that_is_not_there_is_an_error_of_the_rule_that_names_it() {
+    let hba = "host all all all md5\nhostssl all all all cert map=there\nhostssl all all all cert map=gone\n\
+               local all all peer map=elsewhere\n";
+    let maps = IdentFile::parse("/etc/pg_ident.conf", "there ann boss").expect("valid");
+    let errors = parse(hba).with_maps(maps).expect_err("one is gone");
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert_eq!(
+        errors[0].to_string(),
+        "hba.conf, line 3: the map \"gone\" is not in /etc/pg_ident.conf; add it there, or correct the name"
+    );
+    let errors = parse(hba).with_maps(IdentFile::default()).expect_err("there is no file");
+    assert_eq!(errors.iter().map(|error| error.line).collect::<Vec<_>>(), [2, 3]);
+    assert!(errors[0].problem.contains("auth.ident_file"), "{errors:?}");
+    assert!(parse("host all all all md5").with_maps(IdentFile::default()).is_ok(), "nobody needs one");
+}
+
+#[test]
+fn maps_have_files_of_their_own_too() {
+    let shelf =
+        Shelf(HashMap::from([("/etc/d/1.conf", "m ann one"), ("/etc/role", "two"), ("/etc/wrong", "m ann one\nm\n")]));
+    let read = |text| IdentFile::parse_with(Path::new("/etc/ident"), text, &shelf);
+    let maps = read("include_dir d\nm ann @role\ninclude_if_exists none").expect("valid");
+    let rules = parse("hostssl all all all cert map=m").with_maps(maps).expect("there");
+    for role in ["one", "two"] {
+        assert_eq!(fits(&rules, "ann", role, &Facts::default()), Ok(true), "{role}");
+    }
+    let errors = read("m ann x\ninclude wrong").expect_err("line 2");
+    assert_eq!(
+        errors[0].to_string(),
+        "/etc/wrong, line 2: the name in the certificate is missing; add it after the map's"
+    );
 }
 
 fn with(files: &[(&'static str, &'static str)]) -> Result<HbaFile, Vec<String>> {
@@ -325,5 +468,20 @@ proptest::proptest! {
         let _ = HbaFile::parse("f", &text);
         let _ = HbaFile::parse("f", &near);
         let _ = HbaFile::parse("f", &format!("host \"/{pattern}\" all all trust"));
+    }
+
+    #[test]
+    fn arbitrary_maps_never_panic(
+        text in "\\PC{0,200}",
+        near in "m ([ \",a-z0-9./\\\\#\n+@()^$]{0,80})",
+        pattern in "\\^[\\[\\]\\\\(){}^$|*+?.:a-d0-9-]{0,30}\\$",
+        name in "[a-d0-9@]{0,8}",
+    ) {
+        let _ = IdentFile::parse("f", &text);
+        let _ = IdentFile::parse("f", &near);
+        if let Ok(maps) = IdentFile::parse("f", &format!("m \"/{pattern}\" \\1")) {
+            let rules = parse("hostssl all all all cert map=m").with_maps(maps).expect("there");
+            let _ = fits(&rules, &name, &name, &Facts::default());
+        }
     }
 }

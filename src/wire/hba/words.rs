@@ -1,5 +1,5 @@
-//! The text of `pg_hba.conf` to lines of fields of words, as PostgreSQL's `tokenize_auth_file` does it: continued
-//! lines, quotes, comma lists, comments, `@file` and the `include` directives.
+//! The text of `pg_hba.conf` or `pg_ident.conf` to lines of fields of words, as PostgreSQL's `tokenize_auth_file` does
+//! it: continued lines, quotes, comma lists, comments, `@file` and the `include` directives.
 //!
 //! What it is NOT: it knows no keyword beyond `include`, and reads no file itself: [`Files`] does.
 
@@ -60,17 +60,40 @@ pub(super) struct Line {
 pub(super) struct Reader<'a> {
     files: &'a dyn Files,
     read: u32,
-    pub(super) lines: Vec<Line>,
-    pub(super) errors: Vec<HbaError>,
+    lines: Vec<Line>,
+    errors: Vec<HbaError>,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(files: &'a dyn Files) -> Reader<'a> {
+    fn new(files: &'a dyn Files) -> Reader<'a> {
         Reader { files, read: 0, lines: Vec::new(), errors: Vec::new() }
     }
 
+    /// What each line of a file says, those of included ones in their places. All errors are found, file by file, those
+    /// of words first.
+    pub(super) fn parse<T>(
+        file: &Path,
+        text: &str,
+        files: &dyn Files,
+        line: impl Fn(&Line) -> Result<Option<T>, String>,
+    ) -> Result<Vec<T>, Vec<HbaError>> {
+        let mut reader = Reader::new(files);
+        reader.file(file, text, 0);
+        let mut said = Vec::new();
+        for each in std::mem::take(&mut reader.lines) {
+            match line(&each) {
+                Ok(one) => said.extend(one),
+                Err(problem) => reader.error(&each.place, problem),
+            }
+        }
+        let mut errors = reader.errors;
+        errors.sort_by_key(|error| error.line);
+        errors.sort_by_key(|error| Path::new(&error.file) != file);
+        if errors.is_empty() { Ok(said) } else { Err(errors) }
+    }
+
     /// The lines of a file whose text is known, with the files it includes in their places.
-    pub(super) fn file(&mut self, path: &Path, text: &str, depth: u32) {
+    fn file(&mut self, path: &Path, text: &str, depth: u32) {
         let file: Arc<str> = path.display().to_string().into();
         if text.len() > MAX_FILE {
             let place = Place { file, line: 1 };
@@ -170,7 +193,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    pub(super) fn error(&mut self, place: &Place, problem: String) {
+    fn error(&mut self, place: &Place, problem: String) {
         self.errors.push(HbaError { file: place.file.to_string(), line: place.line, problem });
     }
 }

@@ -2,15 +2,15 @@
 
 use crate::pg::{PASSWORD, Pg, shared};
 use futures_util::FutureExt;
-use portcullis::base::config::Pool;
+use portcullis::base::config::{Pool, Secret};
 use portcullis::base::time::{Duration, Instant};
 use portcullis::engine::status::*;
 use portcullis::io::clock;
 use portcullis::serve::command::Commands;
 use portcullis::serve::gate::{Gate, ReadClock};
-use portcullis::serve::listener::{Confirm, ProxyOptions, Rules, run};
+use portcullis::serve::listener::{Confirm, ProxyOptions, Rules, mock_secret, run};
 use portcullis::serve::tls::TlsAcceptor;
-use portcullis::wire::hba::HbaFile;
+use portcullis::wire::hba::{HbaFile, IdentFile};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
@@ -20,6 +20,11 @@ use tokio::sync::watch;
 /// What a test may choose.
 pub struct Setup {
     pub hba: &'static str,
+    /// pg_ident.conf.
+    pub ident: &'static str,
+    /// `auth.cache`.
+    pub cache: Duration,
+    pub cluster_key: [u8; 32],
     pub tls: Option<TlsAcceptor>,
     pub max_clients: u32,
     pub query_wait: Duration,
@@ -33,6 +38,9 @@ impl Default for Setup {
     fn default() -> Setup {
         Setup {
             hba: "host all trusty 127.0.0.1/32 trust\nhost all all all scram-sha-256",
+            ident: "",
+            cache: Duration::ZERO,
+            cluster_key: [7; 32],
             tls: None,
             max_clients: 100,
             query_wait: Duration::from_secs(30),
@@ -82,7 +90,9 @@ pub async fn shut_with(setup: Setup) -> Front {
     };
     let gate = Gate::new(setup.clock);
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    let rules = Rules::new(HbaFile::parse("hba.conf", setup.hba).unwrap(), setup.tls);
+    let maps = IdentFile::parse("pg_ident.conf", setup.ident).unwrap();
+    let hba = HbaFile::parse("hba.conf", setup.hba).unwrap().with_maps(maps).unwrap();
+    let rules = Rules::new(hba, setup.tls, setup.cache);
     let options = ProxyOptions {
         listen: vec![address],
         vips: vec![],
@@ -90,6 +100,7 @@ pub async fn shut_with(setup: Setup) -> Front {
         port: pg.port,
         admin_user: "postgres".to_owned(),
         rules: Arc::clone(&rules),
+        mock_secret: mock_secret(&Secret::new(setup.cluster_key.to_vec())),
         pool: Pool { max_clients: setup.max_clients, query_wait: setup.query_wait, ..setup.pool },
         node: "alp".parse().unwrap(),
     };

@@ -59,6 +59,10 @@ hostssl all all all cert clientcert=verify-ca
 hostssl all all all cert clientname=CN
 hostssl all all all cert clientname=DN
 hostssl all all all cert clientname=XX
+hostssl all all all cert map=x
+hostssl all all all cert map=
+hostssl all all all cert map=x clientname=DN
+hostssl all all all scram-sha-256 clientcert=verify-full map=x
 hostssl all all all scram-sha-256 clientcert=verify-ca
 hostssl all all all scram-sha-256 clientcert=verify-full clientname=DN
 hostssl all all all trust clientcert=1
@@ -99,7 +103,6 @@ host all all all gss map=x | built
 host all all all pam | built
 local all all pam | built
 host all all all ldap ldapserver=x ldapprefix=p | built
-hostssl all all all cert map=x | maps
 host all all all "trust | not closed
 host all all 127.1 255.255.255.255 trust | in full
 host /(a all all trust | not understood
