@@ -45,7 +45,7 @@ fn minutes(n: u64) -> Duration {
 fn suites() -> Vec<Suite> {
     let program = |name, command, at_least| Suite {
         name,
-        limit: minutes(2),
+        limit: minutes(10),
         at_least,
         ours: true,
         apart: false,
@@ -54,7 +54,7 @@ fn suites() -> Vec<Suite> {
     };
     let ours = |name, cases| Suite {
         name,
-        limit: minutes(3),
+        limit: minutes(10),
         at_least: 1,
         ours: true,
         apart: false,
@@ -62,7 +62,7 @@ fn suites() -> Vec<Suite> {
         kind: Kind::Cases(cases),
     };
     vec![
-        Suite { ours: false, apart: true, limit: minutes(3), ..program("asyncpg", program::asyncpg, 280) },
+        Suite { ours: false, apart: true, ..program("asyncpg", program::asyncpg, 280) },
         ours("stream", cases::stream::cases),
         ours("cancel", cases::cancel::cases),
         ours("tools", cases::tools::cases),

@@ -202,7 +202,7 @@ test('copy_out_with_an_error_in_the_middle', () => using(async (client) => {
 }))
 
 test('cancel', () => using(async (client) => {
-  const sleeping = rejects(client.query('select pg_sleep(15) /* node cancel */'), '57014')
+  const sleeping = rejects(client.query('select pg_sleep(600) /* node cancel */'), '57014')
   await using(async (other) => {
     await until('it sleeps', async () => (await other.query(
       "select 1 from pg_stat_activity where wait_event = 'PgSleep' and query like '%node cancel%'")).rowCount)
@@ -231,13 +231,13 @@ test('query_timeout_and_end', async () => {
 })
 
 test('statement_timeout_at_start_up', () => using(async (client) => {
-  await taken(client, () => rejects(client.query('select pg_sleep(15)'), '57014'))
+  await taken(client, () => rejects(client.query('select pg_sleep(600)'), '57014'))
 }, { statement_timeout: 200 }))
 
 test('terminated_backend', () => using((other) => using(async (client) => {
   await client.query('begin')
   const pid = await one(client, 'select pg_backend_pid()')
-  const sleeping = rejects(client.query('select pg_sleep(15)'), '57P01')
+  const sleeping = rejects(client.query('select pg_sleep(600)'), '57P01')
   await other.query('select pg_terminate_backend($1, 5000)', [pid])
   await sleeping
 }).catch((error) => assert.match(error.message, /terminat/))))
@@ -253,7 +253,7 @@ test('listen', () => using((speaker) => using(async (listener) => {
   const heard = new Promise((resolve) => listener.on('notification', resolve))
   await listener.query('listen news')
   await speaker.query("notify news, 'hear'")
-  const late = new Promise((_, reject) => setTimeout(() => reject(new Error('not heard')), 4000))
+  const late = new Promise((_, reject) => setTimeout(() => reject(new Error('not heard')), 1000 * process.env.PATIENCE))
   assert.strictEqual((await Promise.race([heard, late])).payload, 'hear')
 })))
 

@@ -171,7 +171,7 @@ test('copy_in_and_out', () => using(async (sql) => {
 }))
 
 test('cancel', () => using((other) => using(async (sql) => {
-  const query = sql`select pg_sleep(15) /* js cancel */`
+  const query = sql`select pg_sleep(600) /* js cancel */`
   const sleeping = rejects(query, '57014')
   await until('it sleeps', async () => (await other`select 1 from pg_stat_activity
     where wait_event = 'PgSleep' and query like '%js cancel%' and pid <> pg_backend_pid()`).count)
@@ -185,7 +185,7 @@ test('listen', () => using(async (sql) => {
   const hearing = new Promise((resolve) => { heard = resolve })
   await sql.listen('news', heard)
   await sql.notify('news', 'hear')
-  const late = new Promise((_, reject) => setTimeout(() => reject(new Error('not heard')), 4000))
+  const late = new Promise((_, reject) => setTimeout(() => reject(new Error('not heard')), 1000 * process.env.PATIENCE))
   assert.strictEqual(await Promise.race([hearing, late]), 'hear')
 }))
 

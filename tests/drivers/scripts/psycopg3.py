@@ -543,7 +543,7 @@ def cancel():
     with connect() as conn:
         timer = threading.Thread(target=lambda: (asleep("psy cancel"), conn.cancel()))
         timer.start()
-        raises(errors.QueryCanceled, conn.execute, "select pg_sleep(15) -- psy cancel")
+        raises(errors.QueryCanceled, conn.execute, "select pg_sleep(600) -- psy cancel")
         timer.join()
         assert conn.execute("select 1").fetchone() == (1,)
 
@@ -553,7 +553,7 @@ def cancel_safe():
     with connect() as conn:
         timer = threading.Thread(target=lambda: (asleep("psy safe"), conn.cancel_safe(timeout=10)))
         timer.start()
-        raises(errors.QueryCanceled, conn.execute, "select pg_sleep(15) -- psy safe")
+        raises(errors.QueryCanceled, conn.execute, "select pg_sleep(600) -- psy safe")
         timer.join()
         assert conn.execute("select 1").fetchone() == (1,)
 
@@ -571,7 +571,7 @@ def cancel_when_idle():
 def statement_timeout():
     with connect(autocommit=False) as conn:
         conn.execute("set local statement_timeout = 50")
-        raises(errors.QueryCanceled, conn.execute, "select pg_sleep(15)")
+        raises(errors.QueryCanceled, conn.execute, "select pg_sleep(600)")
         conn.rollback()
         assert conn.execute("select 1").fetchone() == (1,)
 
@@ -736,7 +736,7 @@ def listen_and_notify():
     with connect() as listener, connect() as speaker:
         listener.execute("listen news")
         speaker.execute("select pg_notify('news', 'hear')")
-        heard = list(listener.notifies(timeout=5, stop_after=1))
+        heard = list(listener.notifies(timeout=float(os.environ["PATIENCE"]), stop_after=1))
         assert [(note.channel, note.payload) for note in heard] == [("news", "hear")]
 
 
@@ -765,7 +765,7 @@ def cancelled_asyncio_task():
     async def go():
         conn = await psycopg.AsyncConnection.connect("", autocommit=True)
         async with conn:
-            task = asyncio.create_task(conn.execute("select pg_sleep(15) -- psy task"))
+            task = asyncio.create_task(conn.execute("select pg_sleep(600) -- psy task"))
             await asyncio.get_running_loop().run_in_executor(None, asleep, "psy task")
             task.cancel()
             try:
