@@ -68,8 +68,9 @@ async fn tool(target: &Arc<Target>, name: &str, arguments: &[&str]) -> Output {
 async fn finish(command: Command) -> Output {
     let mut command = tokio::process::Command::from(command);
     let out = command.kill_on_drop(true).output().await.unwrap();
-    let error = String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{:?}: {error}", command.as_std());
+    let (error, command) = (String::from_utf8_lossy(&out.stderr), command.as_std());
+    let arguments: Vec<_> = command.get_args().collect();
+    assert!(out.status.success(), "{:?} {arguments:?}: {error}", command.get_program());
     out
 }
 
