@@ -21,9 +21,9 @@ const using = async (run, config = {}) => {
 
 const one = async (client, text, values) => Object.values((await client.query(text, values)).rows[0])[0]
 
-// Runs `inside` while another client has this client's former backend, if it can.
-const taken = async (client, inside) => {
-  const wanted = await one(client, 'select pg_backend_pid()')
+// Runs `inside` while another client has this backend, else this client's former one, if it can.
+const taken = async (client, inside, former) => {
+  const wanted = former ?? await one(client, 'select pg_backend_pid()')
   const thieves = []
   for (let n = 0; n < 20; n++) {
     const thief = new Client()
@@ -258,8 +258,12 @@ test('listen', () => using((speaker) => using(async (listener) => {
 })))
 
 test('temporary_table', () => using(async (client) => {
+  // In one transaction: the next may have another backend.
+  await client.query('begin')
   await client.query('create temporary table fleeting(a int)')
-  await taken(client, () => client.query('insert into fleeting values (1)'))
+  const former = await one(client, 'select pg_backend_pid()')
+  await client.query('commit')
+  await taken(client, () => client.query('insert into fleeting values (1)'), former)
 }))
 
 test('application_name', () => using(async (client) => {

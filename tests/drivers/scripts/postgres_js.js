@@ -16,9 +16,9 @@ const using = async (run, options = {}) => {
   }
 }
 
-// Runs `inside` while another client has this client's former backend, if it can.
-const taken = async (sql, inside) => {
-  const [{ pid }] = await sql`select pg_backend_pid() as pid`
+// Runs `inside` while another client has this backend, else this client's former one, if it can.
+const taken = async (sql, inside, former) => {
+  const pid = former ?? (await sql`select pg_backend_pid() as pid`)[0].pid
   const thieves = []
   try {
     for (let n = 0; n < 20; n++) {
@@ -190,8 +190,12 @@ test('listen', () => using(async (sql) => {
 }))
 
 test('temporary_table', () => using(async (sql) => {
-  await sql`create temporary table fleeting(a int)`
-  await taken(sql, () => sql`insert into fleeting values (1)`)
+  // In one transaction: the next may have another backend.
+  const former = await sql.begin(async (sql) => {
+    await sql`create temporary table fleeting(a int)`
+    return (await sql`select pg_backend_pid() as pid`)[0].pid
+  })
+  await taken(sql, () => sql`insert into fleeting values (1)`, former)
 }))
 
 test('start_up_settings', () => using(async (sql) => {

@@ -23,11 +23,18 @@ def pid(conn):
     return conn.execute("select pg_backend_pid()").fetchone()[0]
 
 
-class taken:
-    """Inside, the backend that this connection had last serves another client, if it can."""
+def leave(conn, statement):
+    """Leaves something in a backend; which one is asked in the same transaction, since the next may have another."""
+    with conn.transaction():
+        conn.execute(statement)
+        return pid(conn)
 
-    def __init__(self, conn):
-        self.wanted = pid(conn)
+
+class taken:
+    """Inside, this backend, else the one that this connection had last, serves another client, if it can."""
+
+    def __init__(self, conn, wanted=None):
+        self.wanted = wanted or pid(conn)
         self.thieves = []
 
     def __enter__(self):
@@ -365,8 +372,10 @@ def server_side_cursor():
 def cursor_with_hold():
     with connect() as conn:
         cur = conn.cursor("holder", withhold=True)
-        cur.execute("select n from generate_series(1, 1000) n")
-        with taken(conn):
+        with conn.transaction():
+            cur.execute("select n from generate_series(1, 1000) n")
+            former = pid(conn)
+        with taken(conn, former):
             assert len(cur.fetchall()) == 1000
         cur.close()
 
@@ -632,8 +641,8 @@ def setting_of_another_is_not_seen():
 @test
 def temporary_table():
     with connect() as conn:
-        conn.execute("create temporary table fleeting(a int)")
-        with taken(conn):
+        former = leave(conn, "create temporary table fleeting(a int)")
+        with taken(conn, former):
             conn.execute("insert into fleeting values (1)")
         assert conn.execute("select count(*) from fleeting").fetchone() == (1,)
 
@@ -650,8 +659,8 @@ def temporary_table_in_a_transaction():
 @test
 def advisory_lock():
     with connect() as conn:
-        conn.execute("select pg_advisory_lock(4711)")
-        with taken(conn):
+        former = leave(conn, "select pg_advisory_lock(4711)")
+        with taken(conn, former):
             assert conn.execute("select pg_advisory_unlock(4711)").fetchone() == (True,)
 
 
@@ -667,16 +676,15 @@ def advisory_lock_of_a_transaction():
 @test
 def prepare_in_sql():
     with connect() as conn:
-        conn.execute("prepare by_sql(int) as select $1 + 1")
-        with taken(conn):
+        former = leave(conn, "prepare by_sql(int) as select $1 + 1")
+        with taken(conn, former):
             assert conn.execute("execute by_sql(1)").fetchone() == (2,)
 
 
 def dirty(statement):
     """A session that leaves something behind, and one on the same backend, where there is a pool."""
     with connect() as conn:
-        conn.execute(statement)
-        former = pid(conn)
+        former = leave(conn, statement)
     others = []
     for _ in range(20):
         others.append(connect(autocommit=False))

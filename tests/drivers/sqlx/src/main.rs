@@ -33,6 +33,10 @@ async fn pid(conn: &mut PgConnection) -> Result<i32, sqlx::Error> {
 /// Others that hold the backend this connection had last, where there is a pool.
 async fn thieves(conn: &mut PgConnection) -> Result<Vec<PgConnection>, sqlx::Error> {
     let wanted = pid(conn).await?;
+    thieves_of(wanted).await
+}
+
+async fn thieves_of(wanted: i32) -> Result<Vec<PgConnection>, sqlx::Error> {
     let mut thieves = Vec::new();
     for _ in 0..20 {
         let mut thief = connect().await?;
@@ -48,8 +52,7 @@ async fn thieves(conn: &mut PgConnection) -> Result<Vec<PgConnection>, sqlx::Err
 
 async fn scram_login() -> Test {
     let password = std::env::var("APP_PASSWORD")?;
-    let mut conn =
-        PgConnection::connect_with(&options().username("app").password(&password).database("app")).await?;
+    let mut conn = PgConnection::connect_with(&options().username("app").password(&password).database("app")).await?;
     let name: String = sqlx::query_scalar("select current_user::text").fetch_one(&mut conn).await?;
     assert_eq!(name, "app");
     let wrong = PgConnection::connect_with(&options().username("app").password("wrong").database("app")).await;
@@ -234,8 +237,11 @@ async fn listening() -> Test {
 
 async fn temporary_table() -> Test {
     let mut conn = connect().await?;
-    conn.execute("create temporary table fleeting(a int)").await?;
-    let others = thieves(&mut conn).await?;
+    // In one transaction: the next may have another backend.
+    conn.execute("begin; create temporary table fleeting(a int)").await?;
+    let former = pid(&mut conn).await?;
+    conn.execute("commit").await?;
+    let others = thieves_of(former).await?;
     conn.execute("insert into fleeting values (1)").await?;
     drop(others);
     Ok(())
