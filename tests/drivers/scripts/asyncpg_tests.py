@@ -13,6 +13,7 @@ import sys
 import time
 import unittest
 
+import asyncpg
 import psycopg
 
 LIMIT = 25
@@ -59,6 +60,19 @@ def be_patient():
 
     usual = _testbase.TestCase.assertRunUnder
     _testbase.TestCase.assertRunUnder = lambda self, seconds: usual(self, seconds * SLOWER)
+    # One second or more is what must suffice; less is what must not.
+    acquire = asyncpg.pool.Pool.acquire
+    asyncpg.pool.Pool.acquire = lambda self, *, timeout=None: acquire(
+        self, timeout=timeout * SLOWER if timeout and timeout >= 1 else timeout
+    )
+    create = _testbase.ClusterTestCase.create_pool
+
+    def create_pool(self, *arguments, command_timeout=None, **named):
+        # The one test that has it waits a second for what it ends.
+        patient = command_timeout and command_timeout * 5
+        return create(self, *arguments, command_timeout=patient, **named)
+
+    _testbase.ClusterTestCase.create_pool = create_pool
     from tests import test_pool
 
     test_pool.POOL_NOMINAL_TIMEOUT *= SLOWER

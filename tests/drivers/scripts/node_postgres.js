@@ -205,7 +205,8 @@ test('cancel', () => using(async (client) => {
   const sleeping = rejects(client.query('select pg_sleep(600) /* node cancel */'), '57014')
   await using(async (other) => {
     await until('it sleeps', async () => (await other.query(
-      "select 1 from pg_stat_activity where wait_event = 'PgSleep' and query like '%node cancel%'")).rowCount)
+      "select 1 from pg_stat_activity where wait_event = 'PgSleep' and query like '%node cancel%' " +
+      'and datname = current_database()')).rowCount)
     // As pg itself has it: a second connection with the key of the first.
     const { processID, secretKey } = client
     const net = require('net')

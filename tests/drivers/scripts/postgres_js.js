@@ -174,7 +174,8 @@ test('cancel', () => using((other) => using(async (sql) => {
   const query = sql`select pg_sleep(600) /* js cancel */`
   const sleeping = rejects(query, '57014')
   await until('it sleeps', async () => (await other`select 1 from pg_stat_activity
-    where wait_event = 'PgSleep' and query like '%js cancel%' and pid <> pg_backend_pid()`).count)
+    where wait_event = 'PgSleep' and query like '%js cancel%' and pid <> pg_backend_pid()
+    and datname = current_database()`).count)
   query.cancel()
   await sleeping
   assert.strictEqual((await sql`select 1 as n`)[0].n, 1)

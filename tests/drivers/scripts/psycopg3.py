@@ -59,7 +59,9 @@ def until(what, condition):
 
 def asleep(mark):
     with connect() as other:
-        query = "select 1 from pg_stat_activity where wait_event = 'PgSleep' and query like %s"
+        # Other suites are at work on the same server.
+        query = ("select 1 from pg_stat_activity where wait_event = 'PgSleep' and query like %s "
+                 "and datname = current_database()")
         until("it sleeps", lambda: other.execute(query, [f"%{mark}%"], prepare=False).fetchone())
 
 
@@ -464,7 +466,8 @@ def copy_out_left_half_way():
             copy.read()
             conn.pgconn.finish()
         until("it is gone", lambda: not other.execute(
-            "select 1 from pg_stat_activity where state = 'active' and query like 'copy (%'").fetchone())
+            "select 1 from pg_stat_activity where state = 'active' and query like 'copy (%' "
+            "and datname = current_database()").fetchone())
 
 
 @test
