@@ -5,6 +5,7 @@
 use crate::front::{Front, Setup, shut_with};
 use crate::pg;
 use portcullis::base::config::{Pool, PoolMode};
+use portcullis::serve::tls::{self, TlsAcceptor};
 use std::io::{BufRead, Read};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,6 +16,8 @@ use std::time::Duration;
 /// The hour outlives every run.
 const OPEN_FOR: Duration = Duration::from_secs(3600);
 const MAX_CLIENTS: u32 = 1000;
+/// Who may come in how; pgbouncer's too, where it is compared.
+pub const HBA: &str = "host all trusty,lowly 127.0.0.1/32 trust\nhost all all all scram-sha-256\n";
 
 /// How a gate pools.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,13 +41,14 @@ impl Mode {
     }
 
     /// The one place where the proxy hears of the mode.
-    fn setup(self) -> Setup {
+    fn setup(self, tls: Option<TlsAcceptor>) -> Setup {
         let mode = match self {
             Mode::Session => PoolMode::Session,
             Mode::Transaction => PoolMode::Transaction,
         };
         Setup {
-            hba: "host all trusty,lowly 127.0.0.1/32 trust\nhost all all all scram-sha-256",
+            hba: HBA,
+            tls,
             max_clients: MAX_CLIENTS,
             pool: Pool { mode, threads: 2, ..Pool::default() },
             ..Setup::default()
@@ -60,12 +64,13 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Starts this very program as a gate.
-    pub fn start(socket_dir: &Path, mode: Mode) -> Gate {
+    /// Starts this very program as a gate; with TLS it has PostgreSQL's own certificate.
+    pub fn start(socket_dir: &Path, mode: Mode, tls: bool) -> Gate {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .arg("gate")
             .arg(socket_dir)
             .arg(mode.name())
+            .arg(if tls { "tls" } else { "plain" })
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -101,20 +106,23 @@ impl Drop for Gate {
     }
 }
 
-/// What the gate's process does: `gate SOCKET_DIR MODE`, until its standard input closes.
+/// What the gate's process does: `gate SOCKET_DIR MODE tls|plain`, until its standard input closes.
 pub fn serve(arguments: &[String]) {
-    let [socket_dir, mode] = arguments else { panic!("gate SOCKET_DIR MODE") };
+    let [socket_dir, mode, tls] = arguments else { panic!("gate SOCKET_DIR MODE tls|plain") };
     // A test profile unwinds; the product aborts. A panic in any task shall be seen.
     let say = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         say(info);
         std::process::abort();
     }));
+    let file = |name: &str| Path::new(socket_dir).join(name);
+    let load = || tls::load(&file("server.crt"), &file("server.key"), None).expect("a certificate");
+    let acceptor = (tls == "tls").then(load);
     pg::borrow(Path::new(socket_dir));
     let mode = Mode::from_name(mode);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let front: Front = runtime.block_on(async {
-        let front = shut_with(mode.setup()).await;
+        let front = shut_with(mode.setup(acceptor)).await;
         front.extend(OPEN_FOR);
         front.wait_for_door().await;
         front

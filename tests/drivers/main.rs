@@ -2,7 +2,7 @@
 //!
 //! A test that passes directly passes through session mode. In transaction mode those in `transaction.txt` fail, with
 //! the reason beside each, and no others. `cargo test --test drivers -- NAME...` runs the suites whose names contain
-//! one of the words; `--pgbouncer` compares with pgbouncer's transaction mode instead (docs/conformance.md).
+//! one of the words; `--compare` runs them through pgbouncer's transaction mode too (docs/conformance.md).
 //!
 //! What it is NOT: no measurement. It is its own harness, since suites are run and compared as wholes; the gate runs
 //! in a process of its own (`gate.rs`), which is this program once more.
@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cases;
+mod compare;
 mod decoders;
 #[allow(dead_code)]
 #[path = "../it/proxy/front.rs"]
@@ -33,8 +34,6 @@ use suite::{Board, Kind, Outcome, Server, Suite, Target};
 
 /// Suites at a time: they wait more than they work.
 const AT_A_TIME: usize = 4;
-/// A suite that fails as a whole is not run test by test.
-const SECOND_CHANCES: usize = 20;
 /// What fails in transaction mode by nature: `suite/test: reason`, a line each.
 const TRANSACTION: &str = include_str!("transaction.txt");
 
@@ -46,22 +45,24 @@ fn minutes(n: u64) -> Duration {
 fn suites() -> Vec<Suite> {
     let program = |name, command, at_least| Suite {
         name,
-        limit: minutes(2),
+        limit: minutes(10),
         at_least,
         ours: true,
         apart: false,
+        tls: false,
         kind: Kind::Program(command),
     };
     let ours = |name, cases| Suite {
         name,
-        limit: minutes(3),
+        limit: minutes(10),
         at_least: 1,
         ours: true,
         apart: false,
+        tls: false,
         kind: Kind::Cases(cases),
     };
     vec![
-        Suite { ours: false, apart: true, limit: minutes(3), ..program("asyncpg", program::asyncpg, 280) },
+        Suite { ours: false, apart: true, ..program("asyncpg", program::asyncpg, 280) },
         ours("stream", cases::stream::cases),
         ours("cancel", cases::cancel::cases),
         ours("tools", cases::tools::cases),
@@ -72,14 +73,17 @@ fn suites() -> Vec<Suite> {
         program("node-postgres", program::node_postgres, 15),
         program("postgres.js", program::postgres_js, 15),
         program("sqlx", program::sqlx, 10),
+        Suite { tls: true, ..program("pgjdbc", program::pgjdbc, 30) },
     ]
 }
 
-/// What a run of one suite said.
+/// What the runs of one suite said.
 struct Verdict {
+    suite: &'static str,
     text: String,
     passed: usize,
     wrong: Vec<String>,
+    runs: Vec<(What, Outcomes)>,
 }
 
 fn main() {
@@ -89,7 +93,10 @@ fn main() {
     }
     // `cargo test` hands its own flags on; a word is a filter.
     let words: Vec<&String> = arguments.iter().filter(|word| !word.starts_with('-')).collect();
-    let compare = arguments.iter().any(|word| word == "--pgbouncer");
+    let compare = arguments.iter().any(|word| word == "--compare");
+    if compare {
+        pgbouncer::must_be_there();
+    }
     let wanted = |suite: &Suite| words.is_empty() || words.iter().any(|word| suite.name.contains(word.as_str()));
     let chosen: Vec<Suite> = suites().into_iter().filter(wanted).collect();
     let began = tokio::time::Instant::now();
@@ -110,7 +117,11 @@ fn main() {
         }
     });
     drop(pg);
-    let verdicts = verdicts.into_inner().unwrap();
+    let mut verdicts = verdicts.into_inner().unwrap();
+    if compare {
+        verdicts.sort_by_key(|verdict| suites().iter().position(|suite| suite.name == verdict.suite));
+        compare::tell(&mut verdicts);
+    }
     let wrong: Vec<&String> = verdicts.iter().flat_map(|verdict| &verdict.wrong).collect();
     for line in &wrong {
         println!("FAILED {line}");
@@ -126,10 +137,11 @@ fn main() {
 fn prepare(chosen: &[Suite]) -> Arc<Pg> {
     let any = |names: &[&str]| chosen.iter().any(|suite| names.contains(&suite.name));
     std::thread::scope(|scope| {
-        let needs: [(bool, fn()); 3] = [
+        let needs: [(bool, fn()); 4] = [
             (any(&["asyncpg", "psycopg", "libpq-pipeline"]), program::install_python),
             (any(&["node-postgres", "postgres.js"]), program::install_node),
             (any(&["sqlx"]), program::build_sqlx),
+            (any(&["pgjdbc"]), program::build_jdbc),
         ];
         for (_, install) in needs.into_iter().filter(|(needed, _)| *needed) {
             scope.spawn(install);
@@ -139,7 +151,7 @@ fn prepare(chosen: &[Suite]) -> Arc<Pg> {
 }
 
 /// What a suite is run against.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum What {
     Direct,
     Gate(Mode),
@@ -155,28 +167,28 @@ impl What {
         }
     }
 
-    fn start(self, pg: &Pg) -> (Server, SocketAddr) {
+    fn start(self, pg: &Pg, tls: bool) -> (Server, SocketAddr) {
         match self {
             What::Direct => (Server::Direct, SocketAddr::from(([127, 0, 0, 1], pg.port))),
             What::Gate(mode) => {
-                let gate = Gate::start(pg.socket_dir(), mode);
+                let gate = Gate::start(pg.socket_dir(), mode, tls);
                 let address = gate.address;
                 (Server::Gate(gate, mode), address)
             }
-            What::Pgbouncer => pgbouncer::start(pg),
+            What::Pgbouncer => pgbouncer::start(pg, tls),
         }
     }
 }
 
 fn judge(suite: &Suite, pg: &Arc<Pg>, compare: bool) -> Verdict {
     let began = tokio::time::Instant::now();
-    let mut verdict = Verdict { text: suite.name.to_owned(), passed: 0, wrong: Vec::new() };
-    let expected = run(suite, What::Direct, pg, None);
-    verdict.note("direct", &expected);
-    if passed(&expected.outcomes).count() < suite.at_least {
+    let mut verdict =
+        Verdict { suite: suite.name, text: suite.name.to_owned(), passed: 0, wrong: Vec::new(), runs: Vec::new() };
+    let direct = verdict.note(What::Direct, run(suite, What::Direct, pg));
+    if passed(&direct).count() < suite.at_least {
         verdict.wrong.push(format!("{}: fewer than {} tests pass directly", suite.name, suite.at_least));
     }
-    for (test, why) in failed(&expected.outcomes) {
+    for (test, why) in failed(&direct) {
         if suite.ours {
             verdict.wrong.push(format!("{}/{test} directly: {why}", suite.name));
         } else {
@@ -185,15 +197,13 @@ fn judge(suite: &Suite, pg: &Arc<Pg>, compare: bool) -> Verdict {
     }
     // The modes side by side: each has a gate and a database of its own.
     std::thread::scope(|scope| {
-        let whats = if compare { vec![What::Pgbouncer] } else { Mode::ALL.iter().copied().map(What::Gate).collect() };
-        let runs = whats.into_iter().map(|what| {
-            let expected = &expected.outcomes;
-            (what, scope.spawn(move || run(suite, what, pg, Some(expected))))
-        });
-        for (what, running) in runs.collect::<Vec<_>>() {
-            let found = running.join().expect("the suite itself does not panic");
-            verdict.note(what.name(), &found);
-            compare_with(suite.name, what, &expected.outcomes, &found.outcomes, &mut verdict);
+        let whats = Mode::ALL.iter().copied().map(What::Gate).chain(compare.then_some(What::Pgbouncer));
+        let runs: Vec<_> = whats.map(|what| (what, scope.spawn(move || run(suite, what, pg)))).collect();
+        for (what, running) in runs {
+            let found = verdict.note(what, running.join().expect("the suite itself does not panic"));
+            if what != What::Pgbouncer {
+                compare_with(suite.name, what, &direct, &found, &mut verdict);
+            }
         }
     });
     verdict.text += &format!("\n    {:.1} s", began.elapsed().as_secs_f64());
@@ -201,25 +211,24 @@ fn judge(suite: &Suite, pg: &Arc<Pg>, compare: bool) -> Verdict {
 }
 
 impl Verdict {
-    fn note(&mut self, name: &str, run: &Run) {
-        self.passed += passed(&run.outcomes).count();
+    fn note(&mut self, what: What, run: Run) -> Outcomes {
+        // What pgbouncer cannot do is no fault of ours, nor its merit.
+        self.passed += if what == What::Pgbouncer { 0 } else { passed(&run.outcomes).count() };
         self.text += &format!(
-            "\n    {name:<12} {:>4} passed, {:>2} failed, {:>2} skipped, {:>5.1} s",
+            "\n    {:<12} {:>4} passed, {:>2} failed, {:>2} skipped, {:>5.1} s",
+            what.name(),
             passed(&run.outcomes).count(),
             failed(&run.outcomes).count(),
             run.outcomes.values().filter(|outcome| **outcome == Outcome::Skipped).count(),
             run.took.as_secs_f64(),
         );
-        if !run.again.is_empty() {
-            self.text += &format!("\n        {} had a second chance alone: {}", run.again.len(), run.again.join(" "));
-        }
+        self.runs.push((what, run.outcomes.clone()));
+        run.outcomes
     }
 }
 
 struct Run {
     outcomes: Outcomes,
-    /// Those that had a second chance.
-    again: Vec<String>,
     took: Duration,
 }
 
@@ -236,57 +245,27 @@ fn failed(outcomes: &Outcomes) -> impl Iterator<Item = (&String, &String)> {
     })
 }
 
-/// One suite against one server. Others' tests that fail here and not directly are run once more, alone and in a fresh
-/// database: what another test left behind (transaction mode has no sessions to clean up) and what is a matter of time
-/// is not the gate's. A test written for this is never run twice, nor one that is known to fail.
-fn run(suite: &Suite, what: What, pg: &Arc<Pg>, expected: Option<&Outcomes>) -> Run {
+/// One suite against one server, in a database of its own. No test is run twice.
+fn run(suite: &Suite, what: What, pg: &Arc<Pg>) -> Run {
     let began = tokio::time::Instant::now();
     let board = Board::default();
-    attempt(suite, what, pg, &[&[]], &board);
-    let mut outcomes = board.take();
-    let known: BTreeMap<&str, &str> = excused(suite.name).collect();
-    let again: Vec<String> = outcomes
-        .iter()
-        .filter(|(test, outcome)| {
-            let passed_directly = expected.and_then(|all| all.get(*test)) == Some(&Outcome::Passed);
-            let known = what != What::Gate(Mode::Session) && known.contains_key(test.as_str());
-            !suite.ours && !known && passed_directly && matches!(outcome, Outcome::Failed(_))
-        })
-        .map(|(test, _)| test.clone())
-        .take(SECOND_CHANCES)
-        .collect();
-    if !again.is_empty() {
-        let alone: Vec<&[String]> = again.iter().map(std::slice::from_ref).collect();
-        attempt(suite, what, pg, &alone, &board);
-        outcomes.extend(board.take().into_iter().filter(|(test, _)| again.contains(test)));
+    let pg = if suite.apart { Arc::new(Pg::start()) } else { Arc::clone(pg) };
+    let (server, address) = what.start(&pg, suite.tls);
+    // asyncpg's pool tests name it.
+    let database = if suite.apart { "postgres".to_owned() } else { database(suite, what) };
+    if !suite.apart {
+        pg.admin(&format!("create database {database}")).expect("a database");
     }
-    Run { outcomes, again, took: began.elapsed() }
+    let target = Arc::new(Target { server, address, database, pg });
+    suite.run(&target, &board);
+    if target.gate().is_some_and(|gate| !gate.is_alive()) {
+        board.put("(the gate lives on)", Outcome::Failed("the gate's process ended: it panicked".to_owned()));
+    }
+    Run { outcomes: board.take(), took: began.elapsed() }
 }
 
-/// Runs these groups of tests (empty: all), each in a database of its own.
-fn attempt(suite: &Suite, what: What, pg: &Arc<Pg>, groups: &[&[String]], board: &Board) {
-    let pg = if suite.apart { Arc::new(Pg::start()) } else { Arc::clone(pg) };
-    let (server, address) = what.start(&pg);
-    let mut target = Target { server, address, database: String::new(), pg: Arc::clone(&pg) };
-    for (number, group) in groups.iter().enumerate() {
-        target.database = match group {
-            // asyncpg's pool tests name it.
-            [] if suite.apart => "postgres".to_owned(),
-            [] => format!("{}_{}", suite.name, what.name()).replace(['-', '.'], "_"),
-            _ => format!("alone_{number}"),
-        };
-        if target.database != "postgres" {
-            pg.admin(&format!("create database {}", target.database)).expect("a database");
-        }
-        let shared = Arc::new(target);
-        suite.run(&shared, group, board);
-        if shared.gate().is_some_and(|gate| !gate.is_alive()) {
-            board.put("(the gate lives on)", Outcome::Failed("the gate's process ended: it panicked".to_owned()));
-        }
-        // A case that hangs may hold on to it; then this was the last group.
-        let Ok(back) = Arc::try_unwrap(shared).map_err(drop) else { return };
-        target = back;
-    }
+fn database(suite: &Suite, what: What) -> String {
+    format!("{}_{}", suite.name, what.name()).replace(['-', '.'], "_")
 }
 
 /// Tests that pass directly and fail here; and, in transaction mode, whether they are those we know.

@@ -23,6 +23,7 @@ shared_buffers = 64MB
 max_wal_size = 4GB
 jit = off
 autovacuum = off
+ssl = on
 ";
 /// The same ways in for gates (local) and direct runs (host).
 const HBA: &str = "
@@ -69,6 +70,7 @@ impl Pg {
             .args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8", "-D"])
             .arg(&data));
         std::fs::write(data.join("pg_hba.conf"), HBA).unwrap();
+        certify(dir.path(), &data);
         let port = free_port();
         let conf = format!("{CONF}unix_socket_directories = '{}'\nport = {port}\n", dir.path().display());
         std::fs::write(data.join("postgresql.auto.conf"), conf).unwrap();
@@ -127,6 +129,19 @@ impl Drop for Pg {
             // Immediate shutdown: there is nothing to keep.
             run(Command::new("kill").args(["-QUIT", &child.id().to_string()]));
             let _ = child.wait();
+        }
+    }
+}
+
+/// One certificate for PostgreSQL and all that stands before it: `server.crt` and `server.key`, there and here.
+fn certify(dir: &Path, data: &Path) {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    for (name, text) in [("server.crt", made.cert.pem()), ("server.key", made.signing_key.serialize_pem())] {
+        for place in [dir, data] {
+            let file = place.join(name);
+            std::fs::write(&file, &text).unwrap();
+            run(Command::new("chmod").arg("0600").arg(&file));
+            run(Command::new("chown").arg("postgres:postgres").arg(&file));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Suites in other languages: what they need is installed below target/drivers, and their output is read line by line.
 //!
-//! Versions are exact, downloads have their hash. What it is NOT: nothing is installed into the system; Python, Node
-//! and npm come from packaging/setup.sh.
+//! Versions are exact, downloads have their hash. What it is NOT: nothing is installed into the system; Python, Node,
+//! npm, Java and pgjdbc come from packaging/setup.sh.
 
 use crate::suite::{Board, Outcome, Target};
 use std::io::{BufRead, BufReader, Read};
@@ -23,6 +23,8 @@ const ASYNCPG: (&str, &str) = (
      asyncpg-0.32.0.tar.gz",
     "45e64e56714d888330b884aad1dfb363d0bf43fb343e3d1a8968525f3bade478",
 );
+/// Debian's libpostgresql-jdbc-java.
+const JDBC: &str = "/usr/share/java/postgresql.jar";
 /// What is left of a program's last words when it fails.
 const LAST_WORDS: usize = 2000;
 
@@ -34,10 +36,14 @@ fn scripts() -> PathBuf {
     root().join("tests/drivers/scripts")
 }
 
-/// `$CARGO_TARGET_DIR/drivers`.
+/// `$CARGO_TARGET_DIR`.
+pub fn target_folder() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// What is installed for these suites.
 pub fn folder() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    target.join("drivers")
+    target_folder().join("drivers")
 }
 
 /// The interpreters' packages, unless they are there.
@@ -79,6 +85,15 @@ pub fn build_sqlx() {
             .env_remove("RUSTFLAGS")
             .env("CARGO_TARGET_DIR", folder().join("sqlx")),
     );
+}
+
+/// pgjdbc is Debian's, and so is the compiler that needs no more than a Java runtime.
+pub fn build_jdbc() {
+    let folder = folder().join("jdbc");
+    stamped(&folder, include_str!("scripts/Jdbc.java"), || {
+        let compile = ["-proc:none", "-nowarn", "-17", "-encoding", "UTF-8", "-cp", JDBC];
+        done(Command::new("ecj").args(compile).arg("-d").arg(&folder).arg(scripts().join("Jdbc.java")));
+    });
 }
 
 /// Makes a folder with `make` unless its stamp says that it was made from the same text.
@@ -137,6 +152,14 @@ pub fn postgres_js(target: &Target) -> Command {
 
 pub fn sqlx(target: &Target) -> Command {
     let mut command = Command::new(folder().join("sqlx/debug/sqlx-suite"));
+    target.environment(&mut command);
+    command
+}
+
+pub fn pgjdbc(target: &Target) -> Command {
+    let mut command = Command::new("java");
+    let path = format!("{JDBC}:{}", folder().join("jdbc").display());
+    command.args(["-Xmx512m", "-XX:TieredStopAtLevel=1", "-cp", &path, "Jdbc"]);
     target.environment(&mut command);
     command
 }

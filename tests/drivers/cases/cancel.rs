@@ -52,7 +52,7 @@ async fn during_a_query(target: Arc<Target>) {
     let (mut raw, key) = logged_in(&target).await;
     for turn in 0..3 {
         let mark = format!("raw cancel {turn}");
-        raw.send(&query(&format!("select pg_sleep(15) -- {mark}"))).await;
+        raw.send(&query(&format!("select pg_sleep(600) -- {mark}"))).await;
         until_active(&target, &mark).await;
         cancel(&target, raw.pid, &key).await;
         is_cancelled(&mut raw).await;
@@ -63,7 +63,7 @@ async fn during_a_query(target: Arc<Target>) {
 
 async fn during_an_extended_query(target: Arc<Target>) {
     let (mut raw, key) = logged_in(&target).await;
-    raw.send(&extended("select pg_sleep(15) -- raw extended")).await;
+    raw.send(&extended("select pg_sleep(600) -- raw extended")).await;
     raw.send(&SYNC).await;
     until_active(&target, "raw extended").await;
     cancel(&target, raw.pid, &key).await;
@@ -75,7 +75,7 @@ async fn during_an_extended_query(target: Arc<Target>) {
 async fn during_a_transaction(target: Arc<Target>) {
     let (mut raw, key) = logged_in(&target).await;
     assert_eq!(raw.ask(&query("begin")).await, "Ct");
-    raw.send(&query("select pg_sleep(15) -- raw tx")).await;
+    raw.send(&query("select pg_sleep(600) -- raw tx")).await;
     until_active(&target, "raw tx").await;
     cancel(&target, raw.pid, &key).await;
     is_cancelled(&mut raw).await;
@@ -135,7 +135,7 @@ async fn during_copy_out(target: Arc<Target>) {
 async fn in_the_middle_of_a_pipeline(target: Arc<Target>) {
     let (mut raw, key) = logged_in(&target).await;
     let mut pipeline = extended("select 1");
-    pipeline.extend(extended("select pg_sleep(15) -- raw pipeline"));
+    pipeline.extend(extended("select pg_sleep(600) -- raw pipeline"));
     pipeline.extend(extended("select 2"));
     pipeline.extend(SYNC);
     pipeline.extend(extended("select 3"));
@@ -181,32 +181,40 @@ async fn after_the_session_ended(target: Arc<Target>) {
     assert_eq!(other.until_ready().await, "TDCi");
 }
 
+/// Runs a query that lasts until its first client commits; then the second has its answer.
+async fn held(target: &Arc<Target>, mark: &str) -> (Raw, Raw, Vec<u8>) {
+    let (mut holder, _) = logged_in(target).await;
+    let (mut raw, key) = logged_in(target).await;
+    assert_eq!(holder.ask(&query("begin; select pg_advisory_xact_lock(1)")).await, "CTDCt");
+    raw.send(&query(&format!("select pg_advisory_xact_lock(1) -- {mark}"))).await;
+    until_active(target, mark).await;
+    (holder, raw, key)
+}
+
 async fn with_a_wrong_key(target: Arc<Target>) {
-    let (mut raw, key) = logged_in(&target).await;
-    raw.send(&query("select pg_sleep(0.5) -- raw wrong")).await;
-    until_active(&target, "raw wrong").await;
+    let (mut holder, mut raw, key) = held(&target, "raw wrong").await;
     let wrong: Vec<u8> = key.iter().map(|byte| byte ^ 0x55).collect();
     cancel(&target, raw.pid, &wrong).await;
     cancel(&target, raw.pid + 1, &key).await;
+    assert_eq!(holder.ask(&query("commit")).await, "Ci");
     assert_eq!(raw.until_ready().await, "TDCi");
 }
 
 async fn with_no_key_or_a_long_one(target: Arc<Target>) {
-    let (mut raw, key) = logged_in(&target).await;
-    raw.send(&query("select pg_sleep(0.5) -- raw odd")).await;
-    until_active(&target, "raw odd").await;
+    let (mut holder, mut raw, key) = held(&target, "raw odd").await;
     for odd in [&[][..], &key[..3], &[key.clone(), key.clone()].concat(), &[7; 256], &[7; 5000]] {
         let mut sender = super::raw(&target).await;
         sender.send(&cancel_request(raw.pid, odd)).await;
         // Refused or ignored, with a word or without.
         while sender.receive().await.is_some() {}
     }
+    assert_eq!(holder.ask(&query("commit")).await, "Ci");
     assert_eq!(raw.until_ready().await, "TDCi");
 }
 
 async fn twice_at_once(target: Arc<Target>) {
     let (mut raw, key) = logged_in(&target).await;
-    raw.send(&query("select pg_sleep(15) -- raw twice")).await;
+    raw.send(&query("select pg_sleep(600) -- raw twice")).await;
     until_active(&target, "raw twice").await;
     tokio::join!(cancel(&target, raw.pid, &key), cancel(&target, raw.pid, &key), cancel(&target, raw.pid, &key));
     is_cancelled(&mut raw).await;

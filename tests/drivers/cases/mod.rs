@@ -34,12 +34,13 @@ pub async fn logged_in(target: &Target) -> (Raw, Vec<u8>) {
     }
 }
 
-/// Waits until a statement with this mark in its text is running.
+/// Waits until a statement with this mark in its text is running, in this target's database: others have the same.
 pub async fn until_active(target: &Target, mark: &str) {
     let pg = std::sync::Arc::clone(&target.pg);
     let sql = format!(
         "select count(*) from pg_stat_activity where state = 'active' and query like '%{mark}%' \
-         and pid <> pg_backend_pid()"
+         and pid <> pg_backend_pid() and datname = '{}'",
+        target.database
     );
     let waiting = tokio::task::spawn_blocking(move || {
         for _ in 0..200 {

@@ -253,7 +253,7 @@ async fn copy_in_dropped(target: Arc<Target>) {
 async fn cancelled(target: Arc<Target>) {
     let client = client(&target).await;
     let token = client.cancel_token();
-    let (error, ()) = tokio::join!(client.simple_query("select pg_sleep(15) -- rust cancel"), async {
+    let (error, ()) = tokio::join!(client.simple_query("select pg_sleep(600) -- rust cancel"), async {
         super::until_active(&target, "rust cancel").await;
         token.cancel_query(NoTls).await.unwrap();
     });
@@ -273,7 +273,8 @@ async fn listening(target: Arc<Target>) {
     });
     listener.batch_execute("listen rust_news").await.unwrap();
     client(&target).await.batch_execute("notify rust_news, 'hear'").await.unwrap();
-    let payload = tokio::time::timeout(Duration::from_secs(4), heard.recv()).await.expect("not heard");
+    let payload =
+        tokio::time::timeout(Duration::from_secs(target.patience().into()), heard.recv()).await.expect("not heard");
     assert_eq!(payload.unwrap(), "hear");
 }
 

@@ -42,14 +42,17 @@ create publication everything for all tables;
 
 pub fn cases() -> Vec<Case> {
     vec![
-        case!(pgbench_simple, 60),
-        case!(pgbench_extended, 60),
-        case!(pgbench_prepared, 60),
-        case!(pgbench_pipelined, 60),
-        case!(pgbench_connecting_each_time, 60),
-        case!(dump_and_restore, 120),
-        case!(dump_and_restore_in_parallel, 120),
-        case!(psql_as_people_use_it, 60),
+        case!(pgbench_simple),
+        case!(pgbench_extended),
+        case!(pgbench_prepared),
+        case!(pgbench_pipelined),
+        case!(pgbench_connecting_each_time),
+        case!(dump_and_restore, 240),
+        case!(dump_and_restore_in_parallel, 240),
+        case!(psql_as_people_use_it),
+        case!(psql_watching),
+        case!(psql_with_large_objects),
+        case!(the_small_programs, 120),
     ]
 }
 
@@ -65,8 +68,9 @@ async fn tool(target: &Arc<Target>, name: &str, arguments: &[&str]) -> Output {
 async fn finish(command: Command) -> Output {
     let mut command = tokio::process::Command::from(command);
     let out = command.kill_on_drop(true).output().await.unwrap();
-    let error = String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{:?}: {error}", command.as_std());
+    let (error, command) = (String::from_utf8_lossy(&out.stderr), command.as_std());
+    let arguments: Vec<_> = command.get_args().collect();
+    assert!(out.status.success(), "{:?} {arguments:?}: {error}", command.get_program());
     out
 }
 
@@ -174,4 +178,57 @@ async fn psql_as_people_use_it(target: Arc<Target>) {
     std::fs::write(&file, script).unwrap();
     let out = tool(&target, "psql", &["-X", "-P", "pager=off", "-f", file.to_str().unwrap()]).await;
     assert!(String::from_utf8_lossy(&out.stdout).lines().any(|line| line == "1000"));
+}
+
+/// psql has no end to \\watch in this version but an error; `timeout` says ^C to it, as a person does.
+async fn psql_watching(target: Arc<Target>) {
+    let text = "create table watched(n int); insert into watched select generate_series(1, 3)";
+    tool(&target, "psql", &["-Xc", text]).await;
+    let mut command = Command::new(format!("{BIN}/psql"));
+    target.environment(&mut command);
+    // The rows become fewer with each look, and the last look fails.
+    let watch = "with gone as (delete from watched where n = (select max(n) from watched) returning n) \
+                 select 'seen ' || 6 / coalesce(max(n) - 1, 0) from gone \\watch 0.1\n";
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("script");
+    std::fs::write(&file, watch).unwrap();
+    command.args(["-XAt", "-f"]).arg(&file).stdin(Stdio::null());
+    let mut command = tokio::process::Command::from(command);
+    let out = command.kill_on_drop(true).output().await.unwrap();
+    let (said, error) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    let seen: Vec<&str> = said.lines().filter(|line| line.starts_with("seen")).collect();
+    assert_eq!(seen, ["seen 3", "seen 6"], "{error}");
+    assert!(error.contains("division by zero"), "{error}");
+}
+
+async fn psql_with_large_objects(target: Arc<Target>) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (from, into) = (path("from"), path("into"));
+    let bytes: Vec<u8> = (0..600_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0]).collect();
+    std::fs::write(&from, &bytes).unwrap();
+    let script = format!(
+        "\\set ON_ERROR_STOP on\n\\lo_import {from} 'a picture'\n\\lo_list\n\\lo_export :LASTOID {into}\n\\lo_unlink :LASTOID\n"
+    );
+    let file = path("script");
+    std::fs::write(&file, script).unwrap();
+    let out = tool(&target, "psql", &["-X", "-f", &file]).await;
+    assert!(String::from_utf8_lossy(&out.stdout).contains("a picture"));
+    assert!(std::fs::read(&into).unwrap() == bytes, "other bytes");
+}
+
+/// Each of them once; some connect to several databases, or several times at once.
+async fn the_small_programs(target: Arc<Target>) {
+    let (role, database) = (format!("{}_role", target.database), format!("{}_more", target.database));
+    tool(&target, "pg_isready", &[]).await;
+    tool(&target, "createuser", &["--createdb", &role]).await;
+    tool(&target, "createdb", &["-O", &role, &database]).await;
+    tool(&target, "pgbench", &["-i", "-q", "--partitions=3", &database]).await;
+    tool(&target, "vacuumdb", &["-q", "-z", "-j3", &database]).await;
+    tool(&target, "reindexdb", &["-q", "-j2", "-t", "pgbench_tellers", "-t", "pgbench_branches", &database]).await;
+    tool(&target, "clusterdb", &["-q", &database]).await;
+    let globals = tool(&target, "pg_dumpall", &["--globals-only"]).await;
+    assert!(String::from_utf8_lossy(&globals.stdout).contains(&format!("CREATE ROLE {role};")));
+    tool(&target, "dropdb", &[&database]).await;
+    tool(&target, "dropuser", &[&role]).await;
 }

@@ -451,7 +451,7 @@ def cancelled():
     conn.enter_pipeline_mode()
     params(conn, "select 1")
     conn.send_flush_request()
-    params(conn, "select pg_sleep(15) as sleeper")
+    params(conn, "select pg_sleep(600) as sleeper")
     params(conn, "select 2")
     conn.pipeline_sync()
     push(conn)

@@ -4,7 +4,7 @@
 const path = require('path')
 const assert = require('assert')
 
-const LIMIT = 20000
+const LIMIT = 60000
 const tests = []
 
 exports.assert = assert

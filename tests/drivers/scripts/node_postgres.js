@@ -21,9 +21,9 @@ const using = async (run, config = {}) => {
 
 const one = async (client, text, values) => Object.values((await client.query(text, values)).rows[0])[0]
 
-// Runs `inside` while another client has this client's former backend, if it can.
-const taken = async (client, inside) => {
-  const wanted = await one(client, 'select pg_backend_pid()')
+// Runs `inside` while another client has this backend, else this client's former one, if it can.
+const taken = async (client, inside, former) => {
+  const wanted = former ?? await one(client, 'select pg_backend_pid()')
   const thieves = []
   for (let n = 0; n < 20; n++) {
     const thief = new Client()
@@ -202,10 +202,11 @@ test('copy_out_with_an_error_in_the_middle', () => using(async (client) => {
 }))
 
 test('cancel', () => using(async (client) => {
-  const sleeping = rejects(client.query('select pg_sleep(15) /* node cancel */'), '57014')
+  const sleeping = rejects(client.query('select pg_sleep(600) /* node cancel */'), '57014')
   await using(async (other) => {
     await until('it sleeps', async () => (await other.query(
-      "select 1 from pg_stat_activity where wait_event = 'PgSleep' and query like '%node cancel%'")).rowCount)
+      "select 1 from pg_stat_activity where wait_event = 'PgSleep' and query like '%node cancel%' " +
+      'and datname = current_database()')).rowCount)
     // As pg itself has it: a second connection with the key of the first.
     const { processID, secretKey } = client
     const net = require('net')
@@ -231,13 +232,13 @@ test('query_timeout_and_end', async () => {
 })
 
 test('statement_timeout_at_start_up', () => using(async (client) => {
-  await taken(client, () => rejects(client.query('select pg_sleep(15)'), '57014'))
+  await taken(client, () => rejects(client.query('select pg_sleep(600)'), '57014'))
 }, { statement_timeout: 200 }))
 
 test('terminated_backend', () => using((other) => using(async (client) => {
   await client.query('begin')
   const pid = await one(client, 'select pg_backend_pid()')
-  const sleeping = rejects(client.query('select pg_sleep(15)'), '57P01')
+  const sleeping = rejects(client.query('select pg_sleep(600)'), '57P01')
   await other.query('select pg_terminate_backend($1, 5000)', [pid])
   await sleeping
 }).catch((error) => assert.match(error.message, /terminat/))))
@@ -253,13 +254,17 @@ test('listen', () => using((speaker) => using(async (listener) => {
   const heard = new Promise((resolve) => listener.on('notification', resolve))
   await listener.query('listen news')
   await speaker.query("notify news, 'hear'")
-  const late = new Promise((_, reject) => setTimeout(() => reject(new Error('not heard')), 4000))
+  const late = new Promise((_, reject) => setTimeout(() => reject(new Error('not heard')), 1000 * process.env.PATIENCE))
   assert.strictEqual((await Promise.race([heard, late])).payload, 'hear')
 })))
 
 test('temporary_table', () => using(async (client) => {
+  // In one transaction: the next may have another backend.
+  await client.query('begin')
   await client.query('create temporary table fleeting(a int)')
-  await taken(client, () => client.query('insert into fleeting values (1)'))
+  const former = await one(client, 'select pg_backend_pid()')
+  await client.query('commit')
+  await taken(client, () => client.query('insert into fleeting values (1)'), former)
 }))
 
 test('application_name', () => using(async (client) => {

@@ -23,11 +23,18 @@ def pid(conn):
     return conn.execute("select pg_backend_pid()").fetchone()[0]
 
 
-class taken:
-    """Inside, the backend that this connection had last serves another client, if it can."""
+def leave(conn, statement):
+    """Leaves something in a backend; which one is asked in the same transaction, since the next may have another."""
+    with conn.transaction():
+        conn.execute(statement)
+        return pid(conn)
 
-    def __init__(self, conn):
-        self.wanted = pid(conn)
+
+class taken:
+    """Inside, this backend, else the one that this connection had last, serves another client, if it can."""
+
+    def __init__(self, conn, wanted=None):
+        self.wanted = wanted or pid(conn)
         self.thieves = []
 
     def __enter__(self):
@@ -52,7 +59,9 @@ def until(what, condition):
 
 def asleep(mark):
     with connect() as other:
-        query = "select 1 from pg_stat_activity where wait_event = 'PgSleep' and query like %s"
+        # Other suites are at work on the same server.
+        query = ("select 1 from pg_stat_activity where wait_event = 'PgSleep' and query like %s "
+                 "and datname = current_database()")
         until("it sleeps", lambda: other.execute(query, [f"%{mark}%"], prepare=False).fetchone())
 
 
@@ -365,8 +374,10 @@ def server_side_cursor():
 def cursor_with_hold():
     with connect() as conn:
         cur = conn.cursor("holder", withhold=True)
-        cur.execute("select n from generate_series(1, 1000) n")
-        with taken(conn):
+        with conn.transaction():
+            cur.execute("select n from generate_series(1, 1000) n")
+            former = pid(conn)
+        with taken(conn, former):
             assert len(cur.fetchall()) == 1000
         cur.close()
 
@@ -455,7 +466,8 @@ def copy_out_left_half_way():
             copy.read()
             conn.pgconn.finish()
         until("it is gone", lambda: not other.execute(
-            "select 1 from pg_stat_activity where state = 'active' and query like 'copy (%'").fetchone())
+            "select 1 from pg_stat_activity where state = 'active' and query like 'copy (%' "
+            "and datname = current_database()").fetchone())
 
 
 @test
@@ -543,7 +555,7 @@ def cancel():
     with connect() as conn:
         timer = threading.Thread(target=lambda: (asleep("psy cancel"), conn.cancel()))
         timer.start()
-        raises(errors.QueryCanceled, conn.execute, "select pg_sleep(15) -- psy cancel")
+        raises(errors.QueryCanceled, conn.execute, "select pg_sleep(600) -- psy cancel")
         timer.join()
         assert conn.execute("select 1").fetchone() == (1,)
 
@@ -553,7 +565,7 @@ def cancel_safe():
     with connect() as conn:
         timer = threading.Thread(target=lambda: (asleep("psy safe"), conn.cancel_safe(timeout=10)))
         timer.start()
-        raises(errors.QueryCanceled, conn.execute, "select pg_sleep(15) -- psy safe")
+        raises(errors.QueryCanceled, conn.execute, "select pg_sleep(600) -- psy safe")
         timer.join()
         assert conn.execute("select 1").fetchone() == (1,)
 
@@ -571,7 +583,7 @@ def cancel_when_idle():
 def statement_timeout():
     with connect(autocommit=False) as conn:
         conn.execute("set local statement_timeout = 50")
-        raises(errors.QueryCanceled, conn.execute, "select pg_sleep(15)")
+        raises(errors.QueryCanceled, conn.execute, "select pg_sleep(600)")
         conn.rollback()
         assert conn.execute("select 1").fetchone() == (1,)
 
@@ -632,8 +644,8 @@ def setting_of_another_is_not_seen():
 @test
 def temporary_table():
     with connect() as conn:
-        conn.execute("create temporary table fleeting(a int)")
-        with taken(conn):
+        former = leave(conn, "create temporary table fleeting(a int)")
+        with taken(conn, former):
             conn.execute("insert into fleeting values (1)")
         assert conn.execute("select count(*) from fleeting").fetchone() == (1,)
 
@@ -650,8 +662,8 @@ def temporary_table_in_a_transaction():
 @test
 def advisory_lock():
     with connect() as conn:
-        conn.execute("select pg_advisory_lock(4711)")
-        with taken(conn):
+        former = leave(conn, "select pg_advisory_lock(4711)")
+        with taken(conn, former):
             assert conn.execute("select pg_advisory_unlock(4711)").fetchone() == (True,)
 
 
@@ -667,16 +679,15 @@ def advisory_lock_of_a_transaction():
 @test
 def prepare_in_sql():
     with connect() as conn:
-        conn.execute("prepare by_sql(int) as select $1 + 1")
-        with taken(conn):
+        former = leave(conn, "prepare by_sql(int) as select $1 + 1")
+        with taken(conn, former):
             assert conn.execute("execute by_sql(1)").fetchone() == (2,)
 
 
 def dirty(statement):
     """A session that leaves something behind, and one on the same backend, where there is a pool."""
     with connect() as conn:
-        conn.execute(statement)
-        former = pid(conn)
+        former = leave(conn, statement)
     others = []
     for _ in range(20):
         others.append(connect(autocommit=False))
@@ -736,7 +747,7 @@ def listen_and_notify():
     with connect() as listener, connect() as speaker:
         listener.execute("listen news")
         speaker.execute("select pg_notify('news', 'hear')")
-        heard = list(listener.notifies(timeout=5, stop_after=1))
+        heard = list(listener.notifies(timeout=float(os.environ["PATIENCE"]), stop_after=1))
         assert [(note.channel, note.payload) for note in heard] == [("news", "hear")]
 
 
@@ -765,7 +776,7 @@ def cancelled_asyncio_task():
     async def go():
         conn = await psycopg.AsyncConnection.connect("", autocommit=True)
         async with conn:
-            task = asyncio.create_task(conn.execute("select pg_sleep(15) -- psy task"))
+            task = asyncio.create_task(conn.execute("select pg_sleep(600) -- psy task"))
             await asyncio.get_running_loop().run_in_executor(None, asleep, "psy task")
             task.cancel()
             try:
