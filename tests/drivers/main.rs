@@ -46,7 +46,7 @@ fn minutes(n: u64) -> Duration {
 fn suites() -> Vec<Suite> {
     let program = |name, command, at_least| Suite {
         name,
-        limit: minutes(2),
+        limit: minutes(5),
         at_least,
         ours: true,
         apart: false,
@@ -54,14 +54,14 @@ fn suites() -> Vec<Suite> {
     };
     let ours = |name, cases| Suite {
         name,
-        limit: minutes(3),
+        limit: minutes(8),
         at_least: 1,
         ours: true,
         apart: false,
         kind: Kind::Cases(cases),
     };
     vec![
-        Suite { ours: false, apart: true, limit: minutes(3), ..program("asyncpg", program::asyncpg, 280) },
+        Suite { ours: false, apart: true, limit: minutes(8), ..program("asyncpg", program::asyncpg, 280) },
         ours("stream", cases::stream::cases),
         ours("cancel", cases::cancel::cases),
         ours("tools", cases::tools::cases),
@@ -87,6 +87,7 @@ fn main() {
     if arguments.first().is_some_and(|first| first == "gate") {
         return gate::serve(&arguments[1..]);
     }
+    suite::shorten_panics();
     // `cargo test` hands its own flags on; a word is a filter.
     let words: Vec<&String> = arguments.iter().filter(|word| !word.starts_with('-')).collect();
     let compare = arguments.iter().any(|word| word == "--pgbouncer");

@@ -92,10 +92,10 @@ pub struct Case {
     pub run: fn(Arc<Target>) -> BoxFuture<'static, ()>,
 }
 
-/// `case!(module::function)`, ten seconds, or more where said.
+/// `case!(module::function)`, a minute, or more where said.
 macro_rules! case {
     ($function:path) => {
-        case!($function, 20)
+        case!($function, 60)
     };
     ($function:path, $seconds:expr) => {
         $crate::suite::Case {
@@ -141,9 +141,27 @@ impl Suite {
     }
 }
 
+/// The name of the threads that run cases.
+const CASES: &str = "cases";
+
+/// A case that panics is an outcome, in transaction mode often the right one, which the summary tells: a line of where
+/// it was is enough, and thirty of backtrace hide what matters. All other panics are shown as ever.
+pub fn shorten_panics() {
+    let as_ever = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if std::thread::current().name() != Some(CASES) {
+            return as_ever(panic);
+        }
+        let text = panic.payload_as_str().unwrap_or_default().lines().next().unwrap_or_default();
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        eprintln!("a case ended at {place}: {text:.200}");
+    }));
+}
+
 /// One after another: some measure memory.
 fn run_cases(cases: &[Case], target: &Arc<Target>, board: &Board) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).thread_name(CASES).enable_all().build().unwrap();
     for case in cases {
         let (limit, running) = (case.limit, (case.run)(Arc::clone(target)));
         let task = runtime.spawn(async move { tokio::time::timeout(limit, running).await });

@@ -27,7 +27,7 @@ pub fn cases() -> Vec<Case> {
         case!(with_no_key_or_a_long_one),
         case!(twice_at_once),
         case!(while_waiting_for_a_lock),
-        case!(a_late_one_hits_no_other_client, 60),
+        case!(a_late_one_hits_no_other_client, 180),
     ]
 }
 
@@ -166,7 +166,7 @@ async fn when_idle(target: Arc<Target>) {
     is_usable(&mut raw).await;
     cancel(&target, raw.pid, &key).await;
     // PostgreSQL ignores it when it looks up; the next query is not to be hit once it has.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     is_usable(&mut raw).await;
     assert_eq!(raw.ask(&query("select pg_sleep(0.2)")).await, "TDCi");
 }
@@ -183,7 +183,7 @@ async fn after_the_session_ended(target: Arc<Target>) {
 
 async fn with_a_wrong_key(target: Arc<Target>) {
     let (mut raw, key) = logged_in(&target).await;
-    raw.send(&query("select pg_sleep(0.5) -- raw wrong")).await;
+    raw.send(&query("select pg_sleep(3) -- raw wrong")).await;
     until_active(&target, "raw wrong").await;
     let wrong: Vec<u8> = key.iter().map(|byte| byte ^ 0x55).collect();
     cancel(&target, raw.pid, &wrong).await;
@@ -193,7 +193,7 @@ async fn with_a_wrong_key(target: Arc<Target>) {
 
 async fn with_no_key_or_a_long_one(target: Arc<Target>) {
     let (mut raw, key) = logged_in(&target).await;
-    raw.send(&query("select pg_sleep(0.5) -- raw odd")).await;
+    raw.send(&query("select pg_sleep(3) -- raw odd")).await;
     until_active(&target, "raw odd").await;
     for odd in [&[][..], &key[..3], &[key.clone(), key.clone()].concat(), &[7; 256], &[7; 5000]] {
         let mut sender = super::raw(&target).await;

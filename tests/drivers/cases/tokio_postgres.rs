@@ -273,7 +273,7 @@ async fn listening(target: Arc<Target>) {
     });
     listener.batch_execute("listen rust_news").await.unwrap();
     client(&target).await.batch_execute("notify rust_news, 'hear'").await.unwrap();
-    let payload = tokio::time::timeout(Duration::from_secs(4), heard.recv()).await.expect("not heard");
+    let payload = tokio::time::timeout(Duration::from_secs(10), heard.recv()).await.expect("not heard");
     assert_eq!(payload.unwrap(), "hear");
 }
 

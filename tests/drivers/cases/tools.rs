@@ -42,14 +42,14 @@ create publication everything for all tables;
 
 pub fn cases() -> Vec<Case> {
     vec![
-        case!(pgbench_simple, 60),
-        case!(pgbench_extended, 60),
-        case!(pgbench_prepared, 60),
-        case!(pgbench_pipelined, 60),
-        case!(pgbench_connecting_each_time, 60),
-        case!(dump_and_restore, 120),
-        case!(dump_and_restore_in_parallel, 120),
-        case!(psql_as_people_use_it, 60),
+        case!(pgbench_simple, 180),
+        case!(pgbench_extended, 180),
+        case!(pgbench_prepared, 180),
+        case!(pgbench_pipelined, 180),
+        case!(pgbench_connecting_each_time, 180),
+        case!(dump_and_restore, 360),
+        case!(dump_and_restore_in_parallel, 360),
+        case!(psql_as_people_use_it, 180),
     ]
 }
 

@@ -43,7 +43,7 @@ class taken:
 
 
 def until(what, condition):
-    for _ in range(1000):
+    for _ in range(3000):
         if condition():
             return
         time.sleep(0.01)
@@ -736,7 +736,7 @@ def listen_and_notify():
     with connect() as listener, connect() as speaker:
         listener.execute("listen news")
         speaker.execute("select pg_notify('news', 'hear')")
-        heard = list(listener.notifies(timeout=5, stop_after=1))
+        heard = list(listener.notifies(timeout=10, stop_after=1))
         assert [(note.channel, note.payload) for note in heard] == [("news", "hear")]
 
 

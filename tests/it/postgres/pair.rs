@@ -19,9 +19,9 @@ pub const BIN: &str = "/usr/lib/postgresql/15/bin";
 /// Names the inner process's directory; its presence tells the inner process from the outer one.
 const BASE_VARIABLE: &str = "PORTCULLIS_PG_TEST_BASE";
 /// The inner process is killed after this long.
-const TEST_LIMIT: Duration = Duration::from_secs(80);
+const TEST_LIMIT: Duration = Duration::from_secs(400);
 /// Any single thing a test waits for.
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub const LIMIT: Duration = Duration::from_secs(60);
 /// Needs escaping in a passfile, and is unmistakable in a log.
 pub const PASSWORD: &str = r"s3cr:et\of-the-test";
 
@@ -110,7 +110,7 @@ struct Sweep(PathBuf);
 impl Drop for Sweep {
     fn drop(&mut self) {
         let begun = clock::now();
-        while clock::now().since(begun) < Duration::from_secs(10) {
+        while clock::now().since(begun) < Duration::from_secs(30) {
             let left = working_in(&self.0);
             for pid in &left {
                 let _ = kill_process(*pid, Signal::KILL);

@@ -226,7 +226,7 @@ async fn listening() -> Test {
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.listen("news").await?;
     sqlx::query("select pg_notify('news', $1)").bind("hear").execute(&pool).await?;
-    let heard = tokio::time::timeout(Duration::from_secs(4), listener.recv()).await??;
+    let heard = tokio::time::timeout(Duration::from_secs(10), listener.recv()).await??;
     assert_eq!(heard.payload(), "hear");
     Ok(())
 }
@@ -274,7 +274,7 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     for (name, test) in all {
         let caught = AssertUnwindSafe(test()).catch_unwind();
-        match runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), caught).await }) {
+        match runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), caught).await }) {
             Ok(Ok(Ok(()))) => println!("ok {name}"),
             Ok(Ok(Err(error))) => println!("not ok {name}: {}", error.to_string().replace('\n', " ")),
             Ok(Err(_)) => println!("not ok {name}: panicked, as standard error says"),
