@@ -242,13 +242,13 @@ async fn an_answer_after_the_limit_is_dropped_and_the_connection_goes_on() {
     let midna = Midna::start().await;
     let client = midna.client();
     assert!(echo(&client, "before", LIMIT).await.is_ok());
-    let began = clock::now();
     assert_eq!(
-        client.ask::<_, String>(&Question::Late(2_000), Duration::from_millis(200)).await,
+        client.ask::<_, String>(&Question::Late(1_200), Duration::from_millis(200)).await,
         Err(PeerError::Timeout)
     );
-    assert!(clock::now().since(began) < Duration::from_millis(1_900), "it waited for the answer");
-    sleep(Duration::from_millis(2_200)).await;
+    // Heard in between, or a late answer on a busy machine would be a silence of 1.5 s, which ends a connection.
+    assert_eq!(echo(&client, "meanwhile", LIMIT).await, Ok("alp: meanwhile".to_owned()));
+    sleep(Duration::from_millis(1_600)).await;
     assert_eq!(echo(&client, "still here", LIMIT).await, Ok("alp: still here".to_owned()));
     midna.counted(&[("accepted", 1)]).await;
 }
