@@ -71,7 +71,7 @@ fn a_command_in_a_frozen_machine_ends_with_thaw_or_power() {
             pause(millis(200));
             host.thaw()?;
             ensure!(command.join().unwrap()?, "the command did not go on after the thaw");
-            let command = scope.spawn(|| sleeps("25"));
+            let command = scope.spawn(|| sleeps("20"));
             asleep()?;
             host.freeze()?;
             pause(millis(200));
