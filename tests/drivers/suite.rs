@@ -5,6 +5,7 @@
 use crate::gate::{Gate, Mode};
 use crate::pg::Pg;
 use futures_util::future::BoxFuture;
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::{Child, Command};
@@ -152,9 +153,9 @@ pub fn shorten_panics() {
         if std::thread::current().name() != Some(CASES) {
             return as_ever(panic);
         }
-        let text = panic.payload_as_str().unwrap_or_default().lines().next().unwrap_or_default();
+        let text = words_of(panic.payload());
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        eprintln!("a case ended at {place}: {text:.200}");
+        eprintln!("a case ended at {place}: {:.200}", text.lines().next().unwrap_or_default());
     }));
 }
 
@@ -176,7 +177,10 @@ fn run_cases(cases: &[Case], target: &Arc<Target>, board: &Board) {
 }
 
 fn why(error: tokio::task::JoinError) -> String {
-    let Ok(panic) = error.try_into_panic() else { return "was cancelled".to_owned() };
+    error.try_into_panic().map_or_else(|_| "was cancelled".to_owned(), |panic| words_of(&*panic))
+}
+
+fn words_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
 }

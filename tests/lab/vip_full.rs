@@ -474,11 +474,11 @@ fn a_one_way_partition_ends_the_lease_and_the_vip() {
         lab.start_pair()?;
         let (a, b, client) = (&lab.a, &lab.b, lab.client.ns());
         let port = &lab.a.host.plug.port;
-        for side in ["iifname", "oifname"] {
+        for (id, side) in [(1, "iifname"), (2, "oifname")] {
             a.wait_active(secs(60))?;
             // A session on a itself whose commits do not wait for the standby: the gate alone can stop it.
             let setup = "SET synchronous_commit = local".to_owned();
-            let writer = Writer::start_flowing(a.ns(), WriterOptions { setup, ..WriterOptions::once(1, a.gate()?) })?;
+            let writer = Writer::start_flowing(a.ns(), WriterOptions { setup, ..WriterOptions::once(id, a.gate()?) })?;
             let rule = format!("add rule bridge lab cuts {side} {port} drop");
             run(&["ip", "netns", "exec", &lab.switch.ns, "nft", &rule])?;
             let cut = now();
