@@ -18,8 +18,8 @@ pub(crate) const LAST_ACK_MS: i64 = LEASE_MS + 300;
 pub(crate) const CUT_MS: i64 = 3 * POLL_MS;
 /// The VIP's lifetime ends before the lease; Linux looks for what has run out once a second, and so late on a busy one.
 pub(crate) const VIP_GONE_MS: i64 = LEASE_MS + 2000;
-/// What had left a node before it stood still, or before it was cut, may still be on the wire, or waiting for the client
-/// to be scheduled.
+/// What had left a node before it stood still, or before it was cut, may still be on the wire, or waiting for the
+/// client to be scheduled.
 pub(crate) const ON_THE_WIRE: std::time::Duration = millis(500);
 
 /// How often `make test` or a person wants something done: `PORTCULLIS_RUNS`, else the default.

@@ -85,10 +85,15 @@ fn flip(lab: &Lab, what: &str, crowd: &Crowd, limit: i64) -> Outcome<(Instant, i
     Ok((moved, last, ended))
 }
 
-/// Puts the record back, before W has passed: the gate opens again by itself.
+/// Puts the record back. Before W has passed the gate opens again by itself; a machine that took longer to end every
+/// session has rightly fenced the node.
 fn put_back(lab: &Lab) -> Outcome {
     lab.witness.move_record_to(lab.a.address())?;
-    lab.a.wait_active(secs(60)).map(drop)
+    let settled = |status: &serde_json::Value| {
+        text_at(status, "/role") == "fenced" || status.pointer("/gate/open") == Some(&true.into())
+    };
+    lab.a.wait_status(secs(60), "to open again or to be fenced", settled)?;
+    if lab.a.role()? == "fenced" { claims_postgres::unfence(lab) } else { Ok(()) }
 }
 
 /// The gate of a stays open, its lease renewed, for longer than a lease.
