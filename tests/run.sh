@@ -90,13 +90,14 @@ tell() {
     fi
 }
 
-# said NAME: what each failed test of a suite said, its beginning and where it panicked: libtest's blocks
-# "---- TEST stdout ----", which end with the next one or with the list of names. (drivers says why in its FAILED lines.)
+# said NAME: what each failed test of a suite said, without backtraces: its beginning and where it panicked. libtest has
+# it in blocks "---- TEST stdout ----", which end with the next one or with the list of names. (drivers, which is no
+# libtest, says why in its FAILED lines.)
 said() {
     awk -v suite="$1" -v most="$words" '
         /^---- .* stdout ----$/ { inside = 1; lines = 0; after = 0; print "\n---- " suite ": " substr($0, 6); next }
         /^failures:$/ { inside = 0 }
-        !inside { next }
+        !inside || /^stack backtrace:$/ || /^ +[0-9]+: / || /^ +at [.\/]/ { next }
         { lines++ }
         / panicked at / { after = 4 }
         lines <= most || after > 0 { print }
