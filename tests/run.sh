@@ -14,7 +14,7 @@ flags=(--locked --color never)
 # The first runs four suites at a time itself, and fetches what they need when it is not there yet.
 alone=(drivers peer postgres proxy kernel_gate lab_vip lab)
 lanes=2
-# A suite that hangs must not take the summary with it; the slowest takes a quarter of this, several times slower
+# A suite that hangs must not take the summary with it; the slowest takes a quarter of this on a good day, and slower
 # machines have to be right as well.
 limit=3000
 # So many lines of what a failed test said are shown once more at the end: where a log is cut, its tail is what stays.

@@ -47,8 +47,8 @@ fn a_look_tells_primary_and_standby() {
 }
 
 #[test]
-fn a_lost_session_is_noticed_at_once_and_counted() {
-    as_postgres("a_lost_session_is_noticed_at_once_and_counted", |base| async move {
+fn a_lost_session_is_noticed_without_a_look_and_counted() {
+    as_postgres("a_lost_session_is_noticed_without_a_look_and_counted", |base| async move {
         let alp = base.primary("alp").await;
         let mut watcher = Watcher::new(Arc::clone(&alp));
         assert_eq!(watcher.observe(LIMIT).await.expect("report").start, 1);

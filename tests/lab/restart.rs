@@ -14,7 +14,7 @@ use std::io::Write;
 const ROUNDS: usize = 5;
 
 #[test]
-fn a_restart_is_soon_over_and_loses_nothing() {
+fn a_restart_is_over_soon_and_loses_nothing() {
     alone_in_lab(Options::new("restart"), |lab| {
         lab.start_pair()?;
         let (a, client) = (&lab.a, lab.client.ns());
