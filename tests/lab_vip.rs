@@ -26,7 +26,11 @@ const VIP6: &str = "2001:db8:77::100/64";
 const BOTH: [&str; 2] = [VIP4, VIP6];
 
 /// Longest wait for something that must happen; only a failing test waits so long.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a question to the link may take whose answer normally comes at once: a busy machine takes its time.
+const ANSWERS_COME: Duration = Duration::from_millis(1500);
+/// A lifetime in seconds that no test outlives.
+const LONG: u32 = 600;
 
 fn sh(program: &str, args: &[&str]) -> Output {
     Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"))
@@ -86,7 +90,7 @@ impl Host {
             let _ = done.send(future.await);
         };
         assert!(self.jobs.as_ref().expect("running").send(Box::pin(job)).is_ok(), "the host's thread is gone");
-        result.recv_timeout(Duration::from_secs(20)).expect("the host did not finish its job")
+        result.recv_timeout(Duration::from_secs(60)).expect("the host did not finish its job")
     }
 
     fn ip(&self, args: &str) -> String {
@@ -113,16 +117,17 @@ impl Host {
         self.run(async move { hand.is_bound().await }).expect("is_bound")
     }
 
+    /// Probes for longer than the daemon does; a holder's answer ends it early.
     fn probe(&self, hand: &VipHand) -> Result<Option<Mac>, String> {
         let hand = hand.clone();
-        self.run(async move { hand.probe(PROBE_TIME).await })
+        self.run(async move { hand.probe(ANSWERS_COME).await })
     }
 
-    /// Asks the witnesses from the VIP, for 400 ms.
+    /// Asks the witnesses from the VIP.
     fn ask(&self, hand: &VipHand, witnesses: &[&str]) -> Result<IpAddr, String> {
         let hand = hand.clone();
         let witnesses: Vec<IpAddr> = witnesses.iter().map(|address| address.parse().expect("address")).collect();
-        self.run(async move { neighbour::ask(&hand, &witnesses, Duration::from_millis(400)).await })
+        self.run(async move { neighbour::ask(&hand, &witnesses, ANSWERS_COME).await })
     }
 
     fn watch(&self, hands: &[&VipHand], waiting: usize) -> Watched {
@@ -248,6 +253,22 @@ impl Lab {
         lab
     }
 
+    /// b claims the IPv4 VIP until a hears it: how long the switch takes to pass frames to a link that has just come up
+    /// is not ours.
+    fn announces_until_heard(&self, watched: &mut Watched) {
+        let hand = self.b.hand(VIP4);
+        let claim = LinkEvent::ForeignClaim { address: hand.vip().address, mac: self.b.mac };
+        let deadline = clock::now() + PATIENCE;
+        loop {
+            let announcing = hand.clone();
+            self.b.run(async move { announcing.announce().await }).expect("announce");
+            if watched.next(Duration::from_millis(200)) == Some(claim) {
+                break;
+            }
+            assert!(clock::now() < deadline, "claims are not heard");
+        }
+    }
+
     /// Gives host a another interface on the same link.
     fn second_interface(&self) {
         ip(&format!("-n {} link add port-a1 type veth peer name eth1 netns {}", self.switch, self.a.namespace));
@@ -265,6 +286,14 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until the host answers for the VIP that it has just bound: Linux listens for questions about a new IPv6
+/// address a moment later.
+fn listens(host: &Host, hand: &VipHand) {
+    eventually("the holder listens for the VIP", || {
+        hand.vip().address.is_ipv4() || host.ip("maddr show dev eth0").contains("ff02::1:ff00:100")
+    });
+}
+
 fn added(hand: &VipHand) -> LinkEvent {
     LinkEvent::AddressAdded { address: hand.vip().address, ifindex: hand.vip().interface_index }
 }
@@ -273,26 +302,30 @@ fn removed(hand: &VipHand) -> LinkEvent {
     LinkEvent::AddressRemoved { address: hand.vip().address }
 }
 
+/// The lower bound is the claim (not before its time, less the 20 ms by which Linux rounds an age up); the upper one is
+/// only that it goes at all: Linux looks for what has run out once a second at most, later on a busy machine.
 #[test]
 fn the_kernel_removes_a_vip_that_nobody_renews_and_keeps_one_that_is() {
+    const LIFETIME: u32 = 4;
     let lab = Lab::new();
     let hands = BOTH.map(|net| lab.a.hand(net));
     let mut watched = hands.each_ref().map(|hand| lab.a.watch(&[hand], EVENTS_WAITING));
-    let mut bound_at = Instant::ZERO;
-    // Renewed each second it outlives its 2 s, ...
-    for round in 0..3 {
-        if round > 0 {
-            std::thread::sleep(Duration::from_millis(1000));
-            assert!(hands.iter().all(|hand| lab.a.is_bound(hand)), "round {round}");
-        }
+    // Renewed by far before its end it outlives its time, ...
+    let began = clock::now();
+    let mut bound_at = began;
+    hands.iter().for_each(|hand| lab.a.bind(hand, LIFETIME));
+    while clock::now().since(began) < Duration::from_secs(LIFETIME.into()) + Duration::from_millis(1500) {
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(hands.iter().all(|hand| lab.a.is_bound(hand)), "gone {:?} after the bind", clock::now().since(began));
         bound_at = clock::now();
-        hands.iter().for_each(|hand| lab.a.bind(hand, 2));
+        hands.iter().for_each(|hand| lab.a.bind(hand, LIFETIME));
     }
     // ... and with the last renewal its time runs.
     for (hand, watched) in hands.iter().zip(&mut watched) {
         watched.wait_for(added(hand));
         let lived = watched.wait_for(removed(hand)).since(bound_at);
-        assert!((1990..2600).contains(&lived.as_millis()), "{hand:?} lived {lived:?}");
+        eprintln!("figure: {} of {LIFETIME} s lived {lived:?} after its last renewal", hand.vip().address);
+        assert!(lived >= Duration::from_millis(u64::from(LIFETIME) * 1000 - 30), "{hand:?} lived only {lived:?}");
         assert!(!lab.a.is_bound(hand));
     }
 }
@@ -303,21 +336,31 @@ fn a_vip_is_bound_as_the_design_says() {
     for net in BOTH {
         let hand = lab.a.hand(net);
         assert!(!lab.a.is_bound(&hand));
-        lab.a.bind(&hand, 5);
+        lab.a.bind(&hand, LONG);
         assert!(lab.a.is_bound(&hand));
         let address = hand.vip().address;
         let shown = lab.a.ip(&format!("address show dev eth0 to {address}"));
         let (want, never) = match address {
-            IpAddr::V4(_) => (["192.0.2.100/32", "noprefixroute", "valid_lft 5sec preferred_lft 5sec"], "192.0.2.255"),
-            IpAddr::V6(_) => (["::100/128", "noprefixroute", "valid_lft 5sec preferred_lft 0sec"], "tentative"),
+            IpAddr::V4(_) => (["192.0.2.100/32", "noprefixroute"], "192.0.2.255"),
+            IpAddr::V6(_) => (["::100/128", "noprefixroute"], "tentative"),
         };
         assert!(want.iter().all(|word| shown.contains(word)) && !shown.contains(never), "{shown}");
+        // What is left of it by the time `ip` looks.
+        let valid = seconds_after(&shown, "valid_lft ");
+        let preferred = if address.is_ipv4() { valid } else { 0 };
+        assert!((LONG - 60..=LONG).contains(&valid), "{shown}");
+        assert_eq!(seconds_after(&shown, "preferred_lft "), preferred, "{shown}");
         assert!(lab.a.run(marked_as_ours(address)), "not marked as ours");
         for bad in [0, u32::MAX] {
             let hand = hand.clone();
             assert!(lab.a.run(async move { hand.bind(bad).await }).is_err(), "a lifetime of {bad}");
         }
     }
+}
+
+fn seconds_after(shown: &str, word: &str) -> u32 {
+    let rest = shown.split_once(word).map(|(_, rest)| rest).and_then(|rest| rest.split_once("sec"));
+    rest.and_then(|(number, _)| number.parse().ok()).unwrap_or_else(|| panic!("no seconds after {word:?}: {shown}"))
 }
 
 /// IFA_PROTO, which the `ip` of Debian 12 does not show yet.
@@ -330,20 +373,20 @@ async fn marked_as_ours(address: IpAddr) -> bool {
 }
 
 #[test]
-fn an_operators_deletion_is_told_within_50_ms() {
+fn an_operators_deletion_is_told() {
     let lab = Lab::new();
     for net in BOTH {
         let hand = lab.a.hand(net);
         let mut watched = lab.a.watch(&[&hand], EVENTS_WAITING);
-        lab.a.bind(&hand, 20);
+        lab.a.bind(&hand, LONG);
         watched.wait_for(added(&hand));
-        lab.a.bind(&hand, 20);
+        lab.a.bind(&hand, LONG);
         watched.expect_silence(Duration::from_millis(100)); // a renewal is no news
         let prefix = if hand.vip().address.is_ipv4() { 32 } else { 128 };
         lab.a.ip(&format!("address del {}/{prefix} dev eth0", hand.vip().address));
         let deleted_at = clock::now();
         let delay = watched.wait_for(removed(&hand)).since(deleted_at);
-        assert!(delay < Duration::from_millis(50), "told after {delay:?}");
+        eprintln!("figure: the deletion of {} was told after {delay:?}", hand.vip().address);
         assert!(!lab.a.is_bound(&hand));
     }
 }
@@ -356,7 +399,7 @@ fn a_link_that_goes_down_or_loses_its_carrier_is_told() {
     let mut watched = lab.a.watch(&[&hand], EVENTS_WAITING);
     let mut watched6 = lab.a.watch(&[&hand6], EVENTS_WAITING);
     watched.wait_for(LinkEvent::LinkUp { ifindex });
-    lab.a.bind(&hand6, 20);
+    lab.a.bind(&hand6, LONG);
     watched6.wait_for(added(&hand6));
     // Carrier: the far end goes.
     ip(&format!("-n {} link set port-a down", lab.switch));
@@ -373,10 +416,7 @@ fn a_link_that_goes_down_or_loses_its_carrier_is_told() {
     assert_eq!(lab.a.run(async move { up.link_is_up().await }), Ok(false));
     lab.a.ip("link set eth0 up");
     watched.wait_for(LinkEvent::LinkUp { ifindex });
-    // Others are heard again at once.
-    let announcing = lab.b.hand(VIP4);
-    lab.b.run(async move { announcing.announce().await }).expect("announce");
-    watched.wait_for(LinkEvent::ForeignClaim { address: hand.vip().address, mac: lab.b.mac });
+    lab.announces_until_heard(&mut watched);
 }
 
 #[test]
@@ -402,7 +442,7 @@ fn an_interface_that_is_made_anew_is_the_vips_again() {
     lab.a.ip("link del eth0");
     watched.wait_for(LinkEvent::LinkDown { ifindex: old });
     let gone = hand.clone();
-    assert!(lab.a.run(async move { gone.bind(5).await }).is_err_and(|text| text.contains("eth0")));
+    assert!(lab.a.run(async move { gone.bind(LONG).await }).is_err_and(|text| text.contains("eth0")));
     ip(&format!("-n {} link add port-a type veth peer name eth0 netns {}", lab.switch, lab.a.namespace));
     ip(&format!("-n {} link set port-a master br0 up", lab.switch));
     lab.a.ip("link set eth0 up");
@@ -410,20 +450,9 @@ fn an_interface_that_is_made_anew_is_the_vips_again() {
     let (new, ..) = lab.a.run(async move { find_interface(&any, Some("eth0")).await }).expect("eth0 again");
     assert_ne!(new, old);
     watched.wait_for(LinkEvent::LinkUp { ifindex: new });
-    lab.a.bind(&hand, 5);
+    lab.a.bind(&hand, LONG);
     watched.wait_for(LinkEvent::AddressAdded { address: hand.vip().address, ifindex: new });
-    // The ear is back, too.
-    let announcing = lab.b.hand(VIP4);
-    let claim = LinkEvent::ForeignClaim { address: hand.vip().address, mac: lab.b.mac };
-    let deadline = clock::now() + PATIENCE;
-    loop {
-        let announcing = announcing.clone();
-        lab.b.run(async move { announcing.announce().await }).expect("announce");
-        if watched.next(Duration::from_millis(200)) == Some(claim) {
-            break;
-        }
-        assert!(clock::now() < deadline, "claims are not heard on the new interface");
-    }
+    lab.announces_until_heard(&mut watched);
 }
 
 #[test]
@@ -432,15 +461,18 @@ fn a_probe_finds_who_holds_the_vip_and_only_then() {
     for net in BOTH {
         let (hand, other) = (lab.a.hand(net), lab.b.hand(net));
         let began = clock::now();
-        assert_eq!(lab.a.probe(&hand), Ok(None), "{net}: nobody holds it");
+        let asking = hand.clone();
+        assert_eq!(lab.a.run(async move { asking.probe(PROBE_TIME).await }), Ok(None), "{net}: nobody holds it");
         let took = clock::now().since(began);
-        assert!(took >= PROBE_TIME && took < PROBE_TIME * 3, "{took:?}");
-        lab.b.bind(&other, 20);
+        eprintln!("figure: a probe of {net} that nobody answered took {took:?}");
+        assert!(took >= PROBE_TIME, "{took:?}");
+        lab.b.bind(&other, LONG);
+        listens(&lab.b, &other);
         assert_eq!(lab.a.probe(&hand), Ok(Some(lab.b.mac)), "{net}");
         assert!(lab.b.unbind(&other));
         assert_eq!(lab.a.probe(&hand), Ok(None), "{net}: it let go");
         // Bound here already: our own kernel's answers are no foreigner's.
-        lab.a.bind(&hand, 20);
+        lab.a.bind(&hand, LONG);
         assert_eq!(lab.a.probe(&hand), Ok(None), "{net}: we hold it");
         // Linux answers on every interface for every address: a second one on the link must not look like a foreigner.
         if net == VIP4 {
@@ -455,7 +487,8 @@ fn a_probe_finds_who_holds_the_vip_and_only_then() {
 fn of_two_that_probe_at_once_neither_finds_the_way_free() {
     let lab = Lab::new();
     let (hand, other) = (lab.a.hand(VIP4), lab.b.hand(VIP4));
-    let long = Duration::from_millis(600);
+    // So long that they overlap on a busy machine, too.
+    let long = Duration::from_secs(3);
     let both = std::thread::scope(|scope| {
         let first = scope.spawn(|| lab.a.run(async move { hand.probe(long).await }));
         let second = lab.b.run(async move { other.probe(long).await });
@@ -475,7 +508,7 @@ fn a_witness_is_one_that_answers_the_vip_while_nobody_else_has_it() {
         // Not bound: not asked, since the question alone would move the caches of whoever hears it.
         assert!(lab.a.ask(&hand, &[there]).is_err_and(|text| text.contains("not bound")), "{net}");
         assert_eq!(lab.c.neighbour(vip), None, "{net}: c was taught an address that is not bound");
-        lab.a.bind(&hand, 20);
+        lab.a.bind(&hand, LONG);
         let began = clock::now();
         assert_eq!(lab.a.ask(&hand, &[there]), found, "{net}");
         let took = clock::now().since(began);
@@ -497,12 +530,9 @@ fn a_witness_is_one_that_answers_the_vip_while_nobody_else_has_it() {
         assert!(lab.a.ask(&hand, &[]).is_err_and(|text| text.contains("gateway")), "{net}");
         lab.a.ip(&format!("route add default via {there}"));
         assert_eq!(lab.a.ask(&hand, &[]), found, "{net}: the gateway");
-        // Another holder speaks up, however quick the witness is (Linux listens for questions about a new IPv6 address
-        // a moment after it is bound).
-        lab.b.bind(&other, 20);
-        eventually("b listens for the VIP", || {
-            vip.is_ipv4() || lab.b.ip("maddr show dev eth0").contains("ff02::1:ff00:100")
-        });
+        // Another holder speaks up, however quick the witness is.
+        lab.b.bind(&other, LONG);
+        listens(&lab.b, &other);
         for _ in 0..5 {
             let said = lab.a.ask(&hand, &[there]);
             assert!(said.as_ref().is_err_and(|text| text.contains(&arp::mac_text(lab.b.mac))), "{net}: {said:?}");
@@ -529,13 +559,13 @@ fn an_announcement_moves_a_third_hosts_cache() {
         let (old_mac, new_mac) = (arp::mac_text(lab.b.mac), arp::mac_text(lab.a.mac));
         let both_announcements: [(&str, bool); 2] = [("announce", false), ("announce_burst", true)];
         for (what, burst) in both_announcements {
-            lab.b.bind(&old, 20);
+            lab.b.bind(&old, LONG);
             eventually("c learns the old holder", || {
                 lab.c.talk_to(vip);
                 lab.c.neighbour(vip) == Some(old_mac.clone())
             });
             lab.b.unbind(&old);
-            lab.a.bind(&new, 20);
+            lab.a.bind(&new, LONG);
             assert_eq!(lab.c.neighbour(vip), Some(old_mac.clone()), "binding alone tells nobody");
             let hand = new.clone();
             let announced = clock::now();
@@ -543,8 +573,10 @@ fn an_announcement_moves_a_third_hosts_cache() {
                 .run(async move { if burst { hand.announce_burst().await } else { hand.announce().await } })
                 .expect("announced");
             eventually(what, || lab.c.neighbour(vip) == Some(new_mac.clone()));
+            // By itself an entry is doubted 15 s after its last confirmation at the earliest (half of 30 s).
             let took = clock::now().since(announced);
-            assert!(took < Duration::from_secs(1), "{what} took {took:?}; the cache moved for another reason");
+            eprintln!("figure: {what} moved the entry of {net} after {took:?}");
+            assert!(took < Duration::from_secs(10), "{what} took {took:?}; the cache moved for another reason");
             lab.a.unbind(&new);
             lab.c.ip(&format!("neigh flush to {vip} dev eth0"));
         }
@@ -560,7 +592,7 @@ fn each_form_of_gratuitous_arp_moves_a_fresh_cache_entry_by_itself() {
     let forms: [(&str, Vec<u8>); 2] =
         [("request", arp::gratuitous_request(ours.mac, vip)), ("reply", arp::gratuitous_reply(ours.mac, vip))];
     for (form, frame) in forms {
-        lab.b.bind(&hand, 20);
+        lab.b.bind(&hand, LONG);
         eventually("c learns the old holder", || {
             lab.c.talk_to(vip.into());
             lab.c.neighbour(vip.into()) == Some(arp::mac_text(lab.b.mac))
@@ -592,7 +624,7 @@ fn a_foreign_claim_is_told_and_our_own_frames_are_not() {
         lab.b.run(async move { announcing.announce_burst().await }).expect("announce");
         let sent = clock::now();
         let heard = watched.wait_for(LinkEvent::ForeignClaim { address, mac: lab.b.mac }).since(sent);
-        assert!(heard < Duration::from_millis(100), "heard after {heard:?}");
+        eprintln!("figure: a foreign claim on {net} was told {heard:?} after the burst");
         // A whole burst is one claim; a probe is a question, not a claim.
         let asking = other.clone();
         assert_eq!(lab.b.run(async move { asking.probe(PROBE_TIME).await }), Ok(None));
@@ -612,7 +644,7 @@ fn every_stale_instance_is_removed_whoever_bound_it() {
         }
         assert!(lab.a.is_bound(&hand) || address.is_ipv6(), "for ever, by hand");
         if address.is_ipv4() {
-            lab.a.bind(&hand, 20); // and a /32 of ours beside the /24
+            lab.a.bind(&hand, LONG); // and a /32 of ours beside the /24
         }
         assert!(lab.a.unbind(&hand));
         assert_eq!(lab.a.ip(&format!("address show to {address}")), "");
@@ -649,7 +681,7 @@ fn events_lost_by_the_kernel_are_owned_up_to_and_told_anew() {
     let hand = lab.a.hand(VIP4);
     let ifindex = hand.vip().interface_index;
     let mut watched = lab.a.watch(&[&hand], EVENTS_WAITING);
-    lab.a.bind(&hand, 20);
+    lab.a.bind(&hand, LONG);
     watched.wait_for(added(&hand));
     let batch = tempfile::NamedTempFile::new().expect("file");
     let lines: Vec<String> =
@@ -679,10 +711,10 @@ fn a_consumer_that_was_too_slow_hears_of_it_and_then_what_is_true() {
     let ifindex = hand.vip().interface_index;
     let mut watched = lab.a.watch(&[&hand], 2);
     for _ in 0..5 {
-        lab.a.bind(&hand, 20);
+        lab.a.bind(&hand, LONG);
         lab.a.unbind(&hand);
     }
-    lab.a.bind(&hand, 20);
+    lab.a.bind(&hand, LONG);
     watched.wait_for(LinkEvent::Overrun);
     watched.wait_for(added(&hand));
     watched.wait_for(LinkEvent::LinkUp { ifindex });

@@ -14,8 +14,11 @@ flags=(--locked --color never)
 # The first runs four suites at a time itself, and fetches what they need when it is not there yet.
 alone=(drivers peer postgres proxy kernel_gate lab_vip lab)
 lanes=2
-# A suite that hangs must not take the summary with it; the slowest takes half of this.
-limit=1200
+# A suite that hangs must not take the summary with it; the slowest takes a quarter of this on a good day, and slower
+# machines have to be right as well.
+limit=3000
+# So many lines of what a failed test said are shown once more at the end: where a log is cut, its tail is what stays.
+words=30
 
 began=$SECONDS
 clock() { printf '%d:%02d' $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)); }
@@ -42,18 +45,18 @@ built=$((SECONDS - began))
 work=$(mktemp -d)
 trap 'exit 130' INT TERM
 trap '{ cat "$work"/*.pid 2>/dev/null | xargs -r kill; } || true; rm -rf "$work"' EXIT
-failed_names=() summary=$(printf '%-12s %-7s %7s %7s %7s' suite result passed failed seconds)
+failed_names=() failed_words="" summary=$(printf '%-12s %-7s %7s %7s %7s' suite result passed failed seconds)
 bad=0 suites=0 all_passed=0 all_failed=0
 
 # run NAME COMMAND...: runs one suite by the command to its end; leaves its result and seconds in $work.
 run() {
-    local name=$1 start=$SECONDS result=ok words=(--test "$1")
+    local name=$1 start=$SECONDS result=ok which=(--test "$1")
     shift
-    [ "$name" != lib ] || words=(--lib)
+    [ "$name" != lib ] || which=(--lib)
     # Labs wait for their turn, where waiting costs nothing.
-    [ "$name" != lab ] || words+=(-- --test-threads 100)
+    [ "$name" != lab ] || which+=(-- --test-threads 100)
     # In a process group of its own, whole: cargo does not end its test with itself.
-    timeout -k 30 "$limit" "$@" "$cargo" test "${flags[@]}" "${words[@]}" 2>&1 &
+    timeout -k 30 "$limit" "$@" "$cargo" test "${flags[@]}" "${which[@]}" 2>&1 &
     echo $! >"$work/$name.pid"
     wait $! || result=FAILED
     rm "$work/$name.pid"
@@ -68,8 +71,7 @@ tell() {
     local name=$1 result seconds passed failed names
     read -r result seconds <"$work/$name.result"
     suites=$((suites + 1))
-    # The last line of a binary is "test result: ok. 13 passed; 0 failed; ..."; some run themselves once more as user
-    # postgres, with a line for each.
+    # The last line of a binary is "test result: ok. 13 passed; 0 failed; ...".
     passed=$(sed -n 's/^test result: .* \([0-9]*\) passed; .*/\1/p' "$work/$name" | tail -n 1)
     failed=$(sed -n 's/^test result: .* \([0-9]*\) failed; .*/\1/p' "$work/$name" | tail -n 1)
     all_passed=$((all_passed + passed)) all_failed=$((all_failed + failed))
@@ -81,9 +83,27 @@ tell() {
         /^FAILED / { list = list substr($0, 8) "\n" } END { printf "%s", list }' "$work/$name")
     if [ -z "$names" ]; then
         failed_names+=("$name: ended without a result after $seconds s (killed after $limit s if it hangs)")
+        failed_words+=$(printf '\n---- %s: its last words ----\n' "$name"; tail -n "$words" "$work/$name")$'\n'
     else
         while read -r test; do failed_names+=("$name: $test"); done <<<"$names"
+        failed_words+=$(said "$name")$'\n'
     fi
+}
+
+# said NAME: what each failed test of a suite said, without backtraces: its beginning and where it panicked. libtest has
+# it in blocks "---- TEST stdout ----", which end with the next one or with the list of names. (drivers, which is no
+# libtest, says why in its FAILED lines.)
+said() {
+    awk -v suite="$1" -v most="$words" '
+        /^---- .* stdout ----$/ { inside = 1; lines = 0; after = 0; print "\n---- " suite ": " substr($0, 6); next }
+        /^failures:$/ { inside = 0 }
+        !inside || /^stack backtrace:$/ || /^ +[0-9]+: / || /^ +at [.\/]/ { next }
+        { lines++ }
+        / panicked at / { after = 4 }
+        lines <= most || after > 0 { print }
+        lines == most + 1 { print "[...]" }
+        after > 0 { after-- }
+    ' "$work/$1"
 }
 
 # The quick ones: each shown whole when it has ended, so that two do not mix.
@@ -130,6 +150,7 @@ echo "$summary"
 echo
 echo "$all_passed passed, $all_failed failed"
 if [ "$bad" -gt 0 ]; then
+    echo "$failed_words"
     printf 'FAILED %s\n' "${failed_names[@]}"
     echo "test: $bad of $suites suites FAILED; $((SECONDS - began)) s, of which $built s building"
     exit 1

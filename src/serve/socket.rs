@@ -162,7 +162,7 @@ mod tests {
         let near = writer.await.expect("done");
         assert!(near.is_silent() && near.blocked.is_none());
         far.write_all(b"!").await.expect("said");
-        tokio::time::timeout(std::time::Duration::from_secs(5), async {
+        tokio::time::timeout(std::time::Duration::from_secs(30), async {
             while near.is_silent() {
                 tokio::task::yield_now().await;
             }

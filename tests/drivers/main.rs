@@ -91,6 +91,7 @@ fn main() {
     if arguments.first().is_some_and(|first| first == "gate") {
         return gate::serve(&arguments[1..]);
     }
+    suite::shorten_panics();
     // `cargo test` hands its own flags on; a word is a filter.
     let words: Vec<&String> = arguments.iter().filter(|word| !word.starts_with('-')).collect();
     let compare = arguments.iter().any(|word| word == "--compare");

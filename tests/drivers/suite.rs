@@ -5,6 +5,7 @@
 use crate::gate::{Gate, Mode};
 use crate::pg::Pg;
 use futures_util::future::BoxFuture;
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::{Child, Command};
@@ -148,9 +149,27 @@ impl Suite {
     }
 }
 
+/// The name of the threads that run cases.
+const CASES: &str = "cases";
+
+/// A case that panics is an outcome, in transaction mode often the right one, which the summary tells: a line of where
+/// it was is enough, and thirty of backtrace hide what matters. All other panics are shown as ever.
+pub fn shorten_panics() {
+    let as_ever = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if std::thread::current().name() != Some(CASES) {
+            return as_ever(panic);
+        }
+        let text = words_of(panic.payload());
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        eprintln!("a case ended at {place}: {:.200}", text.lines().next().unwrap_or_default());
+    }));
+}
+
 /// One after another: some measure memory.
 fn run_cases(cases: &[Case], target: &Arc<Target>, board: &Board) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).thread_name(CASES).enable_all().build().unwrap();
     for case in cases {
         let (limit, running) = (case.limit, (case.run)(Arc::clone(target)));
         let task = runtime.spawn(async move { tokio::time::timeout(limit, running).await });
@@ -165,7 +184,10 @@ fn run_cases(cases: &[Case], target: &Arc<Target>, board: &Board) {
 }
 
 fn why(error: tokio::task::JoinError) -> String {
-    let Ok(panic) = error.try_into_panic() else { return "was cancelled".to_owned() };
+    error.try_into_panic().map_or_else(|_| "was cancelled".to_owned(), |panic| words_of(&*panic))
+}
+
+fn words_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
 }

@@ -4,12 +4,23 @@
 
 use crate::ensure;
 use crate::harness::node::Node;
-use crate::harness::sys::{Fail, Outcome};
+use crate::harness::sys::{Fail, Outcome, millis};
 use serde_json::Value;
 
-/// Lease and poll of the lab, and the slack that the claims allow, in milliseconds.
+/// Lease and poll of the lab, in milliseconds.
 pub(crate) const LEASE_MS: i64 = 3000;
 pub(crate) const POLL_MS: i64 = 1000;
+/// Safety: nothing is acknowledged later than this after the last proof could come. An answer that left in time may be
+/// read a little later.
+pub(crate) const LAST_ACK_MS: i64 = LEASE_MS + 300;
+/// A target with room for a slow machine: an edit of the record is seen with the next poll, and nothing passes after
+/// that. The figures are in docs/safety.md.
+pub(crate) const CUT_MS: i64 = 3 * POLL_MS;
+/// The VIP's lifetime ends before the lease; Linux looks for what has run out once a second, and so late on a busy one.
+pub(crate) const VIP_GONE_MS: i64 = LEASE_MS + 2000;
+/// What had left a node before it stood still, or before it was cut, may still be on the wire, or waiting for the
+/// client to be scheduled.
+pub(crate) const ON_THE_WIRE: std::time::Duration = millis(500);
 
 /// How often `make test` or a person wants something done: `PORTCULLIS_RUNS`, else the default.
 pub(crate) fn runs(default: usize) -> usize {
@@ -63,11 +74,17 @@ pub(crate) fn evidence(node: &Node) -> Outcome<(usize, usize)> {
     Ok((openings.len(), cuts.len()))
 }
 
-/// Sessions that the last cut of this node ended, in its own words.
-pub(crate) fn sessions_of_last_cut(node: &Node) -> Outcome<u64> {
+/// What this node said of its last cut.
+pub(crate) fn last_cut(node: &Node) -> Outcome<String> {
     let text = std::fs::read_to_string(&node.log)?;
     let line = text.lines().rev().find(|line| line.contains("kind=\"gate_cut\"")).ok_or("no cut in the log")?;
-    number_before(line, " sessions").ok_or_else(|| Fail(format!("no sessions in: {line}")))
+    Ok(line.to_owned())
+}
+
+/// Sessions that the last cut of this node ended, in its own words.
+pub(crate) fn sessions_of_last_cut(node: &Node) -> Outcome<u64> {
+    let line = last_cut(node)?;
+    number_before(&line, " sessions").ok_or_else(|| Fail(format!("no sessions in: {line}")))
 }
 
 fn number_after(line: &str, word: &str) -> Option<u64> {

@@ -1,6 +1,7 @@
 //! The commands beside `promote`: pause and resume, fence and unfence, switchover, rejoin, a restart of the daemon, two
 //! people at once; and a failover with the embedded witness, which dies in the middle.
 
+use crate::claims::ON_THE_WIRE;
 use crate::ensure;
 use crate::harness::Lab;
 use crate::harness::client::{Target, Writer, WriterOptions, lost};
@@ -25,7 +26,7 @@ fn pause_over_a_transaction(lab: &Lab) -> Outcome {
             let connection = tokio::spawn(connection);
             client.batch_execute("BEGIN; INSERT INTO acks VALUES (9, 1)").await?;
             a.cli(&["pause"])?.expect(0)?;
-            a.wait_status(secs(10), "to say that it is paused", |status| text_at(status, "/gate/state") == "paused")?;
+            a.wait_status(secs(60), "to say that it is paused", |status| text_at(status, "/gate/state") == "paused")?;
             let inside = client.batch_execute("INSERT INTO acks VALUES (9, 2); COMMIT");
             tokio::time::timeout(secs(10), inside).await.map_err(|_| "an open transaction was held")??;
             let next = client.batch_execute("INSERT INTO acks VALUES (9, 3)");
@@ -50,13 +51,13 @@ fn pause_restart_and_switchover() {
         let writer = Writer::start_flowing(client, WriterOptions::once(1, vip_gate))?;
         a.cli(&["pause"])?.expect(0)?;
         let paused = now();
-        never(millis(800), "an acknowledgement while paused", || {
-            Ok(!writer.log().acks_after(paused + millis(50)).is_empty())
+        never(millis(1500), "an acknowledgement while paused", || {
+            Ok(!writer.log().acks_after(paused + ON_THE_WIRE).is_empty())
         })?;
         a.cli(&["resume"])?.expect(0)?;
-        writer.wait_acks(20, secs(15))?;
+        writer.wait_acks(20, secs(60))?;
         pause_over_a_transaction(lab)?;
-        writer.wait_acks(20, secs(15))?;
+        writer.wait_acks(20, secs(60))?;
         let log = writer.log();
         ensure!(log.errors.is_empty() && log.sessions.len() == 1, "the client noticed: {:?}", log.errors);
 
@@ -72,29 +73,29 @@ fn pause_restart_and_switchover() {
         let options = WriterOptions { target: Target::Always(vip_gate), ..WriterOptions::once(2, vip_gate) };
         let writer = Writer::start(client, options)?;
         a.start_daemon()?;
-        a.wait_active(secs(10))?;
-        writer.wait_ack_via(vip_gate, stopped, secs(15))?;
+        a.wait_active(secs(60))?;
+        writer.wait_ack_via(vip_gate, stopped, secs(60))?;
         let back = ms(stopped, now());
         ensure!(a.epoch()? == epoch, "a restart changed the epoch from {epoch} to {}", a.epoch()?);
-        a.wait_in_sync(secs(30))?;
+        a.wait_in_sync(secs(60))?;
 
         // Nobody can be made a standby of itself, and nobody switches over to a stopped PostgreSQL.
         a.cli(&["rejoin", "a"])?.expect(3)?;
         b.cli(&["rejoin", "a"])?.expect(3)?;
         b.postgres.stop(&b.host, "fast")?;
-        b.wait_status(secs(15), "to miss its PostgreSQL", |s| s.pointer("/postgres/up") == Some(&false.into()))?;
+        b.wait_status(secs(60), "to miss its PostgreSQL", |s| s.pointer("/postgres/up") == Some(&false.into()))?;
         a.cli(&["switchover", "--to", "b"])?.expect(3)?;
         b.cli(&["switchover"])?.expect(3)?;
         ensure!(a.gate_is_open()? && a.epoch()? == epoch, "a refused switchover changed something");
         b.postgres.start(&b.host)?;
-        a.wait_in_sync(secs(30))?;
-        writer.wait_acks(20, secs(15))?;
+        a.wait_in_sync(secs(60))?;
+        writer.wait_acks(20, secs(60))?;
 
         let said = a.cli(&["switchover", "--to", "b"])?.expect(0)?;
-        b.wait_active(secs(10))?;
-        writer.wait_acks(20, secs(15))?;
+        b.wait_active(secs(60))?;
+        writer.wait_acks(20, secs(60))?;
         ensure!(!a.has_vip()? && b.has_vip()?, "the VIP should be on b alone");
-        b.wait_in_sync(secs(20))?;
+        b.wait_in_sync(secs(60))?;
         let log = writer.finish();
         for id in [1, 2] {
             let expected = if id == 2 { log.acks.len() } else { 20 };
@@ -121,7 +122,7 @@ fn on_both(lab: &Lab, words: &[&str]) -> Outcome<[Said; 2]> {
 /// Exactly one gate is open, and stays the only one.
 fn exactly_one_serves(lab: &Lab) -> Outcome<&Node> {
     let mut winner = None;
-    wait_until(secs(10), "one gate to open", || {
+    wait_until(secs(60), "one gate to open", || {
         winner = lab.nodes().into_iter().find(|node| node.gate_is_open().unwrap_or(false));
         Ok(winner.is_some())
     })?;
@@ -135,7 +136,7 @@ fn exactly_one_serves(lab: &Lab) -> Outcome<&Node> {
 fn race_of_two_shut_nodes<'a>(lab: &'a Lab, active: &Node) -> Outcome<(&'a Node, [Said; 2])> {
     let epoch = active.epoch()?;
     active.cli(&["fence"])?.expect(0)?;
-    active.wait_status(secs(15), "to run as a fenced standby", |status| {
+    active.wait_status(secs(60), "to run as a fenced standby", |status| {
         status.pointer("/postgres/up") == Some(&true.into()) && text_at(status, "/postgres/role") == "standby"
     })?;
     let said = on_both(lab, &["promote", "--yes"])?;
@@ -158,11 +159,11 @@ fn fence_unfence_and_two_promotes_at_once() {
         let epoch = a.epoch()?;
         let writer = Writer::start_flowing(client, WriterOptions::once(1, a.gate()?))?;
         let said = a.cli(&["fence", "--reason", "smoke in the rack"])?.expect(0)?;
-        a.wait_role("fenced", secs(10))?;
+        a.wait_role("fenced", secs(60))?;
         let log = writer.finish();
         let last = log.last_ack().ok_or("no acknowledgement")?.at;
-        ensure!(last <= said.ended, "an acknowledgement {} ms after the fence", ms(said.ended, last));
-        wait_until(secs(15), "PostgreSQL on a read-only", || a.postgres.is_read_only())?;
+        ensure!(last <= said.ended + ON_THE_WIRE, "an acknowledgement {} ms after the fence", ms(said.ended, last));
+        wait_until(secs(60), "PostgreSQL on a read-only", || a.postgres.is_read_only())?;
         a.stop_daemon()?;
         a.start_daemon()?;
         never(secs(2), "the fence lifted by a restart", || Ok(a.role()? != "fenced"))?;
@@ -178,11 +179,11 @@ fn fence_unfence_and_two_promotes_at_once() {
         ensure!(a.role()? == "fenced", "a refused unfence left the role {}", a.role()?);
         lab.witness.move_record_to(a.address())?;
         a.cli(&["unfence"])?.expect(0)?;
-        a.wait_active(secs(10))?;
+        a.wait_active(secs(60))?;
         ensure!(a.epoch()? > epoch, "unfence took no new epoch: {epoch}, {}", a.epoch()?);
         let missing = lost(&log, 1, &a.postgres)?;
         ensure!(missing.is_empty(), "acknowledged but missing: {missing:?}");
-        a.wait_in_sync(secs(20))?;
+        a.wait_in_sync(secs(60))?;
         Writer::start_flowing(client, WriterOptions::once(2, a.gate()?))?;
 
         // Two people at once while a serves and the nodes see each other.
@@ -190,7 +191,7 @@ fn fence_unfence_and_two_promotes_at_once() {
         let winner = exactly_one_serves(lab)?;
         let won = if winner.name() == "a" { &alive[0] } else { &alive[1] };
         ensure!(won.code == 0, "{} serves, but its promote ended with {}: {}", winner.name(), won.code, won.err);
-        winner.wait_in_sync(secs(30))?;
+        winner.wait_in_sync(secs(60))?;
 
         // While nobody serves: each asks for the other's consent, and one of them gets it.
         let (winner, asked) = race_of_two_shut_nodes(lab, winner)?;
@@ -227,36 +228,36 @@ fn embedded_witness_killed_during_a_failover_and_every_rejoin() {
         })?;
         let said = said.expect(0)?;
         restarted.ok_or_else(|| Fail(format!("no line says that the record moved: {}", said.out)))??;
-        b.wait_active(secs(10))?;
-        let first = writer.wait_ack_via(b.gate()?, said.started, secs(15))?;
+        b.wait_active(secs(60))?;
+        let first = writer.wait_ack_via(b.gate()?, said.started, secs(60))?;
         let marker = lab.witness.marker()?.unwrap_or_default();
         ensure!(marker.contains("active=b"), "the witness came back with another marker: {marker}");
-        writer.wait_acks(20, secs(15))?;
+        writer.wait_acks(20, secs(60))?;
 
         // a comes back with a crashed PostgreSQL that was not started: rejoin asked for on b.
         a.host.power_on()?;
         a.start_daemon()?;
-        a.wait_role("fenced", secs(10))?;
+        a.wait_role("fenced", secs(60))?;
         let crashed = b.rejoin("a")?;
-        b.wait_in_sync(secs(30))?;
+        b.wait_in_sync(secs(60))?;
         // Its PostgreSQL stopped: asked for on a itself.
         a.postgres.stop(&a.host, "immediate")?;
         let stopped = a.rejoin("a")?;
-        b.wait_in_sync(secs(30))?;
+        b.wait_in_sync(secs(60))?;
         // Its data directory gone: on a, and once more on b.
         let mut absent = Vec::new();
         for (index, asked) in [a, b].into_iter().enumerate() {
             a.postgres.stop(&a.host, "fast")?;
             std::fs::rename(&a.postgres.data_dir, a.dir.join(format!("pg/moved-{index}")))?;
             let said = asked.rejoin("a")?;
-            b.wait_in_sync(secs(30))?;
+            b.wait_in_sync(secs(60))?;
             ensure!(a.postgres.is_read_only()?, "the clone is writable");
             absent.push(ms(said.started, said.ended));
         }
-        writer.wait_acks(20, secs(15))?;
+        writer.wait_acks(20, secs(60))?;
         let log = writer.finish();
         for node in lab.nodes() {
-            wait_until(secs(15), "every acknowledged number on both nodes", || {
+            wait_until(secs(60), "every acknowledged number on both nodes", || {
                 let missing = lost(&log, 1, &node.postgres)?;
                 if missing.is_empty() {
                     Ok(true)

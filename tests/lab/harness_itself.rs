@@ -1,5 +1,6 @@
 //! The harness proves itself without the daemon: what the other tests lean on must itself be true.
 
+use crate::claims::ON_THE_WIRE;
 use crate::ensure;
 use crate::harness::client::{TABLE_SQL, Target, Writer, WriterOptions};
 use crate::harness::config::Options;
@@ -56,7 +57,7 @@ fn a_kept_lab_lives_until_its_keeper_is_ended() {
     pause(millis(300));
     let alive = host::is_alive(init) && dir.exists() && crate::harness::sys::netns_path(&ns).exists();
     host::send(keeper, rustix::process::Signal::TERM).unwrap();
-    let gone = wait_until(secs(10), "the kept lab gone", || {
+    let gone = wait_until(secs(60), "the kept lab gone", || {
         Ok(!host::is_alive(init) && !dir.exists() && !crate::harness::sys::netns_path(&ns).exists())
     });
     assert!(alive, "a kept lab ended with its value");
@@ -89,7 +90,7 @@ fn pings(lab: &Lab, from: &str, to: &str) -> Outcome<bool> {
     // No ping program is needed: a refused connection also proves that packets go there and back.
     let target: std::net::SocketAddr = format!("{to}:9").parse()?;
     let refused = crate::harness::sys::in_netns(from, || {
-        let error = std::net::TcpStream::connect_timeout(&target, millis(400)).err();
+        let error = std::net::TcpStream::connect_timeout(&target, millis(1500)).err();
         Ok(error.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused))
     })?;
     let _ = lab;
@@ -119,12 +120,12 @@ fn wires_carry_and_can_be_cut(lab: &Lab) -> Outcome {
     ensure!(!pings(lab, c.ns(), b.address())?, "an isolated node is reached");
     ensure!(run(&["ip", "-n", b.ns(), "link", "show", "eth0"])?.contains("LOWER_UP"), "an isolated node lost carrier");
     b.rejoin_network()?;
-    wait_until(secs(10), "the node back on the network", || pings(lab, c.ns(), b.address()))?;
+    wait_until(secs(60), "the node back on the network", || pings(lab, c.ns(), b.address()))?;
 
     b.link_down()?;
     ensure!(run(&["ip", "-n", b.ns(), "link", "show", "eth0"])?.contains("NO-CARRIER"), "the node still has carrier");
     b.link_up()?;
-    wait_until(secs(10), "the node back with carrier", || pings(lab, c.ns(), b.address())).map(drop)
+    wait_until(secs(60), "the node back with carrier", || pings(lab, c.ns(), b.address())).map(drop)
 }
 
 fn addresses_are_seen_and_answered(lab: &Lab) -> Outcome {
@@ -139,7 +140,7 @@ fn addresses_are_seen_and_answered(lab: &Lab) -> Outcome {
     ensure!(answers.len() == 2, "two holders, but ARP answers: {answers:?}");
     net::delete_address(b, VIP)?;
     net::delete_address(a, VIP)?;
-    net::address_gone(a, VIP, secs(5)).map(drop)
+    net::address_gone(a, VIP, secs(60)).map(drop)
 }
 
 fn dns_takes_signed_updates_and_survives_a_kill(lab: &Lab) -> Outcome {
@@ -162,7 +163,7 @@ fn dns_takes_signed_updates_and_survives_a_kill(lab: &Lab) -> Outcome {
     dns.thaw()?;
     let script = "printf 'server 192.0.2.53\\nzone example.org\\nupdate add x.example.org 5 A 192.0.2.9\\nsend\\n' \
                   | nsupdate -t 2";
-    let unsigned = lab.client.exec_within(secs(5), "", &["sh", "-c", script])?;
+    let unsigned = lab.client.exec_within(secs(30), "", &["sh", "-c", script])?;
     ensure!(!unsigned.status.success(), "an unsigned update was taken");
     dns.move_record_to(lab.a.address())
 }
@@ -172,17 +173,17 @@ fn processes_freeze_thaw_and_are_reaped(lab: &Lab) -> Outcome {
     let log = lab.dir.join("ticks.log");
     let ticker = host.spawn(&log, &[], &["sh", "-c", "while :; do echo tick; sleep 0.02; done"])?;
     let ticks = || std::fs::read_to_string(&log).map(|text| text.len()).map_err(Fail::from);
-    wait_until(secs(10), "ticks", || Ok(ticks()? > 20))?;
+    wait_until(secs(60), "ticks", || Ok(ticks()? > 20))?;
     host.freeze()?;
     let frozen = ticks()?;
     never(millis(300), "a tick of a frozen process", || Ok(ticks()? != frozen))?;
     host.thaw()?;
-    wait_until(secs(10), "ticks after the thaw", || Ok(ticks()? > frozen))?;
+    wait_until(secs(60), "ticks after the thaw", || Ok(ticks()? > frozen))?;
     host::send(ticker, rustix::process::Signal::KILL)?;
-    wait_until(secs(10), "the killed process reaped", || Ok(!Path::new(&format!("/proc/{ticker}")).exists()))?;
+    wait_until(secs(60), "the killed process reaped", || Ok(!Path::new(&format!("/proc/{ticker}")).exists()))?;
     // An orphan whose parent ended is PID 1's to reap.
     host.exec("", &["sh", "-c", "setsid sleep 0.05 >/dev/null 2>&1 &"])?;
-    wait_until(secs(10), "no zombie", || {
+    wait_until(secs(60), "no zombie", || {
         let list = host.exec("", &["ps", "-eo", "stat,args"])?;
         Ok(!list.lines().any(|line| line.starts_with('Z')) && !list.contains("sleep 0.05"))
     })?;
@@ -207,7 +208,7 @@ fn the_pair_streams_and_a_writer_counts(lab: &Lab) -> Outcome {
     std::fs::write(&hba, std::fs::read_to_string(&hba)? + rule)?;
     a.postgres.sql("postgres", "SELECT pg_reload_conf()")?;
     let door = format!("{}:{PORT}", a.address()).parse()?;
-    wait_until(secs(15), "the rule to be in force", || {
+    wait_until(secs(60), "the rule to be in force", || {
         let rules = a
             .postgres
             .sql("postgres", "SELECT count(*) FROM pg_hba_file_rules WHERE type = 'host' AND 'app' = ANY (database)")?;
@@ -215,20 +216,20 @@ fn the_pair_streams_and_a_writer_counts(lab: &Lab) -> Outcome {
     })?;
     let writer = Writer::start_flowing(lab.client.ns(), WriterOptions { depth: 4, ..WriterOptions::once(1, door) })?;
     let frozen = a.host.freeze()?;
-    pause(millis(600));
-    ensure!(writer.log().acks_after(frozen + millis(50)).is_empty(), "a frozen server acknowledged");
+    pause(millis(1200));
+    ensure!(writer.log().acks_after(frozen + ON_THE_WIRE).is_empty(), "a frozen server acknowledged");
     let thawed = a.host.thaw()?;
-    wait_until(secs(10), "the thawed server to go on", || Ok(!writer.log().acks_after(thawed).is_empty()))?;
+    wait_until(secs(60), "the thawed server to go on", || Ok(!writer.log().acks_after(thawed).is_empty()))?;
     ensure!(writer.log().longest_gap().0 >= millis(500), "the gap was not seen");
     ensure!(writer.lost_on(&a.postgres)?.is_empty(), "acknowledged numbers are missing on the primary");
-    wait_until(secs(15), "the standby to have all", || Ok(writer.lost_on(&b.postgres)?.is_empty()))?;
+    wait_until(secs(60), "the standby to have all", || Ok(writer.lost_on(&b.postgres)?.is_empty()))?;
     let log = writer.finish();
     a.postgres.sql("app", "DELETE FROM acks WHERE n = 3")?;
     let lost = crate::harness::client::lost(&log, 1, &a.postgres)?;
     ensure!(lost == [3].into(), "a lost write is not noticed: {lost:?}");
     let target = Target::Service { dns: format!("{}:53", lab.witness.address()) };
     let gateless = Writer::start(lab.client.ns(), WriterOptions { target, ..WriterOptions::once(2, door) })?;
-    wait_until(secs(10), "a refused connection to be noted", || Ok(!gateless.log().errors.is_empty()))?;
+    wait_until(secs(60), "a refused connection to be noted", || Ok(!gateless.log().errors.is_empty()))?;
     let log = gateless.finish();
     ensure!(log.acks.is_empty(), "acknowledgements without a gate: {log:?}");
     Ok(())
@@ -240,11 +241,11 @@ fn power_off_ends_everything(lab: &Lab) -> Outcome {
     ensure!(pids.len() > 5, "PostgreSQL should run here: {pids:?}");
     let before = now();
     a.power_off()?;
-    ensure!(now().since(before) < secs(5), "power-off took long");
+    ensure!(now().since(before) < secs(30), "power-off took long");
     ensure!(pids.iter().all(|pid| !host::is_alive(*pid)), "a process outlived the power");
     ensure!(!pings(lab, lab.client.ns(), a.address())?, "a dark machine answers");
     a.host.power_on()?;
-    wait_until(secs(10), "the machine back on the network", || pings(lab, lab.client.ns(), a.address()))?;
+    wait_until(secs(60), "the machine back on the network", || pings(lab, lab.client.ns(), a.address()))?;
     a.postgres.start(&a.host)?;
     ensure!(a.postgres.sql("app", "SELECT count(*) > 5 FROM acks")? == "t", "the disk is not the same");
     a.postgres.stop(&a.host, "fast")

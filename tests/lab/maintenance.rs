@@ -20,7 +20,7 @@ fn is_writable_primary(node: &Node) -> Outcome<bool> {
 
 /// Every surface says so, and none that it is not.
 fn shown(node: &Node, on: bool) -> Outcome {
-    node.wait_status(secs(10), "to show maintenance", |s| s.pointer("/maintenance") == Some(&Value::Bool(on)))?;
+    node.wait_status(secs(60), "to show maintenance", |s| s.pointer("/maintenance") == Some(&Value::Bool(on)))?;
     let status = node.cli(&["status"])?.expect(0)?.out;
     // A line of its own, not the events below.
     ensure!(status.lines().any(|line| line.starts_with("maintenance")) == on, "status: {status}");
@@ -49,21 +49,21 @@ fn maintenance_leaves_postgresql_alone_and_the_gate_obeys() {
         let epoch = a.epoch()?;
         a.postgres.stop(&a.host, "fast")?;
         let down = now();
-        wait_until(secs(5), "the gate to be shut without a PostgreSQL", || Ok(!a.gate_is_open()?))?;
+        wait_until(secs(60), "the gate to be shut without a PostgreSQL", || Ok(!a.gate_is_open()?))?;
         never(secs(2), "somebody starting PostgreSQL", || Ok(a.postgres.data_dir.join("postmaster.pid").exists()))?;
         a.postgres.start(&a.host)?;
-        a.wait_active(secs(15))?;
-        writer.wait_ack_via(gate, down, secs(10))?;
+        a.wait_active(secs(60))?;
+        writer.wait_ack_via(gate, down, secs(60))?;
         ensure!(a.epoch()? == epoch && postmaster(a)? != before, "epoch or postmaster are not as after a restart");
         let back = ms(down, now());
-        a.wait_in_sync(secs(20))?;
+        a.wait_in_sync(secs(60))?;
 
         // It outlives the daemon.
         a.stop_daemon()?;
         a.start_daemon()?;
         shown(a, true)?;
-        a.wait_active(secs(10))?;
-        a.wait_in_sync(secs(20))?;
+        a.wait_active(secs(60))?;
+        a.wait_in_sync(secs(60))?;
 
         // Nobody takes over from a node under maintenance while it can be asked, and it takes over itself neither.
         let refused = b.cli(&["promote", "--yes"])?;
@@ -79,7 +79,7 @@ fn maintenance_leaves_postgresql_alone_and_the_gate_obeys() {
         let before = postmaster(a)?;
         let last = writer.log().last_ack().ok_or("no acknowledgement")?.n;
         a.cli(&["fence", "--reason", "a test"])?.expect(0)?;
-        a.wait_role("fenced", secs(10))?;
+        a.wait_role("fenced", secs(60))?;
         let fenced = now();
         never(secs(4), "PostgreSQL touched, or an acknowledgement", || {
             let acked = !writer.log().acks_after(fenced).is_empty();
@@ -92,7 +92,7 @@ fn maintenance_leaves_postgresql_alone_and_the_gate_obeys() {
         // The end of maintenance is when the fence gets its PostgreSQL.
         a.cli(&["maintenance", "off"])?.expect(0)?;
         let off = now();
-        wait_until(secs(20), "the fenced PostgreSQL to be demoted", || a.postgres.is_read_only())?;
+        wait_until(secs(60), "the fenced PostgreSQL to be demoted", || a.postgres.is_read_only())?;
         ensure!(a.postgres.data_dir.join("standby.signal").exists(), "demoted without standby.signal");
         shown(a, false)?;
         ensure!(text_at(&a.status()?, "/role") == "fenced", "the end of maintenance lifted the fence");

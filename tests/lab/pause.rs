@@ -20,8 +20,8 @@ fn a_forward_step_of_the_witness_costs_one_lapse_and_a_backward_one_nothing() {
         let (a, clock) = (&lab.a, lab.dir.join("witness").join("clock"));
         let cuts = counter(a, "gate_cuts")?;
         fs::write(&clock, "+10\n")?;
-        wait_until(secs(5), "the pause to be seen", || Ok(counter(a, "pauses_seen")? == 1))?;
-        wait_until(secs(5), "the gate open again", || a.gate_is_open())?;
+        wait_until(secs(60), "the pause to be seen", || Ok(counter(a, "pauses_seen")? == 1))?;
+        wait_until(secs(60), "the gate open again", || a.gate_is_open())?;
         ensure!(counter(a, "gate_cuts")? == cuts + 1, "{} cuts for one step", counter(a, "gate_cuts")? - cuts);
         ensure!(a.role()? == "active", "a lapse, never a fence");
         fs::write(&clock, "+0\n")?;

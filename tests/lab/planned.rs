@@ -22,28 +22,28 @@ fn writes_flow_and_promote_moves_the_service_without_loss() {
         let writer = Writer::start_flowing(client, WriterOptions::service(1, lab.witness.address()))?;
         let rehearsed = b.cli(&["promote", "--yes", "--dry-run"])?.expect(0)?;
         ensure!(a.epoch()? == epoch, "a dry run changed the epoch");
-        writer.wait_acks(20, secs(15))?;
+        writer.wait_acks(20, secs(60))?;
 
         let said = b.cli(&["promote", "--yes"])?.expect(0)?;
-        b.wait_active(secs(10))?;
-        writer.wait_ack_via(b.gate()?, said.started, secs(10))?;
+        b.wait_active(secs(60))?;
+        writer.wait_ack_via(b.gate()?, said.started, secs(60))?;
         ensure!(b.epoch()? > epoch, "the epoch did not rise: {} then {}", epoch, b.epoch()?);
-        writer.wait_acks(50, secs(10))?;
+        writer.wait_acks(50, secs(60))?;
         let marker = lab.witness.marker()?.unwrap_or_default();
         ensure!(marker.contains("active=b"), "the marker names another: {marker}");
 
         // The old primary comes back as streaming standby by itself, and commits wait for it again.
-        a.wait_status(secs(30), "to stream as a standby", |status| {
+        a.wait_status(secs(60), "to stream as a standby", |status| {
             text_at(status, "/role") == "passive" && text_at(status, "/nodes/0/role") == "standby"
         })?;
-        b.wait_in_sync(secs(30))?;
+        b.wait_in_sync(secs(60))?;
         ensure!(a.postgres.is_read_only()?, "the old primary is writable");
-        writer.wait_acks(20, secs(15))?;
+        writer.wait_acks(20, secs(60))?;
 
         let log = writer.finish();
         let missing = lost(&log, 1, &b.postgres)?;
         ensure!(missing.is_empty(), "acknowledged but missing on b: {missing:?}");
-        wait_until(secs(15), "a to hold all that was acknowledged", || Ok(lost(&log, 1, &a.postgres)?.is_empty()))?;
+        wait_until(secs(60), "a to hold all that was acknowledged", || Ok(lost(&log, 1, &a.postgres)?.is_empty()))?;
         let (seen_a, seen_b) = (roles_a.finish(), roles_b.finish());
         never_two_active(&seen_a, &seen_b)?;
         ensure!(seen_a.len() > 50 && seen_b.len() > 50, "the watchers saw {} and {} looks", seen_a.len(), seen_b.len());
@@ -61,7 +61,7 @@ fn writes_flow_and_promote_moves_the_service_without_loss() {
         );
         // And back, from the other node this time.
         a.cli(&["switchover", "--to", "a"])?.expect(0)?;
-        a.wait_active(secs(10)).map(drop)
+        a.wait_active(secs(60)).map(drop)
     });
 }
 
@@ -75,19 +75,19 @@ fn surfaces_tell_the_truth() {
         // Lapsed: nobody vouches for a. The replication stays, so only the proof is missing.
         lab.witness.kill()?;
         lab.switch.cut_port_between(&a.host.plug, &b.host.plug, crate::harness::node::PEER_PORT)?;
-        a.wait_status(secs(6), "to lapse", |status| text_at(status, "/gate/state") == "lapsed")?;
+        a.wait_status(secs(60), "to lapse", |status| text_at(status, "/gate/state") == "lapsed")?;
         ensure!(a.role()? == "passive", "lapsed, and its role is {}", a.role()?);
         expect_pages(a, &[("/active", 503), ("/primary", 503), ("/health", 200)])?;
         expect_check(a, &[2], "CRITICAL")?;
         ensure!(!crate::harness::net::connects(lab.client.ns(), a.address(), GATE_PORT)?, "a lapsed gate accepts");
         lab.switch.heal()?;
         lab.witness.start()?;
-        a.wait_active(secs(10))?;
+        a.wait_active(secs(60))?;
         while_in_service(lab)?;
 
         // Fenced, by word of the operator; durable.
         a.cli(&["fence", "--reason", "lab"])?.expect(0)?;
-        a.wait_role("fenced", secs(10))?;
+        a.wait_role("fenced", secs(60))?;
         expect_pages(a, &[("/active", 503), ("/read-write", 503), ("/health", 200)])?;
         expect_check(a, &[1, 2], "")?;
         let status = a.status()?;
@@ -107,7 +107,7 @@ fn surfaces_tell_the_truth() {
 
         // The other node takes over and says so; a shows up as no primary anywhere.
         b.cli(&["promote", "--yes"])?.expect(0)?;
-        b.wait_active(secs(10))?;
+        b.wait_active(secs(60))?;
         expect_pages(b, &[("/active", 200), ("/replica", 503)])?;
         let rows = rows(&b.http("/pool_nodes")?.1);
         let serves =
@@ -121,12 +121,12 @@ fn surfaces_tell_the_truth() {
 /// Every surface of both nodes while a serves and b stands by.
 fn while_in_service(lab: &Lab) -> Outcome {
     let (a, b) = (&lab.a, &lab.b);
-    b.wait_status(secs(30), "to be a standby in service", |status| {
+    b.wait_status(secs(60), "to be a standby in service", |status| {
         text_at(status, "/role") == "passive" && status.pointer("/postgres/streaming") != Some(&Value::Bool(false))
     })?;
-    a.wait_in_sync(secs(30))?;
+    a.wait_in_sync(secs(60))?;
     expect_pages(a, &[("/active", 200), ("/primary", 200), ("/read-write", 200), ("/replica", 503), ("/health", 200)])?;
-    wait_until(secs(15), "/replica on b", || Ok(b.http("/replica")?.0 == 200))?;
+    wait_until(secs(60), "/replica on b", || Ok(b.http("/replica")?.0 == 200))?;
     expect_pages(b, &[("/active", 503), ("/read-write", 503), ("/read-only", 200), ("/health", 200)])?;
     let outside = http_from(lab.client.ns(), a.address(), "/active")?.0;
     ensure!(outside == 200, "/active asked from the client host answers {outside}");

@@ -63,7 +63,7 @@ fn a_command_in_a_frozen_machine_ends_with_thaw_or_power() {
         let host = &lab.b.host;
         let sleeps =
             |seconds: &str| host.exec_within(secs(30), "", &["sleep", seconds]).map(|out| out.status.success());
-        let asleep = || wait_until(secs(10), "the command to run", || Ok(host.processes()?.len() > 2));
+        let asleep = || wait_until(secs(60), "the command to run", || Ok(host.processes()?.len() > 2));
         std::thread::scope(|scope| {
             let command = scope.spawn(|| sleeps("1"));
             asleep()?;

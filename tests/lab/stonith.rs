@@ -31,7 +31,7 @@ fn answer(lab: &Lab, node: &Node, word: &str) -> Outcome {
 
 #[test]
 fn a_node_that_is_surely_off_is_not_waited_for_and_a_failed_command_is_not_believed() {
-    in_lab(Options { fence: FENCE, lease: "8s", ..Options::new("stonith") }, |lab| {
+    in_lab(Options { fence: FENCE, lease: "20s", ..Options::new("stonith") }, |lab| {
         board(lab)?;
         lab.start_pair()?;
         let (a, b) = (&lab.a, &lab.b);
@@ -40,9 +40,9 @@ fn a_node_that_is_surely_off_is_not_waited_for_and_a_failed_command_is_not_belie
         let asked = now();
         let said = b.cli(&["promote", "--yes"])?.expect(0)?;
         let took = ms(asked, now());
-        eprintln!("figure: stonith: promote from a node switched off: {took} ms, where W is 8.36 s");
+        eprintln!("figure: stonith: promote from a node switched off: {took} ms, where W is about 20 s");
         ensure!(lab.dir.join("board").join("a.off").exists(), "the board was not asked: {}", said.out);
-        ensure!(took < 7000, "{took} ms: W was waited out although the node was surely off");
+        ensure!(took < 18_000, "{took} ms: W was waited out although the node was surely off");
         Ok(())
     });
 }
@@ -56,11 +56,11 @@ fn with_a_vip_alone_stonith_replaces_the_silent_nodes_word() {
         lab.a.start_daemon()?;
         lab.a.wait_postgres("primary")?;
         lab.a.cli(&["promote", "--yes"])?.expect(0)?;
-        lab.a.wait_in_sync(secs(30))?;
+        lab.a.wait_in_sync(secs(60))?;
         let (a, b) = (&lab.a, &lab.b);
         // The nodes do not see each other any more, and the board says no: nothing happens.
         lab.switch.cut_between(&a.host.plug, &b.host.plug)?;
-        wait_until(secs(10), "b to miss a", || {
+        wait_until(secs(60), "b to miss a", || {
             Ok(b.status()?.pointer("/peer/reachable") == Some(&serde_json::Value::Bool(false)))
         })?;
         answer(lab, a, "failed")?;
@@ -72,7 +72,7 @@ fn with_a_vip_alone_stonith_replaces_the_silent_nodes_word() {
         a.power_off()?;
         answer(lab, a, "done")?;
         b.cli(&["promote", "--yes", "--accept-data-loss"])?.expect(0)?;
-        b.wait_active(secs(10))?;
+        b.wait_active(secs(60))?;
         Ok(())
     });
 }

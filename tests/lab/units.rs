@@ -1,6 +1,7 @@
 //! `service.units` with a real systemd: the first node's PID 1. The daemon runs as user postgres and asks over the
 //! system bus, where polkit decides by the rule that the package has as an example.
 
+use crate::claims::{CUT_MS, LEASE_MS};
 use crate::ensure;
 use crate::harness::client::{Target, Writer, WriterOptions};
 use crate::harness::config::Options;
@@ -34,8 +35,8 @@ fn is(node: &Node, unit: &str, state: &str) -> Outcome<bool> {
     if seen == state { Ok(true) } else { Err(Fail(format!("{unit} is {seen}"))) }
 }
 
-fn wait_for(node: &Node, unit: &str, state: &str, limit: u64) -> Outcome<Instant> {
-    wait_until(secs(limit), &format!("{unit} to be {state}"), || is(node, unit, state))?;
+fn wait_for(node: &Node, unit: &str, state: &str) -> Outcome<Instant> {
+    wait_until(secs(60), &format!("{unit} to be {state}"), || is(node, unit, state))?;
     Ok(now())
 }
 
@@ -72,11 +73,11 @@ fn units_follow_the_gate_and_never_hold_it_up() {
         never(millis(500), "a unit started before the gate opened", || {
             Ok(!a.gate_is_open()? && is(a, "lab-app.service", "active").unwrap_or(false) && !a.gate_is_open()?)
         })?;
-        a.wait_active(secs(20))?;
+        a.wait_active(secs(60))?;
         let opened = now();
-        let started = wait_for(a, "lab-app.service", "active", 10)?;
-        wait_for(a, "lab-hang.service", "active", 5)?;
-        wait_until(secs(5), "the failure of one unit to be told", || {
+        let started = wait_for(a, "lab-app.service", "active")?;
+        wait_for(a, "lab-hang.service", "active")?;
+        wait_until(secs(60), "the failure of one unit to be told", || {
             Ok(events(a, "units_failed")?.iter().any(|text| text.contains("started: ") && text.contains("lab-bad")))
         })?;
 
@@ -85,49 +86,49 @@ fn units_follow_the_gate_and_never_hold_it_up() {
         let writer = Writer::start_flowing(client, options)?;
         let cut = now();
         a.cli(&["fence"])?.expect(0)?;
-        let stopped = wait_for(a, "lab-app.service", "inactive", 5)?;
-        wait_for(a, "lab-hang.service", "deactivating", 2)?;
+        let stopped = wait_for(a, "lab-app.service", "inactive")?;
+        wait_for(a, "lab-hang.service", "deactivating")?;
         ensure!(!a.gate_is_open()?, "the gate is open while the units stop");
         let last = writer.log().last_ack().ok_or("no acknowledgement")?.at;
-        ensure!(ms(cut, last) <= 300, "the last acknowledgement came {} ms after the fence", ms(cut, last));
+        ensure!(ms(cut, last) <= CUT_MS, "the last acknowledgement came {} ms after the fence", ms(cut, last));
         a.cli(&["unfence"])?.expect(0)?;
-        a.wait_active(secs(20))?;
+        a.wait_active(secs(60))?;
         let again = now();
-        wait_for(a, "lab-app.service", "active", 10)?;
-        wait_for(a, "lab-hang.service", "active", 15)?;
+        wait_for(a, "lab-app.service", "active")?;
+        wait_for(a, "lab-hang.service", "active")?;
         let hung = ms(cut, now());
-        a.wait_in_sync(secs(20))?;
+        a.wait_in_sync(secs(60))?;
 
         // A clean end takes the units along.
         a.stop_daemon()?;
-        wait_for(a, "lab-app.service", "inactive", 10)?;
+        wait_for(a, "lab-app.service", "inactive")?;
         // systemd kills it at its own time-out, which it calls a failure.
-        wait_for(a, "lab-hang.service", "failed", 12)?;
+        wait_for(a, "lab-hang.service", "failed")?;
         a.start_daemon()?;
-        a.wait_active(secs(10))?;
-        wait_for(a, "lab-app.service", "active", 10)?;
+        a.wait_active(secs(60))?;
+        wait_for(a, "lab-app.service", "active")?;
 
         // Killed, nobody stops them; the next life does, unless the gate is open within a lease.
         a.kill_daemon(Signal::KILL)?;
         never(secs(1), "systemd stopping what nobody asked it to", || Ok(!is(a, "lab-app.service", "active")?))?;
         lab.witness.host.isolate()?;
         b.stop_daemon()?;
-        a.start_daemon()?;
         let life = now();
-        let gone = wait_for(a, "lab-app.service", "inactive", 6)?;
-        ensure!(ms(life, gone) >= 1500, "stopped {} ms after the start, before a lease was over", ms(life, gone));
+        a.start_daemon()?;
+        let gone = wait_for(a, "lab-app.service", "inactive")?;
+        ensure!(ms(life, gone) >= LEASE_MS, "stopped {} ms after the start, before a lease was over", ms(life, gone));
         ensure!(!a.gate_is_open()?, "the gate opened without proof");
         lab.witness.host.rejoin_network()?;
-        a.wait_active(secs(10))?;
-        wait_for(a, "lab-app.service", "active", 10)?;
+        a.wait_active(secs(60))?;
+        wait_for(a, "lab-app.service", "active")?;
 
         // Killed and back with proof within a lease: the application runs on as if nothing had been.
-        a.wait_in_sync(secs(20))?;
+        a.wait_in_sync(secs(60))?;
         let main = state_of(a, "lab-app.service", "MainPID")?;
         a.kill_daemon(Signal::KILL)?;
-        a.start_daemon()?;
         let reborn = now();
-        a.wait_active(secs(10))?;
+        a.start_daemon()?;
+        a.wait_active(secs(60))?;
         let open = ms(reborn, now());
         never(secs(4), "the application of an open gate stopped", || {
             let same = state_of(a, "lab-app.service", "MainPID")? == main;
@@ -161,7 +162,7 @@ fn units_without_the_right_to_start_them_are_told() {
             write_inside(a, "/etc/systemd/system/lab-app.service", APP)?;
             a.host.exec("", &["systemctl", "daemon-reload"])?;
             lab.start_pair()?;
-            wait_until(secs(10), "the refusal to be told", || {
+            wait_until(secs(60), "the refusal to be told", || {
                 let told = events(a, "units_failed")?;
                 let why =
                     told.iter().any(|text| text.contains("started: ") && text.contains("copy polkit-units.rules"));

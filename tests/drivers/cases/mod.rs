@@ -43,7 +43,7 @@ pub async fn until_active(target: &Target, mark: &str) {
         target.database
     );
     let waiting = tokio::task::spawn_blocking(move || {
-        for _ in 0..200 {
+        for _ in 0..1500 {
             if pg.admin(&sql).unwrap() != "0" {
                 return true;
             }

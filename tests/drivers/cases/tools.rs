@@ -42,14 +42,14 @@ create publication everything for all tables;
 
 pub fn cases() -> Vec<Case> {
     vec![
-        case!(pgbench_simple),
-        case!(pgbench_extended),
-        case!(pgbench_prepared),
-        case!(pgbench_pipelined),
-        case!(pgbench_connecting_each_time),
-        case!(dump_and_restore, 240),
-        case!(dump_and_restore_in_parallel, 240),
-        case!(psql_as_people_use_it),
+        case!(pgbench_simple, 180),
+        case!(pgbench_extended, 180),
+        case!(pgbench_prepared, 180),
+        case!(pgbench_pipelined, 180),
+        case!(pgbench_connecting_each_time, 180),
+        case!(dump_and_restore, 360),
+        case!(dump_and_restore_in_parallel, 360),
+        case!(psql_as_people_use_it, 180),
         case!(psql_watching),
         case!(psql_with_large_objects),
         case!(the_small_programs, 120),

@@ -39,7 +39,7 @@ exports.main = async () => {
 }
 
 exports.until = async (what, condition) => {
-  for (let n = 0; n < 1000; n++) {
+  for (let n = 0; n < 3000; n++) {
     if (await condition()) return
     await new Promise((resolve) => setTimeout(resolve, 10))
   }

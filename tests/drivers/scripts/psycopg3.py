@@ -50,7 +50,7 @@ class taken:
 
 
 def until(what, condition):
-    for _ in range(1000):
+    for _ in range(3000):
         if condition():
             return
         time.sleep(0.01)

@@ -19,9 +19,9 @@ pub const BIN: &str = "/usr/lib/postgresql/15/bin";
 /// Names the inner process's directory; its presence tells the inner process from the outer one.
 const BASE_VARIABLE: &str = "PORTCULLIS_PG_TEST_BASE";
 /// The inner process is killed after this long.
-const TEST_LIMIT: Duration = Duration::from_secs(80);
+const TEST_LIMIT: Duration = Duration::from_secs(400);
 /// Any single thing a test waits for.
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub const LIMIT: Duration = Duration::from_secs(60);
 /// Needs escaping in a passfile, and is unmistakable in a log.
 pub const PASSWORD: &str = r"s3cr:et\of-the-test";
 
@@ -57,6 +57,9 @@ fn outer(name: &str) {
     fs::copy(std::env::current_exe().expect("exe"), &binary).expect("copy");
     fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).expect("chmod");
     let _sweep = Sweep(dir.clone());
+    // What it says is printed here, so that it stands beside the name of a test that fails.
+    let said = dir.join("said");
+    let out = fs::File::create(&said).expect("file");
     let mut child = Command::new("setpriv")
         .args(["--reuid", "postgres", "--regid", "postgres", "--init-groups", "--pdeathsig", "KILL"])
         .arg(&binary)
@@ -64,21 +67,25 @@ fn outer(name: &str) {
         .env(BASE_VARIABLE, &dir)
         .env("HOME", "/var/lib/postgresql")
         .current_dir("/")
+        .stdout(out.try_clone().expect("dup"))
+        .stderr(out)
         .spawn()
         .expect("setpriv");
     let begun = clock::now();
-    loop {
-        if let Some(status) = child.try_wait().expect("wait") {
-            assert!(status.success(), "the test as user postgres failed: {status}");
-            return;
-        }
-        if clock::now().since(begun) > TEST_LIMIT {
-            let _ = child.kill();
-            let _ = child.wait();
-            panic!("the test as user postgres did not end within {TEST_LIMIT:?}");
+    let status = loop {
+        let status = child.try_wait().expect("wait");
+        if status.is_some() || clock::now().since(begun) > TEST_LIMIT {
+            break status;
         }
         std::thread::sleep(Duration::from_millis(20));
+    };
+    if status.is_none() {
+        let _ = child.kill();
+        let _ = child.wait();
     }
+    println!("{}", String::from_utf8_lossy(&fs::read(&said).expect("what it said")));
+    let status = status.unwrap_or_else(|| panic!("the test as user postgres did not end within {TEST_LIMIT:?}"));
+    assert!(status.success(), "the test as user postgres failed: {status}");
 }
 
 fn install() {
@@ -110,7 +117,7 @@ struct Sweep(PathBuf);
 impl Drop for Sweep {
     fn drop(&mut self) {
         let begun = clock::now();
-        while clock::now().since(begun) < Duration::from_secs(10) {
+        while clock::now().since(begun) < Duration::from_secs(30) {
             let left = working_in(&self.0);
             for pid in &left {
                 let _ = kill_process(*pid, Signal::KILL);

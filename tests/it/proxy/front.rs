@@ -71,14 +71,14 @@ impl Drop for Front {
     }
 }
 
-/// A gate open for a minute.
+/// A gate open for longer than any test takes.
 pub async fn open() -> Front {
     open_with(Setup::default()).await
 }
 
 pub async fn open_with(setup: Setup) -> Front {
     let front = shut_with(setup).await;
-    front.extend(Duration::from_secs(60));
+    front.extend(Duration::from_secs(3600));
     front.wait_for_door().await;
     front
 }
@@ -154,7 +154,7 @@ impl Front {
 }
 
 pub async fn output(command: &mut Command) -> Result<String, String> {
-    let out = tokio::time::timeout(Duration::from_secs(40), command.output()).await.expect("psql hangs").unwrap();
+    let out = tokio::time::timeout(Duration::from_secs(120), command.output()).await.expect("psql hangs").unwrap();
     if out.status.success() {
         Ok(String::from_utf8(out.stdout).unwrap().trim_end().to_owned())
     } else {
@@ -162,14 +162,14 @@ pub async fn output(command: &mut Command) -> Result<String, String> {
     }
 }
 
-/// Waits for a condition, ten seconds at most.
+/// Waits for a condition, half a minute at most.
 pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
     let waiting = async {
         while !condition().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap_or_else(|_| panic!("in vain: {what}"));
+    tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap_or_else(|_| panic!("in vain: {what}"));
 }
 
 /// Below the ephemeral range, free now, of this process.

@@ -9,7 +9,8 @@ use portcullis::wire::pg::field;
 use std::sync::Arc;
 use std::time::Duration;
 
-const HALF: Duration = Duration::from_millis(500);
+/// A time-out that runs out soon, and not before a slow machine has done what must come before it.
+const SOON: Duration = Duration::from_secs(2);
 
 fn shared(size: u32) -> Pool {
     Pool { mode: PoolMode::Transaction, size, threads: 1, ..Pool::default() }
@@ -65,14 +66,14 @@ async fn clients_of_a_user_or_a_database_are_limited_and_told_which_key_says_so(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_too_slow_to_log_in_is_closed_on() {
-    let front = with(Pool { login_timeout: HALF, ..shared(1) }).await;
+    let front = with(Pool { login_timeout: SOON, ..shared(1) }).await;
     let began = clock::now();
     let mut silent = Raw::connect(&front).await;
     let mut halfway = Raw::connect(&front).await;
     halfway.send(&startup(0, &[("user", "app"), ("database", "app")])).await;
     assert_eq!(halfway.receive().await.expect("it is asked for its password").0, b'R');
     assert!(silent.is_closed().await && halfway.is_closed().await);
-    assert!((HALF..Duration::from_secs(5)).contains(&clock::now().since(began)), "{:?}", clock::now().since(began));
+    assert!(clock::now().since(began) >= SOON, "{:?}", clock::now().since(began));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,25 +84,26 @@ async fn a_start_up_packet_that_is_too_long_is_closed_on() {
         raw.send(&[&length.to_be_bytes()[..], &[0, 3, 0, 0]].concat()).await;
         let began = clock::now();
         while raw.receive().await.is_some() {}
-        assert!(clock::now().since(began) < Duration::from_secs(5), "it waits for {length} bytes");
+        // By its login_timeout it would be after a minute.
+        assert!(clock::now().since(began) < Duration::from_secs(30), "it waits for {length} bytes");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_clients_are_ended_and_busy_ones_are_not() {
     for mode in [PoolMode::Session, PoolMode::Transaction] {
-        let front = with(Pool { client_idle_timeout: HALF, mode, ..shared(3) }).await;
+        let front = with(Pool { client_idle_timeout: SOON, mode, ..shared(3) }).await;
         let (mut idle, mut busy) = (enter(&front, "app", "").await, enter(&front, "app", "").await);
         let mut open = enter(&front, "app", "").await;
         open.ask(&query("begin")).await;
-        busy.send(&query("select pg_sleep(2)")).await;
+        busy.send(&query("select pg_sleep(5)")).await;
         let (code, text, _) = idle.error().await;
         assert_eq!(code, "57P05");
         assert!(text.contains("pool.client_idle_timeout"), "{text}");
         assert_eq!(busy.until_ready().await, "TDCi");
         assert_eq!(open.ask(&query("commit")).await, "Ci", "in a transaction is not idle");
 
-        let front = with(Pool { idle_in_transaction_timeout: HALF, mode, ..shared(3) }).await;
+        let front = with(Pool { idle_in_transaction_timeout: SOON, mode, ..shared(3) }).await;
         let (mut idle, mut open) = (enter(&front, "app", "").await, enter(&front, "app", "").await);
         open.ask(&query("begin")).await;
         let (code, text, _) = open.error().await;
@@ -114,7 +116,7 @@ async fn idle_clients_are_ended_and_busy_ones_are_not() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_reserve_is_for_who_waited_and_goes_again() {
     let pool =
-        Pool { reserve: 1, reserve_after: Duration::from_secs(1), query_wait: Duration::from_secs(3), ..shared(1) };
+        Pool { reserve: 1, reserve_after: Duration::from_secs(1), query_wait: Duration::from_secs(8), ..shared(1) };
     let front = with(pool).await;
     let (mut a, mut b, mut c) =
         (enter(&front, "app", "").await, enter(&front, "app", "").await, enter(&front, "app", "").await);
@@ -122,7 +124,7 @@ async fn the_reserve_is_for_who_waited_and_goes_again() {
     let began = clock::now();
     assert_eq!(b.ask(&query("begin")).await, "Ct");
     assert!(clock::now().since(began) >= Duration::from_millis(700), "at once: {:?}", clock::now().since(began));
-    assert_eq!(open_and_waiting(&front), (2, 0));
+    eventually("both have one", async || open_and_waiting(&front) == (2, 0)).await;
     c.send(&query("select 1")).await;
     assert_eq!(c.error().await.0, "53300", "there is no more");
     b.ask(&query("commit")).await;
@@ -131,22 +133,22 @@ async fn the_reserve_is_for_who_waited_and_goes_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_backends_and_old_ones_are_closed() {
-    let front = with(Pool { idle_timeout: HALF, ..shared(2) }).await;
+    let front = with(Pool { idle_timeout: SOON, ..shared(2) }).await;
     let mut a = enter(&front, "app", "").await;
     a.ask(&query("select 1")).await;
-    assert_eq!(open_and_waiting(&front).0, 1);
+    eventually("it is open", async || open_and_waiting(&front).0 == 1).await;
     eventually("the idle one is closed", async || open_and_waiting(&front).0 == 0).await;
     assert_eq!(a.ask(&query("select 1")).await, "TDCi");
 
     let front = with(Pool { lifetime: Duration::from_secs(1), ..shared(2) }).await;
+    let began = clock::now();
     let mut a = enter(&front, "app", "").await;
     let first = value(&mut a, "select pg_backend_pid()").await;
-    let began = clock::now();
     // In use nearly all the time: it is found to be old when it comes back.
     while value(&mut a, "select pg_backend_pid() from pg_sleep(0.3)").await == first {
-        assert!(clock::now().since(began) < Duration::from_secs(4), "it lives on");
+        assert!(clock::now().since(began) < Duration::from_secs(30), "it lives on");
     }
-    assert!(clock::now().since(began) >= HALF, "{:?}", clock::now().since(began));
+    assert!(clock::now().since(began) >= Duration::from_millis(500), "{:?}", clock::now().since(began));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -257,7 +259,7 @@ async fn idle_clients_do_not_notice_a_restart_of_postgresql_and_waiting_ones_wai
     pg.stop();
     assert_eq!(active.error().await.0, "57P01", "PostgreSQL's own last words");
     late.send(&query("select 1")).await;
-    assert!(late.is_silent_for(HALF).await, "it waits");
+    assert!(late.is_silent_for(Duration::from_millis(500)).await, "it waits");
     pg.start_again();
     assert_eq!(late.until_ready().await, "TDCi");
     assert_eq!(idle.ask(&query("select 1")).await, "TDCi");

@@ -86,7 +86,7 @@ impl Pg {
     }
 
     fn wait_until_it_answers(&self) {
-        for _ in 0..300 {
+        for _ in 0..900 {
             if self.admin("select 1").is_ok() {
                 return;
             }

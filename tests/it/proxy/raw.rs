@@ -107,7 +107,7 @@ impl Raw {
 
     /// The next message; `None` at the end. A reset is an end.
     pub async fn receive(&mut self) -> Option<(u8, Vec<u8>)> {
-        tokio::time::timeout(Duration::from_secs(20), async {
+        tokio::time::timeout(Duration::from_secs(60), async {
             let mut head = [0; 5];
             self.stream.read_exact(&mut head).await.ok()?;
             let length = u32::from_be_bytes(head[1..].try_into().unwrap());

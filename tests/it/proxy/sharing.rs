@@ -54,7 +54,7 @@ async fn clients_share_a_backend_and_transactions_keep_theirs() {
 async fn who_waits_too_long_is_told_what_limits_and_others_are_served_in_order() {
     let front = open_with(Setup { query_wait: Duration::from_millis(700), ..setup(1) }).await;
     let (mut a, mut b) = (Raw::trusty(&front).await, Raw::trusty(&front).await);
-    a.send(&query("select pg_sleep(3)")).await;
+    a.send(&query("select pg_sleep(6)")).await;
     eventually("it sleeps", async || front.gate.busy() == 1).await;
     b.send(&query("select 1")).await;
     let (code, text, _) = b.error().await;
@@ -226,7 +226,7 @@ async fn a_cancel_request_hits_the_backend_of_now_or_the_wait() {
     assert_eq!(b.ask(&query("select 5")).await, "TDCi");
     // Too late: it hits nobody, whoever has the backend now.
     let mut c = Raw::trusty(&front).await;
-    c.send(&query("select pg_sleep(0.7)")).await;
+    c.send(&query("select pg_sleep(3)")).await;
     eventually("it sleeps", async || front.gate.busy() == 1).await;
     a.cancel(&front).await;
     assert_eq!(c.until_ready().await, "TDCi");

@@ -17,7 +17,7 @@ async fn a_cancel_request_reaches_the_right_backend() {
             eventually("it sleeps", async || front.gate.busy() == 2).await;
             token.cancel_query(tokio_postgres::NoTls).await.unwrap();
         },
-        other.simple_query("select pg_sleep(1)"),
+        other.simple_query("select pg_sleep(5)"),
     );
     assert_eq!(slept.unwrap_err().code().unwrap().code(), "57014");
     assert!(calm.is_ok());

@@ -23,8 +23,8 @@ pub const ALGORITHM: &str = "hmac-sha256";
 pub const SECRET: &str = "dGhlIGdhdGUgaXMgaGVsZCB1cCBieSBhIHJvcGUhISE=";
 pub const TTL: u32 = 5;
 /// More than any answer over loopback needs, also on a busy machine.
-pub const LIMIT: Duration = Duration::from_secs(10);
-const START_LIMIT: Duration = Duration::from_secs(20);
+pub const LIMIT: Duration = Duration::from_secs(30);
+const START_LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

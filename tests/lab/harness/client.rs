@@ -120,7 +120,7 @@ impl Writer {
     /// Starts it and waits until the first numbers are acknowledged.
     pub fn start_flowing(ns: &str, options: WriterOptions) -> Outcome<Writer> {
         let writer = Writer::start(ns, options)?;
-        writer.wait_acks(10, secs(20))?;
+        writer.wait_acks(10, secs(60))?;
         Ok(writer)
     }
 
@@ -187,7 +187,7 @@ impl Drop for Writer {
 
 /// How long a connection attempt may take; the handshake needs milliseconds. Who tries once has more patience.
 const CONNECT_LIMIT: Duration = secs(1);
-const ONLY_CONNECT_LIMIT: Duration = secs(10);
+const ONLY_CONNECT_LIMIT: Duration = secs(30);
 /// How long a client that may reconnect waits for one answer before it gives the session up: a dead machine says
 /// nothing.
 const ANSWER_LIMIT: Duration = secs(2);

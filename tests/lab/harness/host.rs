@@ -138,7 +138,7 @@ impl Init {
     /// are woken for as long as it takes.
     fn end(&mut self) -> Outcome {
         send(self.pid, Signal::KILL)?;
-        let waited = wait_until(secs(30), "PID 1 of a machine to end", || {
+        let waited = wait_until(secs(60), "PID 1 of a machine to end", || {
             wake_doors(self.pid);
             Ok(self.parent.try_wait()?.is_some())
         });
@@ -214,7 +214,7 @@ impl Host {
             .spawn()?;
         let outer = parent.id();
         let mut pid = None;
-        let ready = wait_until(secs(20), "PID 1 of a machine", || {
+        let ready = wait_until(secs(60), "PID 1 of a machine", || {
             // The first child exists before it has its own /proc, and calls itself so once its lifeline is held.
             let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children"))?;
             pid = children.split_whitespace().next().and_then(|word| word.parse::<i32>().ok());
@@ -270,7 +270,7 @@ impl Host {
         let _held = fs::File::open(&path)?;
         let namespace = fs::read_link(&path)?;
         init.end()?;
-        wait_until(secs(20), "every process of the machine gone", || Ok(processes_in(&namespace).is_empty()))?;
+        wait_until(secs(60), "every process of the machine gone", || Ok(processes_in(&namespace).is_empty()))?;
         self.switch.unplug(&self.plug);
         Ok(dark)
     }
@@ -304,7 +304,7 @@ impl Host {
             for pid in running {
                 let _ = send(pid, Signal::STOP);
             }
-            if now().since(start) > secs(10) {
+            if now().since(start) > secs(60) {
                 return Err(Fail(format!("{} does not freeze", self.name)));
             }
         }
@@ -385,9 +385,9 @@ impl Host {
         Ok((child.wait()?.code().unwrap_or(-1), text))
     }
 
-    /// [`Host::exec_within`] a minute, where anything but exit code 0 is a failure. Returns standard output.
+    /// [`Host::exec_within`] two minutes, where anything but exit code 0 is a failure. Returns standard output.
     pub fn exec(&self, user: &str, words: &[&str]) -> Outcome<String> {
-        let output = self.exec_within(secs(60), user, words)?;
+        let output = self.exec_within(secs(120), user, words)?;
         let out = String::from_utf8_lossy(&output.stdout).into_owned();
         if output.status.success() {
             return Ok(out);
@@ -406,7 +406,7 @@ impl Host {
         let output = command.stdin(Stdio::null()).output()?;
         let inner: i32 = String::from_utf8_lossy(&output.stdout).trim().parse()?;
         let mut found = None;
-        wait_until(secs(10), "the started program's pid", || {
+        wait_until(secs(60), "the started program's pid", || {
             found = self.processes()?.into_iter().find(|pid| inner_pid(*pid) == Some(inner));
             Ok(found.is_some())
         })
@@ -458,7 +458,7 @@ pub fn stop_all(pids: &[i32]) -> Outcome<Instant> {
     for pid in pids {
         send(*pid, Signal::STOP)?;
     }
-    wait_until(secs(10), "stopped processes to stand still", || Ok(pids.iter().all(|pid| stands_still(*pid))))?;
+    wait_until(secs(60), "stopped processes to stand still", || Ok(pids.iter().all(|pid| stands_still(*pid))))?;
     Ok(now())
 }
 
@@ -522,7 +522,7 @@ pub fn is_alive(pid: i32) -> bool {
 }
 
 pub fn wait_dead(pid: i32) -> Outcome {
-    wait_until(secs(20), "a killed process to be gone", || Ok(!is_alive(pid))).map(drop)
+    wait_until(secs(60), "a killed process to be gone", || Ok(!is_alive(pid))).map(drop)
 }
 
 fn is_stopped(pid: i32) -> bool {

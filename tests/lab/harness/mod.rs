@@ -117,8 +117,8 @@ impl Lab {
         self.start_servers()?;
         self.b.start_daemon()?;
         self.a.start_daemon()?;
-        self.a.wait_active(secs(20))?;
-        self.a.wait_in_sync(secs(20))?;
+        self.a.wait_active(secs(60))?;
+        self.a.wait_in_sync(secs(60))?;
         Ok(())
     }
 

@@ -179,7 +179,7 @@ pub fn address_gone(ns: &str, address: &str, deadline: Duration) -> Outcome<Inst
 /// lower case. Several answers mean that two hosts claim it.
 pub fn who_answers_arp(ns: &str, address: &str) -> Outcome<BTreeSet<String>> {
     let words = ["ip", "netns", "exec", ns, "arping", "-b", "-c", "20", "-w", "1", "-I", "eth0", address];
-    let output = run_within(secs(5), &words)?;
+    let output = run_within(secs(30), &words)?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let macs = text.lines().filter_map(|line| {
         let (_, rest) = line.split_once('[')?;
@@ -188,10 +188,10 @@ pub fn who_answers_arp(ns: &str, address: &str) -> Outcome<BTreeSet<String>> {
     Ok(macs.collect())
 }
 
-/// Does a TCP connection from the namespace open? `Ok(false)` is a refusal or silence for 300 ms.
+/// Does a TCP connection from the namespace open? `Ok(false)` is a refusal or silence for a second.
 pub fn connects(ns: &str, address: &str, port: u16) -> Outcome<bool> {
     let target: std::net::SocketAddr = at(address, port).parse()?;
-    super::sys::in_netns(ns, || Ok(std::net::TcpStream::connect_timeout(&target, super::sys::millis(300)).is_ok()))
+    super::sys::in_netns(ns, || Ok(std::net::TcpStream::connect_timeout(&target, super::sys::secs(1)).is_ok()))
 }
 
 /// Puts an address on a namespace's card by hand, as a person (or another program) would.

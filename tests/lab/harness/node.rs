@@ -19,7 +19,7 @@ pub const PEER_PORT: u16 = 6433;
 pub const STATUS_PORT: u16 = 6434;
 
 /// How long any verb of the program may take; a promote of a dead node takes W and a few seconds.
-const VERB_LIMIT: Duration = secs(60);
+const VERB_LIMIT: Duration = secs(180);
 
 /// What a verb of the program said.
 #[derive(Debug, Clone)]
@@ -137,7 +137,7 @@ impl Node {
         let words: Vec<&str> = line.iter().map(String::as_str).collect();
         let pid = self.host.spawn(log, &[("RUST_LOG", &filter)], &words)?;
         *self.daemon.lock().unwrap_or_else(PoisonError::into_inner) = Some(pid);
-        wait_until(secs(20), &format!("the daemon on {} to answer", self.name()), || {
+        wait_until(secs(60), &format!("the daemon on {} to answer", self.name()), || {
             Ok(!is_alive(pid) || self.status().map(|_| true)?)
         })?;
         if is_alive(pid) { Ok(()) } else { Err(Fail(format!("the daemon ended: {}", tail(&self.log, 5)))) }
@@ -159,7 +159,7 @@ impl Node {
     pub fn stop_daemon(&self) -> Outcome {
         let pid = self.daemon_pid()?;
         send(pid, Signal::TERM)?;
-        wait_until(secs(15), "the daemon to end after SIGTERM", || Ok(!is_alive(pid)))?;
+        wait_until(secs(60), "the daemon to end after SIGTERM", || Ok(!is_alive(pid)))?;
         self.daemon.lock().unwrap_or_else(PoisonError::into_inner).take();
         Ok(())
     }
@@ -210,7 +210,7 @@ impl Node {
         }
     }
 
-    /// A verb of the program, run on this node as root. Never waits longer than a minute.
+    /// A verb of the program, run on this node as root. Never waits longer than [`VERB_LIMIT`].
     pub fn cli(&self, words: &[&str]) -> Outcome<Said> {
         self.cli_as("", words)
     }
@@ -279,13 +279,13 @@ impl Node {
 
     /// A daemon answers before it has looked at its PostgreSQL; a command of the first moment would be refused.
     pub fn wait_postgres(&self, role: &str) -> Outcome<Duration> {
-        self.wait_status(secs(20), &format!("to see its PostgreSQL as a {role}"), |status| {
+        self.wait_status(secs(60), &format!("to see its PostgreSQL as a {role}"), |status| {
             status.pointer("/postgres/up") == Some(&Value::Bool(true)) && text_at(status, "/postgres/role") == role
         })
     }
 
     pub fn wait_peer(&self) -> Outcome<Duration> {
-        self.wait_status(secs(20), "to hear its peer", |status| {
+        self.wait_status(secs(60), "to hear its peer", |status| {
             status.pointer("/peer/reachable") == Some(&Value::Bool(true))
         })
     }
@@ -353,7 +353,7 @@ fn summary(status: &Value) -> String {
 /// HTTP/1.0 GET of a status server from a namespace, with patience: who asks once must not fail for a busy machine.
 pub fn http_from(ns: &str, address: &str, path: &str) -> Outcome<(u16, String)> {
     let target: SocketAddr = net::at(address, STATUS_PORT).parse()?;
-    in_netns(ns, || http_within(secs(4), target, path))
+    in_netns(ns, || http_within(secs(15), target, path))
 }
 
 /// [`http_from`] in the namespace that the calling thread is in; a second of patience, for those who look again.

@@ -207,7 +207,7 @@ impl Cluster {
         )?;
         self.configure(host.address())?;
         self.start(host)?;
-        wait_until(secs(20), "the new standby to stream", || {
+        wait_until(secs(60), "the new standby to stream", || {
             Ok(self.sql("postgres", "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'")? == "1")
         })
         .map(drop)
@@ -238,7 +238,7 @@ impl Cluster {
     }
 
     /// SQL as the superuser over the node's socket (a socket file is reachable from every network namespace); unaligned
-    /// rows, fields separated by `|`. Ten seconds at most.
+    /// rows, fields separated by `|`. Half a minute at most.
     pub fn sql(&self, database: &str, sql: &str) -> Outcome<String> {
         let mut words = as_user(SYSTEM_USER);
         words.push(Template::once()?.bin_dir.join("psql").display().to_string());
@@ -247,7 +247,7 @@ impl Cluster {
             words.push(word.to_owned());
         }
         words.extend(["-v", "ON_ERROR_STOP=1", "-c", sql].map(str::to_owned));
-        let output = run_within(secs(10), &words.iter().map(String::as_str).collect::<Vec<_>>())?;
+        let output = run_within(secs(30), &words.iter().map(String::as_str).collect::<Vec<_>>())?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned());
         }

@@ -99,7 +99,7 @@ impl Crowd {
         };
         let thread = std::thread::Builder::new().name("crowd".to_owned()).spawn(body)?;
         let crowd = Crowd { members, seen, stop, thread: Some(thread) };
-        wait_until(secs(90), "every session of the crowd to be ready", || {
+        wait_until(secs(180), "every session of the crowd to be ready", || {
             let all = crowd.seen();
             if let Some(early) = all.iter().find(|seen| seen.ready.is_none() && seen.ended.is_some()) {
                 return Err(Fail(format!("a session ended before it was ready: {:?}", early.ended)));
@@ -184,8 +184,8 @@ async fn live(
 ) -> Outcome<String> {
     let (mut reader, mut writer) = {
         let _turn = turns.acquire().await.map_err(|error| Fail(error.to_string()))?;
-        let opening = tokio::time::timeout(secs(20), open(gate, tls));
-        opening.await.map_err(|_| Fail("no session within 20 s".to_owned()))??
+        let opening = tokio::time::timeout(secs(60), open(gate, tls));
+        opening.await.map_err(|_| Fail("no session within 60 s".to_owned()))??
     };
     lock(seen).ready = Some(now());
     let inbox = tokio::sync::Notify::new();

@@ -81,7 +81,7 @@ pub fn pause(duration: Duration) {
 }
 
 /// How long any set-up command may take before it is killed; set-up commands take well under a second each.
-pub const COMMAND_LIMIT: Duration = secs(60);
+pub const COMMAND_LIMIT: Duration = secs(120);
 
 /// Runs a command line to its end, killed by `timeout` after `limit`; the output is captured.
 pub fn run_within(limit: Duration, words: &[&str]) -> Outcome<Output> {
@@ -114,7 +114,7 @@ pub fn sh_words(line: &str) -> Outcome<String> {
 /// Runs it and does not mind failure: clean-up, and "remove it if it is there".
 pub fn run_quietly(line: &str) {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let _ = run_within(secs(10), &words);
+    let _ = run_within(secs(60), &words);
 }
 
 /// How often [`wait_until`] looks.

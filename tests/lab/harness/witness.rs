@@ -145,7 +145,7 @@ impl Witness {
         let words: Vec<&str> = self.command.iter().map(String::as_str).collect();
         let pid = self.host.spawn(&self.log, &[], &words)?;
         *self.pid.lock().unwrap_or_else(PoisonError::into_inner) = Some(pid);
-        wait_until(secs(20), "the DNS server to answer", || {
+        wait_until(secs(60), "the DNS server to answer", || {
             Ok(self.ask(self.host.ns(), MARKER, RecordType::SOA).is_ok())
         })
         .map_err(|error| Fail(format!("{error}; its log: {}", super::sys::tail(&self.log, 8))))
@@ -264,7 +264,7 @@ pub fn ask_here(server: &str, name: &str, kind: RecordType) -> Outcome<Vec<RData
     question.add_query(Query::query(name, kind));
     let socket = UdpSocket::bind(if server.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" })?;
     socket.connect(server)?;
-    socket.set_read_timeout(Some(millis(500)))?;
+    socket.set_read_timeout(Some(millis(1500)))?;
     socket.send(&question.to_vec().map_err(|error| wrong(&error))?)?;
     let mut buffer = [0u8; 4096];
     let length = socket.recv(&mut buffer)?;
