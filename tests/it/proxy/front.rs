@@ -8,7 +8,7 @@ use portcullis::engine::status::*;
 use portcullis::io::clock;
 use portcullis::serve::command::Commands;
 use portcullis::serve::gate::{Gate, ReadClock};
-use portcullis::serve::listener::{Confirm, ProxyOptions, Rules, run};
+use portcullis::serve::listener::{Confirm, Doors, ProxyOptions, Rules, run_with};
 use portcullis::serve::tls::TlsAcceptor;
 use portcullis::wire::hba::HbaFile;
 use std::net::{SocketAddr, TcpListener};
@@ -27,6 +27,8 @@ pub struct Setup {
     pub pool: Pool,
     /// Another than the shared one.
     pub pg: Option<Arc<Pg>>,
+    /// An inherited socket says where it listens.
+    pub doors: Doors,
 }
 
 impl Default for Setup {
@@ -39,6 +41,7 @@ impl Default for Setup {
             clock: clock::now,
             pool: Pool { threads: 2, ..Pool::default() },
             pg: None,
+            doors: Doors::default(),
         }
     }
 }
@@ -54,7 +57,8 @@ pub struct Front {
     pub rules: Arc<Rules>,
     pub commands: Commands,
     task: tokio::task::JoinHandle<()>,
-    _snapshot: watch::Sender<Arc<Snapshot>>,
+    /// What the guard publishes.
+    pub snapshot: watch::Sender<Arc<Snapshot>>,
 }
 
 impl Drop for Front {
@@ -81,7 +85,8 @@ pub async fn shut_with(setup: Setup) -> Front {
         None => tokio::task::spawn_blocking(shared).await.unwrap(),
     };
     let gate = Gate::new(setup.clock);
-    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let inherited = setup.doors.inherited.first().map(|socket| socket.local_addr().unwrap());
+    let address = inherited.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], free_port())));
     let rules = Rules::new(HbaFile::parse("hba.conf", setup.hba).unwrap(), setup.tls);
     let options = ProxyOptions {
         listen: vec![address],
@@ -104,8 +109,8 @@ pub async fn shut_with(setup: Setup) -> Front {
         })
     };
     let commands = Commands::new(Arc::clone(&gate), options, snapshots, confirm);
-    let task = tokio::spawn(run(commands.clone()));
-    Front { pg, gate, address, confirmed, asked, rules, commands, task, _snapshot: snapshot }
+    let task = tokio::spawn(run_with(commands.clone(), setup.doors));
+    Front { pg, gate, address, confirmed, asked, rules, commands, task, snapshot }
 }
 
 impl Front {
@@ -210,10 +215,11 @@ fn snapshot() -> Snapshot {
         nodes: vec![node(0, "alp", "primary"), node(1, "midna", "standby")],
         events: vec![],
         postgres: PostgresStatus::default(),
-        journal: JournalStatus::default(),
+        journal: JournalStatus { won: 7, complete: 7, ..JournalStatus::default() },
         advice: None,
         turn_running: true,
         maintenance: false,
+        paused_databases: vec![],
         vip_witness: None,
         counters: Counters::default(),
     }
