@@ -60,6 +60,7 @@ pub mod io {
     pub mod arp;
     pub mod clock;
     pub mod dns;
+    pub mod fd_store;
     pub mod files;
     pub mod host;
     pub mod journal;

@@ -20,16 +20,16 @@ use crate::io::journal::Journal;
 use crate::io::links::{LinkEvent, LinkWatch};
 use crate::io::postgres::{Cluster, Peer, PgLost};
 use crate::io::vip::VipHand;
-use crate::io::{clock, files, postgres, privileges};
+use crate::io::{clock, fd_store, files, postgres, privileges};
 use crate::serve::command::Commands;
 use crate::serve::gate::Gate;
 use crate::serve::http::{Ask, Views, bind_control, control_router, router, serve_tcp};
-use crate::serve::listener::{self, Confirm, ProxyOptions, Rules};
+use crate::serve::listener::{self, Confirm, Doors, ProxyOptions, Rules};
 use crate::serve::peer::{PeerClient, PeerCounters, PeerIdentity, listen as peer_listen};
 use crate::serve::tls;
 use crate::wire::dns::{ServiceNames, TsigKey};
 use crate::wire::hba::HbaFile;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,6 +39,9 @@ use zeroize::Zeroizing;
 /// How often the local PostgreSQL is looked at, and how long a look may take.
 const PG_LOOK_EVERY: Duration = Duration::from_millis(250);
 const PG_LOOK_LIMIT: Duration = Duration::from_secs(2);
+/// At the start, while the gate is still shut: R6's confirmation of the standby is a look away.
+const PG_LOOK_FIRST: Duration = Duration::from_millis(50);
+const PG_LOOK_FIRST_FOR: Duration = Duration::from_secs(5);
 /// A turn older than this is not running any more (`/health`).
 const BEAT_LIMIT: Duration = Duration::from_secs(2);
 /// How long an answer after a client's cancel is held for the standby's confirmation (R4).
@@ -86,6 +89,7 @@ pub fn run(config: Config, me: &NodeName, config_file: &Path) -> Result<(), Faul
     for warning in &config.warnings {
         tracing::warn!("{}: {warning}", config_file.display());
     }
+    let inherited = fd_store::take();
     let secrets = read_secrets(&config, &node)?;
     listener::raise_descriptor_limit(config.pool.max_clients)?;
     privileges::become_owner(&node.postgres.data_dir, &[config.state_dir.clone(), config.runtime_dir.clone()])
@@ -96,7 +100,7 @@ pub fn run(config: Config, me: &NodeName, config_file: &Path) -> Result<(), Faul
         .thread_name("control")
         .build()
         .map_err(|error| bad(format!("no runtime: {error}")))?;
-    runtime.block_on(serve(config, node, secrets, config_file.to_owned()))
+    runtime.block_on(serve(config, node, secrets, config_file.to_owned(), inherited))
 }
 
 fn read_secrets(config: &Config, node: &Node) -> Result<Secrets, Fault> {
@@ -139,7 +143,13 @@ async fn find_servers(config: &Config) -> Result<Vec<SocketAddr>, Fault> {
     find_authorities(&dns.zone).await.map_err(|why| bad(format!("dns.servers is not set and {why}; set it")))
 }
 
-async fn serve(config: Config, node: Node, secrets: Secrets, config_file: PathBuf) -> Result<(), Fault> {
+async fn serve(
+    config: Config,
+    node: Node,
+    secrets: Secrets,
+    config_file: PathBuf,
+    inherited: Vec<TcpListener>,
+) -> Result<(), Fault> {
     let servers = find_servers(&config).await?;
     let (journal, durable, torn) = Journal::open(&config.state_dir).map_err(bad)?;
     if torn {
@@ -186,7 +196,8 @@ async fn serve(config: Config, node: Node, secrets: Secrets, config_file: PathBu
     let reloader = Arc::new(Reloader::new(config_file, rules, commands.clone(), config.clone()));
     let people = People { requests: &request_tx, commands: &commands, reloader: &reloader };
     spawn_pages(&config, control, &gate, &beat, &snapshot_rx, people);
-    let proxy = spawn_proxy(commands)?;
+    let keep = std::env::var_os("NOTIFY_SOCKET").map(|_| fd_store::keep as listener::Keep);
+    let proxy = spawn_proxy(commands.clone(), Doors { inherited, keep })?;
 
     let hands = Hands::new(&parts, journal, event_tx.clone());
     let watchdog = sd_notify::watchdog_enabled().is_some();
@@ -205,6 +216,7 @@ async fn serve(config: Config, node: Node, secrets: Secrets, config_file: PathBu
         next_ticket: 1,
         peer_counters,
         watchdog,
+        pools: commands,
     };
     driver.run(stop_signal(move || reload(&reloader))).await;
     proxy.shutdown_background();
@@ -272,7 +284,12 @@ fn spawn_senses(
 ) {
     let sender = to.events.clone();
     let refused = config.state_dir.join(START_REFUSED);
-    tokio::spawn(postgres::watch(Arc::clone(&secrets.cluster), PG_LOOK_EVERY, PG_LOOK_LIMIT, move |asked, answer| {
+    let (gate, began) = (Arc::clone(&parts.gate), clock::now());
+    let every = move || {
+        let starting = !gate.passes() && clock::now().since(began) < PG_LOOK_FIRST_FOR;
+        if starting { PG_LOOK_FIRST } else { PG_LOOK_EVERY }
+    };
+    tokio::spawn(postgres::watch(Arc::clone(&secrets.cluster), every, PG_LOOK_LIMIT, move |asked, answer| {
         // What may-start-primary left behind; read while PostgreSQL is down only, and gone once it has run.
         let mark = match &answer {
             Ok(_) => {
@@ -452,7 +469,7 @@ fn make_commands(
 
 /// The door on a runtime of its own, as the data threads are: a busy proxy never delays a renewal. As many threads as
 /// move data: a login that changes threads costs more.
-fn spawn_proxy(commands: Commands) -> Result<tokio::runtime::Runtime, Fault> {
+fn spawn_proxy(commands: Commands, doors: Doors) -> Result<tokio::runtime::Runtime, Fault> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -460,7 +477,7 @@ fn spawn_proxy(commands: Commands) -> Result<tokio::runtime::Runtime, Fault> {
         .thread_name("proxy")
         .build()
         .map_err(|error| bad(format!("no runtime for the proxy: {error}")))?;
-    runtime.spawn(listener::run(commands));
+    runtime.spawn(listener::run_with(commands, doors));
     Ok(runtime)
 }
 

@@ -7,12 +7,14 @@
 
 use crate::app::hands::Hands;
 use crate::app::lines::Lines;
+use crate::app::render::clean;
 use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
 use crate::engine::guard::Guard;
 use crate::engine::status::{EventRow, Snapshot};
 use crate::engine::turn::{Command, Effect, Event, Now, PeerAnswer, PeerQuestion, Ticket};
 use crate::io::clock;
+use crate::serve::command::Commands;
 use crate::serve::gate::Gate;
 use crate::serve::http::{ControlReply, ControlRequest};
 use crate::serve::peer::PeerCounters;
@@ -31,13 +33,31 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(200);
 const PUBLISH_APART: Duration = Duration::from_millis(20);
 /// Bytes after which the event log becomes `events.log.1` (replacing the one before) and a new one is begun.
 const EVENT_LOG_MAX: u64 = 4 * 1024 * 1024;
-/// How long a shutdown may take to unbind and to tell sessions.
+/// How long sessions have to finish their transactions when the daemon is asked to stop. Short: after a restart the
+/// next daemon serves nobody before this is over, and clients that come meanwhile wait.
+const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+/// How long it may take then to unbind and to tell the others.
 const SHUTDOWN_LIMIT: Duration = Duration::from_millis(600);
+/// How often the end of both is looked for.
+const END_LOOK: Duration = Duration::from_millis(5);
+/// What clients read whose session ends between two transactions; PostgreSQL's own words, so that drivers know them.
+const STOPPING: &str =
+    "portcullis: terminating connection due to administrator command (the daemon of this node is shutting down)";
 
 /// Requests that need an answer on their own way back.
 pub enum Request {
     Control(ControlRequest, mpsc::Sender<ControlReply>),
     Peer(NodeName, Box<PeerQuestion>, oneshot::Sender<PeerAnswer>),
+}
+
+/// How far the end is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    No,
+    /// Sessions leave at their transaction boundaries; the guard knows of nothing, so that all its rules hold.
+    Draining(Instant),
+    /// The guard has cut.
+    Shut(Instant),
 }
 
 /// The crank.
@@ -56,6 +76,7 @@ pub struct Driver {
     pub next_ticket: Ticket,
     pub peer_counters: Arc<PeerCounters>,
     pub watchdog: bool,
+    pub pools: Commands,
 }
 
 /// The event log at `path`, written by a thread of its own: neither its disk nor a want of threads holds up a turn.
@@ -80,26 +101,28 @@ pub fn read_clocks() -> Now {
 }
 
 impl Driver {
-    /// Turns until `stop` completes, then cuts, unbinds and returns.
+    /// Turns until `stop` completes; then lets sessions finish their transactions, cuts, unbinds and returns.
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
         let first = std::mem::take(&mut self.first);
         self.execute(first);
         let mut effects = Vec::new();
         let mut published = Instant::ZERO;
         let mut unpublished = false;
-        let mut stopping: Option<Instant> = None;
+        let mut ending = Ending::No;
         let mut status_at = Instant::ZERO;
         tokio::pin!(stop);
         loop {
             let soon = if unpublished { PUBLISH_APART } else { PUBLISH_EVERY };
+            let soon = if ending == Ending::No { soon } else { END_LOOK };
             let wait = self.guard.next_deadline().since(clock::now()).min(soon);
             let event = tokio::select! {
                 biased;
                 Some(event) = self.events.recv() => event,
                 Some(request) = self.requests.recv() => self.accept(request),
-                () = &mut stop, if stopping.is_none() => {
-                    stopping = Some(clock::now());
-                    Event::ShutdownAsked
+                () = &mut stop, if ending == Ending::No => {
+                    ending = Ending::Draining(clock::now());
+                    self.begin_drain();
+                    Event::DeadlinePassed
                 }
                 () = tokio::time::sleep(wait) => Event::DeadlinePassed,
             };
@@ -114,7 +137,7 @@ impl Driver {
                 self.publish(now);
                 self.execute(ends);
             }
-            unpublished = now.boot.since(published) < PUBLISH_APART && stopping.is_none();
+            unpublished = now.boot.since(published) < PUBLISH_APART && ending == Ending::No;
             if !unpublished {
                 published = now.boot;
                 self.publish(now);
@@ -125,9 +148,38 @@ impl Driver {
                 status_at = now.boot;
                 self.tell_systemd();
             }
-            if stopping.is_some_and(|since| now.boot.since(since) >= SHUTDOWN_LIMIT) {
-                return;
+            match self.next_ending(ending, now) {
+                Some(next) if next != ending => {
+                    ending = next;
+                    self.guard.handle(now, Event::ShutdownAsked, &mut effects);
+                    let last = std::mem::take(&mut effects);
+                    self.execute(last);
+                }
+                Some(_) => {}
+                None => return,
             }
+        }
+    }
+
+    fn begin_drain(&self) {
+        let (sessions, busy) = (self.gate.sessions(), self.gate.busy());
+        tracing::info!("asked to stop: {sessions} sessions, {busy} of them amid a transaction");
+        self.gate.stop(STOPPING);
+        let _not_under_systemd = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    }
+
+    /// How far the end is now; `None`: the process may go.
+    fn next_ending(&self, ending: Ending, now: Now) -> Option<Ending> {
+        let (since, limit) = match ending {
+            Ending::No => return Some(ending),
+            Ending::Draining(since) => (since, DRAIN_LIMIT),
+            Ending::Shut(since) => (since, SHUTDOWN_LIMIT),
+        };
+        let over = now.boot.since(since) >= limit;
+        match ending {
+            Ending::Shut(_) if over || self.gate.is_deserted() && self.hands.is_idle() => None,
+            Ending::Draining(_) if over || self.gate.is_deserted() => Some(Ending::Shut(now.boot)),
+            _ => Some(ending),
         }
     }
 
@@ -143,9 +195,12 @@ impl Driver {
         let mut snapshot = self.guard.snapshot(now);
         if snapshot.gate.open && !self.gate.is_listening() {
             snapshot.gate.open = false;
-            snapshot.gate.reason =
-                Some("the sockets for clients are being opened (see the log if it stays so)".to_owned());
+            snapshot.gate.reason = Some(match self.gate.is_stopping() {
+                true => "the daemon is shutting down".to_owned(),
+                false => "the sockets for clients are being opened (see the log if it stays so)".to_owned(),
+            });
         }
+        snapshot.paused_databases = self.pools.paused();
         let refused = self.peer_counters.each();
         snapshot.counters.peer_refused_connections =
             refused.iter().filter(|(label, _)| *label != "accepted").map(|(_, count)| count).sum();
@@ -153,7 +208,8 @@ impl Driver {
     }
 
     fn tell_systemd(&self) {
-        let status = self.snapshots.borrow().headline();
+        // A line of its own to systemd.
+        let status = clean(&self.snapshots.borrow().headline());
         let mut words = vec![sd_notify::NotifyState::Status(&status)];
         if self.watchdog {
             words.push(sd_notify::NotifyState::Watchdog);

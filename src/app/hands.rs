@@ -23,6 +23,7 @@ use crate::serve::peer::PeerClient;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 /// Effects that wait for one VIP. More cannot wait: the guard asks for a renewal every 400 ms. Full: that one is
@@ -52,6 +53,9 @@ const SOCKET_LOOKS: u32 = 100;
 /// Between a cut and the end of the VIP: nothing leaves from an address that is gone, the sessions' last words neither.
 pub const LAST_WORDS: Duration = Duration::from_millis(30);
 
+/// Held by what is under way and must not be torn by the end of the process.
+type UnderWay = Arc<()>;
+
 enum VipTask {
     Bind(u32),
     Unbind,
@@ -66,10 +70,10 @@ pub struct Hands {
     authorities: Vec<Arc<Authority>>,
     ttl: u32,
     peer: Option<Arc<PeerClient>>,
-    journal: std::sync::mpsc::Sender<(u64, Vec<Entry>)>,
+    journal: std::sync::mpsc::Sender<(u64, Vec<Entry>, UnderWay)>,
     cluster: Arc<Cluster>,
     peer_cluster: Option<Peer>,
-    vips: HashMap<IpAddr, mpsc::Sender<VipTask>>,
+    vips: HashMap<IpAddr, mpsc::Sender<(VipTask, UnderWay)>>,
     vip_nets: Vec<ipnet::IpNet>,
     vip_interface: Option<String>,
     vip_witnesses: Arc<[IpAddr]>,
@@ -78,8 +82,12 @@ pub struct Hands {
     pg_task: Option<tokio::task::JoinHandle<()>>,
     commands: HashMap<Ticket, mpsc::Sender<ControlReply>>,
     questions: HashMap<Ticket, oneshot::Sender<PeerAnswer>>,
-    units: watch::Sender<Option<bool>>,
+    /// The newest wish and its number.
+    units: watch::Sender<(u64, bool)>,
+    /// The number of the last wish that came to its end.
+    units_done: Arc<AtomicU64>,
     stonith: Arc<Vec<String>>,
+    under_way: UnderWay,
 }
 
 impl Hands {
@@ -93,10 +101,13 @@ impl Hands {
             tokio::spawn(vip_task(*net, parts.vip_interface.clone(), queue, events.clone()));
             vips.insert(net.addr(), tasks);
         }
-        let (units, wanted) = watch::channel(None);
-        tokio::spawn(units_task(parts.units.clone(), wanted, events.clone()));
+        let (units, wanted) = watch::channel((0, false));
+        let units_done = Arc::new(AtomicU64::new(0));
+        tokio::spawn(units_task(parts.units.clone(), wanted, events.clone(), Arc::clone(&units_done)));
         Hands {
             units,
+            units_done,
+            under_way: UnderWay::default(),
             stonith: Arc::new(parts.stonith.clone()),
             events,
             gate: Arc::clone(&parts.gate),
@@ -118,6 +129,11 @@ impl Hands {
         }
     }
 
+    /// Nothing is under way that the end of the process would tear: no entry of the journal, no VIP, no unit.
+    pub fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.under_way) == 1 && self.units.borrow().0 == self.units_done.load(Ordering::SeqCst)
+    }
+
     /// Remembers whom to tell about a command.
     pub fn expect_command(&mut self, ticket: Ticket, reply: mpsc::Sender<ControlReply>) {
         self.commands.insert(ticket, reply);
@@ -133,7 +149,7 @@ impl Hands {
     pub fn execute(&mut self, effect: Effect) {
         match effect {
             Effect::Record { seq, entries } => {
-                let _driver_gone = self.journal.send((seq, entries));
+                let _driver_gone = self.journal.send((seq, entries, Arc::clone(&self.under_way)));
             }
             Effect::AskWitness { question, server, limit } => self.ask_witness(question, server, limit),
             Effect::Update { op, prerequisite, addresses, marker, limit } => {
@@ -162,7 +178,7 @@ impl Hands {
                 }
             }
             Effect::Units { start } => {
-                self.units.send_replace(Some(start));
+                self.units.send_modify(|(number, wanted)| (*number, *wanted) = (*number + 1, start));
             }
             Effect::Stonith { op, node } => {
                 let words = Arc::clone(&self.stonith);
@@ -222,7 +238,7 @@ impl Hands {
 
     fn vip(&self, address: IpAddr, task: VipTask) {
         if let Some(tasks) = self.vips.get(&address)
-            && tasks.try_send(task).is_err()
+            && tasks.try_send((task, Arc::clone(&self.under_way))).is_err()
         {
             tracing::warn!("the hand of VIP {address} is stuck; its kernel lifetime takes it away");
         }
@@ -367,11 +383,11 @@ async fn clone(
 
 fn spawn_journal(
     mut journal: Journal,
-    waiting: std::sync::mpsc::Receiver<(u64, Vec<Entry>)>,
+    waiting: std::sync::mpsc::Receiver<(u64, Vec<Entry>, UnderWay)>,
     events: mpsc::Sender<Event>,
 ) {
     let work = move || {
-        while let Ok((seq, entries)) = waiting.recv() {
+        while let Ok((seq, entries, _under_way)) = waiting.recv() {
             let event = match journal.append(&entries) {
                 Ok(()) => Event::Recorded { seq },
                 Err(why) => Event::RecordFailed { seq, why },
@@ -388,19 +404,22 @@ fn spawn_journal(
 }
 
 /// `service.units`: the newest wish counts, and one that is under way is given up for it.
-async fn units_task(units: Vec<String>, mut wanted: watch::Receiver<Option<bool>>, events: mpsc::Sender<Event>) {
-    if units.is_empty() {
-        return;
-    }
+async fn units_task(
+    units: Vec<String>,
+    mut wanted: watch::Receiver<(u64, bool)>,
+    events: mpsc::Sender<Event>,
+    done: Arc<AtomicU64>,
+) {
     let mut next = None;
     loop {
         if next.is_none() && wanted.changed().await.is_err() {
             return;
         }
         next = None;
-        let Some(start) = *wanted.borrow_and_update() else { continue };
+        let (number, start) = *wanted.borrow_and_update();
         tokio::select! {
             result = outside::units(&units, start) => {
+                done.store(number, Ordering::SeqCst);
                 if events.send(Event::UnitsDone { start, result }).await.is_err() {
                     return;
                 }
@@ -416,12 +435,12 @@ async fn units_task(units: Vec<String>, mut wanted: watch::Receiver<Option<bool>
 async fn vip_task(
     net: ipnet::IpNet,
     interface: Option<String>,
-    mut queue: mpsc::Receiver<VipTask>,
+    mut queue: mpsc::Receiver<(VipTask, UnderWay)>,
     events: mpsc::Sender<Event>,
 ) {
     let address = net.addr();
     let mut hand: Option<VipHand> = None;
-    while let Some(task) = queue.recv().await {
+    while let Some((task, _under_way)) = queue.recv().await {
         if hand.is_none() {
             hand = match VipHand::new(&net, interface.as_deref()).await {
                 Ok(made) => Some(made),

@@ -131,6 +131,11 @@ fn this_node(out: &mut String, snapshot: &Snapshot, style: Style) {
     if snapshot.maintenance {
         line(out, "maintenance", &style.paint(Paint::Warn, "on: PostgreSQL here is left alone"));
     }
+    if !snapshot.paused_databases.is_empty() {
+        let names = snapshot.paused_databases.join(", ");
+        let text = format!("by name: {names}; their clients wait until `portcullis resume NAME`");
+        line(out, "paused", &style.paint(Paint::Warn, &clean(&text)));
+    }
     if let Some(procedure) = &snapshot.procedure {
         let text = format!("{} {}: {}, since {}", procedure.kind, procedure.id, procedure.step, procedure.since);
         line(out, "procedure", &style.paint(Paint::Strong, &clean(&text)));

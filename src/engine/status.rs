@@ -31,6 +31,10 @@ pub struct Snapshot {
     /// PostgreSQL is left alone (an addition to the contract).
     #[serde(default)]
     pub maintenance: bool,
+    /// Databases whose clients are held by name (an addition to the contract); of a pause of the whole service
+    /// `gate.state` tells. The guard does not know them: the driver adds them.
+    #[serde(default)]
+    pub paused_databases: Vec<String>,
     /// VIP only: who answered for the lease on the link (an addition to the contract).
     #[serde(default)]
     pub vip_witness: Option<VipWitnessStatus>,
@@ -301,6 +305,10 @@ impl Snapshot {
         let reason = self.gate.reason.as_deref().unwrap_or("no reason given");
         let elsewhere = self.peer.as_ref().filter(|_| self.role != Role::Active && self.active_node().is_some());
         match (self.role, self.gate.state) {
+            (Role::Active, GateState::Open) if !self.paused_databases.is_empty() => {
+                let names = self.paused_databases.join(", ");
+                format!("{node} is active: its gate is open, but clients of {names} wait: paused by name")
+            }
             (Role::Active, GateState::Open) => format!("{node} is active: its gate is open"),
             (Role::Active, GateState::Paused) if !self.postgres.up => {
                 format!("{node} is active, and clients wait for its PostgreSQL: {reason}")

@@ -116,6 +116,12 @@ impl Commands {
         self.sessions(name).iter().filter(|slot| slot.busy.load(Ordering::SeqCst)).count()
     }
 
+    /// The databases that are paused by name.
+    pub fn paused(&self) -> Vec<String> {
+        let all = self.proxy.databases().into_iter();
+        all.filter(|(_, database)| database.paused.load(Ordering::SeqCst)).map(|(name, _)| name).collect()
+    }
+
     /// Lets them go. Whether they were held.
     ///
     /// # Errors

@@ -6,7 +6,7 @@
 //! **Invariant:** all clients of one (user, database) are on one thread: their pool is there, and only there.
 
 use super::backend::Proof;
-use super::gate::Pass;
+use super::gate::{Pass, Passage};
 use super::listener::{Proxy, Seat};
 use super::pool::{Limits, Pool};
 use super::session;
@@ -41,6 +41,7 @@ pub(crate) struct Newcomer {
     pub(crate) proof: Proof,
     pub(crate) pass: Pass,
     pub(crate) seat: Seat,
+    pub(crate) passage: Passage,
 }
 
 /// The ways to all threads. The last one dropped ends them, and with them every session.

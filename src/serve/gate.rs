@@ -39,6 +39,10 @@ pub struct Gate {
     /// Sockets on which clients are accepted now.
     doors: AtomicU32,
     draining: AtomicBool,
+    /// The daemon is ending: nobody is let in any more, and sessions end at their boundary.
+    stopping: AtomicBool,
+    /// Connections that are coming in or taking their leave: not in the book, and not to be torn.
+    in_passage: AtomicU32,
     /// Wakes every listener and login at once; sessions are woken by their slots.
     view: watch::Sender<View>,
     /// By the process number and the key that the client was given.
@@ -72,6 +76,8 @@ impl Gate {
             paused: AtomicBool::new(false),
             doors: AtomicU32::new(0),
             draining: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            in_passage: AtomicU32::new(0),
             view: watch::Sender::new(View { reason: LAPSED.into(), drain: None, suspended: LAPSED.into() }),
             slots: Mutex::new(HashMap::new()),
             sessions_total: AtomicU64::new(0),
@@ -173,6 +179,39 @@ impl Gate {
         self.wake_sessions();
     }
 
+    /// The daemon is going to end: no client is accepted any more, and every session ends (FATAL 57P01, `reason`) at
+    /// its next transaction boundary. For good; a cut ends the others.
+    pub fn stop(&self, reason: &str) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.end_sessions_at_boundary(reason);
+    }
+
+    /// Whether [`Gate::stop`] was called.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Nobody is there any more, and no socket for anybody to come by.
+    pub fn is_deserted(&self) -> bool {
+        // Who comes in is counted before the socket closes and until it is in the book; who leaves before it is out of
+        // the book: looked for on both sides of it.
+        let nobody_passes = || self.in_passage.load(Ordering::SeqCst) == 0;
+        !self.is_listening() && nobody_passes() && self.slots().is_empty() && nobody_passes()
+    }
+
+    /// Counts a connection that is coming in or taking its leave, until this is dropped.
+    pub(crate) fn passage(self: &Arc<Self>) -> Passage {
+        self.in_passage.fetch_add(1, Ordering::SeqCst);
+        Passage(Arc::clone(self))
+    }
+
+    /// Returns when the daemon is ending.
+    pub(crate) async fn stopped(&self) {
+        let mut view = self.watch();
+        // The sender lives in the gate, which the caller holds: it cannot be gone.
+        let _ = view.wait_for(|_| self.is_stopping()).await;
+    }
+
     /// Everyone looks again.
     pub(crate) fn wake(&self) {
         self.view.send_modify(|_| {});
@@ -210,8 +249,9 @@ impl Gate {
     /// Lets held clients go.
     pub fn resume(&self) {
         self.paused.store(false, Ordering::SeqCst);
-        self.draining.store(false, Ordering::SeqCst);
-        self.view.send_modify(|view| view.drain = None);
+        let goes_on = self.is_stopping();
+        self.draining.store(goes_on, Ordering::SeqCst);
+        self.view.send_modify(|view| view.drain = view.drain.take().filter(|_| goes_on));
         self.wake_sessions();
     }
 
@@ -316,6 +356,15 @@ impl Gate {
 
     fn slots(&self) -> MutexGuard<'_, HashMap<(i32, u32), Arc<Slot>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that is coming in or taking its leave.
+pub(crate) struct Passage(Arc<Gate>);
+
+impl Drop for Passage {
+    fn drop(&mut self) {
+        self.0.in_passage.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -1,7 +1,8 @@
 //! The front door: listening sockets that exist only while the gate is open, and a task per client.
 //!
 //! What it is NOT: it does not decide whether the gate is open. A gate that is cut or lapses has its sockets closed, so
-//! that the kernel refuses; they come back with the next extension.
+//! that the kernel refuses; they come back with the next extension. At the end of the daemon a socket that is open may
+//! outlive it ([`Doors`]): connections then wait for the next daemon in the kernel's queue, which serves nobody.
 //!
 //! **Invariant:** one address that cannot be bound does not keep the others from serving.
 
@@ -16,15 +17,16 @@ use crate::base::config::{self, Secret};
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
 use crate::base::time::Instant;
-use crate::engine::status::Snapshot;
+use crate::engine::status::{Role, Snapshot};
 use crate::wire::hba::HbaFile;
 use futures_util::future::BoxFuture;
 use ring::hmac;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -55,6 +57,10 @@ const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration:
 const USER_TIMEOUT: Duration = Duration::from_secs(900);
 /// Shortest sleep of the watch over the deadline; what it adds to the life of a listening socket, not of a session.
 const LAPSE_WATCH_MIN: Duration = Duration::from_millis(1);
+
+/// How long a socket of the daemon before is kept open for a gate that is not open yet. Who restarts the daemon of the
+/// active node waits a tenth of this; clients that wait in vain are let go before their own patience ends.
+const INHERITED_FOR: Duration = Duration::from_secs(5);
 
 /// Backend connections reckoned with when the descriptor limit is raised: PostgreSQL's `max_connections` is below it.
 const BACKENDS_MAX: u32 = 4096;
@@ -105,6 +111,18 @@ pub fn mock_secret(cluster_key: &Secret) -> Zeroizing<[u8; 32]> {
     let mut secret = Zeroizing::new([0; 32]);
     secret.copy_from_slice(hmac::sign(&key, MOCK_LABEL).as_ref());
     secret
+}
+
+/// What becomes of a socket that is open when the daemon ends.
+pub type Keep = fn(BorrowedFd<'_>);
+
+/// Listening sockets over a restart of the daemon.
+#[derive(Default)]
+pub struct Doors {
+    /// What the daemon before left open.
+    pub inherited: Vec<std::net::TcpListener>,
+    /// Is shown each open socket before it is closed at the end; keeps it where it can.
+    pub keep: Option<Keep>,
 }
 
 /// Everything the proxy is told once.
@@ -286,8 +304,13 @@ pub fn raise_descriptor_limit(max_clients: u32) -> Result<(), Fault> {
     setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum: limit.maximum }).map_err(|_| fault())
 }
 
-/// Serves clients for as long as it is polled; dropping it ends every session at once.
+/// [`run_with`] without a daemon before or after.
 pub async fn run(commands: Commands) {
+    run_with(commands, Doors::default()).await;
+}
+
+/// Serves clients for as long as it is polled; dropping it ends every session at once.
+pub async fn run_with(commands: Commands, doors: Doors) {
     let proxy = commands.proxy;
     // Not in the proxy, which the threads hold: with the last sender they end.
     let threads = loop {
@@ -300,9 +323,15 @@ pub async fn run(commands: Commands) {
         }
     };
     let mut tasks = JoinSet::new();
+    let Doors { mut inherited, keep } = doors;
     for address in addresses(&proxy.options.listen, &proxy.options.vips) {
-        tasks.spawn(keep_listening(address, Arc::clone(&proxy), Arc::clone(&threads)));
+        let own = inherited.iter().position(|socket| socket.local_addr().is_ok_and(|own| own == address));
+        let own = own.map(|at| Inherited(Some(inherited.swap_remove(at))));
+        let door = Door { address, inherited: own, keep };
+        tasks.spawn(keep_listening(door, Arc::clone(&proxy), Arc::clone(&threads)));
     }
+    // Of addresses that are none any more.
+    drop(inherited.into_iter().map(|socket| Inherited(Some(socket))).collect::<Vec<_>>());
     tasks.spawn(watch_deadline(proxy));
     // None of them ends by itself.
     while tasks.join_next().await.is_some() {}
@@ -346,29 +375,81 @@ async fn watch_deadline(proxy: Arc<Proxy>) {
     }
 }
 
+/// A socket that the daemon before left open; closed when dropped.
+struct Inherited(Option<std::net::TcpListener>);
+
+impl Inherited {
+    fn open(mut self) -> io::Result<TcpListener> {
+        let socket = self.0.take().ok_or(io::ErrorKind::NotFound)?;
+        socket.set_nonblocking(true)?;
+        TcpListener::from_std(socket)
+    }
+}
+
+impl Drop for Inherited {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.0 {
+            shut(SockRef::from(socket));
+        }
+    }
+}
+
+/// Ends the listening itself, not only our share in it: the service manager may not have let go of its own yet.
+fn shut(socket: SockRef<'_>) {
+    let _no_longer_listening = socket.shutdown(Shutdown::Both);
+}
+
+/// Returns when an inherited socket is not to be kept any longer: this node is not one that may open by itself, or the
+/// gate stays shut.
+async fn in_vain(mut snapshots: watch::Receiver<Arc<Snapshot>>, since: tokio::time::Instant) {
+    let hopeless = |snapshot: &Arc<Snapshot>| {
+        let journal = &snapshot.journal;
+        let is_holder = journal.complete > 0 && journal.complete == journal.won && journal.fence <= journal.complete;
+        snapshot.role == Role::Fenced || !is_holder
+    };
+    // Timed out or hopeless, it comes to the same.
+    let _ = tokio::time::timeout_at(since + INHERITED_FOR, snapshots.wait_for(hopeless)).await;
+}
+
+/// An address to listen on.
+struct Door {
+    address: SocketAddr,
+    inherited: Option<Inherited>,
+    keep: Option<Keep>,
+}
+
 /// One address: a socket while the gate is open, none while it is not.
-async fn keep_listening(address: SocketAddr, proxy: Arc<Proxy>, threads: Arc<Threads>) {
+async fn keep_listening(door: Door, proxy: Arc<Proxy>, threads: Arc<Threads>) {
+    let Door { address, mut inherited, keep } = door;
+    let started = tokio::time::Instant::now();
     let gate = &proxy.gate;
     let mut sessions = JoinSet::new();
     let mut view = gate.watch();
     let mut complained = false;
     loop {
-        let Some(pass) = gate.admit() else {
+        let Some(pass) = gate.admit().filter(|_| !gate.is_stopping()) else {
             tokio::select! {
                 _ = view.changed() => {}
                 Some(_) = sessions.join_next() => {}
+                () = in_vain(proxy.snapshots.clone(), started), if inherited.is_some() => inherited = None,
             }
             continue;
         };
-        match bind(address) {
+        match inherited.take().map_or_else(|| bind(address), Inherited::open) {
             Ok(listener) => {
                 complained = false;
                 gate.door_opened();
-                tokio::select! {
+                let is_kept = tokio::select! {
                     biased;
-                    () = pass.ended() => {}
-                    () = accept(&listener, &proxy, &threads, &pass, &mut sessions) => {}
+                    () = pass.ended() => false,
+                    () = gate.stopped() => true,
+                    () = accept(&listener, &proxy, &threads, &pass, &mut sessions) => false,
+                };
+                match keep.filter(|_| is_kept) {
+                    Some(keep) => keep(listener.as_fd()),
+                    None => shut(SockRef::from(&listener)),
                 }
+                drop(listener);
                 gate.door_closed();
             }
             Err(error) => {
@@ -414,8 +495,9 @@ async fn accept(
         match accepted {
             Ok((stream, peer)) => {
                 let Some(seat) = Seat::take(proxy) else { continue };
+                let arriving = (seat, proxy.gate.passage());
                 let (proxy, threads, pass) = (Arc::clone(proxy), Arc::clone(threads), pass.clone());
-                sessions.spawn(session::serve(stream, peer, proxy, threads, pass, seat));
+                sessions.spawn(session::serve(stream, peer, proxy, threads, pass, arriving));
             }
             Err(error) => {
                 tracing::warn!(%error, "a client could not be accepted");
@@ -459,7 +541,6 @@ impl Drop for Seat {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use socket2::SockRef;
     use tokio::net::TcpStream;
 
     #[test]

@@ -314,7 +314,7 @@ impl Pump {
             self.doing = doing;
             self.slot().set_doing(doing, self.data.now.get());
         }
-        if at_rest && self.down.is_empty() && self.answer.is_empty() {
+        if at_rest && self.down.is_empty() && self.answer.is_empty() && !self.unflushed {
             if self.gate().is_draining() {
                 return Err(End::Drained);
             }
@@ -460,7 +460,8 @@ impl Pump {
 
     /// One turn from the client to the backend; `Ok(false)`: nothing to do until woken.
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        if self.up_done {
+        // Where sessions end at their boundary none begins anything more.
+        if self.up_done || (self.gate().is_draining() && self.exchange.at_rest()) {
             return Ok(false);
         }
         // As much as there is goes in one write: all that is here is looked at first.

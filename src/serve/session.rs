@@ -10,7 +10,7 @@ use super::cancel;
 use super::chores;
 use super::data::{Data, Newcomer, Threads};
 use super::end::{End, Mode};
-use super::gate::{Gate, Pass};
+use super::gate::{Gate, Pass, Passage};
 use super::listener::{Proxy, Seat};
 use super::login::{self, Opened, Stop};
 use super::pool::{Lease, Lent, Pool, Settings, Shape};
@@ -32,6 +32,8 @@ use tokio::net::TcpStream;
 
 /// How long the last message may take to leave, and the client to close after it; then it is closed on.
 const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a client that has just connected has to say what it wants when the daemon is ending.
+const LAST_CALL: Duration = Duration::from_millis(200);
 /// Longest `application_name` (PostgreSQL's NAMEDATALEN less the terminator).
 const MAX_NAME: usize = 63;
 
@@ -42,7 +44,7 @@ pub(crate) async fn serve(
     proxy: Arc<Proxy>,
     threads: Arc<Threads>,
     pass: Pass,
-    seat: Seat,
+    (seat, passage): (Seat, Passage),
 ) {
     let tls = proxy.options.rules.tls();
     let timeout = proxy.limits().login_timeout;
@@ -51,6 +53,7 @@ pub(crate) async fn serve(
         biased;
         () = pass.ended() => return,
         opened = opening => opened,
+        () = last_call(&proxy.gate) => return,
     };
     let (mut client, opened) = match opened {
         Err(_too_slow) => return,
@@ -86,12 +89,13 @@ pub(crate) async fn serve(
     let proof = tokio::select! {
         biased;
         () = pass.ended() => Err(Refusal::new("57P01", &*pass.reason()).into()),
+        () = proxy.gate.stopped() => Err(stopping().into()),
         proof = login => proof,
     };
     match proof {
         Ok(proof) => {
             if let Ok(client) = client.park() {
-                threads.admit(Newcomer { client, peer, startup, proof, pass, seat });
+                threads.admit(Newcomer { client, peer, startup, proof, pass, seat, passage });
             }
         }
         // A reset passes the kernel gate, and a client that waits for an answer hears of nothing else.
@@ -134,7 +138,8 @@ impl Drop for Places {
 
 /// Begins the session of a client that proved itself. Runs on the data thread of its pool.
 pub(crate) async fn begin(data: Rc<Data>, newcomer: Newcomer) {
-    let Newcomer { client, peer, startup, proof, pass, seat } = newcomer;
+    // The passage ends with this: by then the client is in the book, or dismissed.
+    let Newcomer { client, peer, startup, proof, pass, seat, passage: _passage } = newcomer;
     let Ok(mut client) = client.unpark() else { return };
     let proxy = Arc::clone(&data.proxy);
     let limits = data.limits.get();
@@ -153,6 +158,7 @@ pub(crate) async fn begin(data: Rc<Data>, newcomer: Newcomer) {
     let started = tokio::select! {
         biased;
         () = pass.ended() => Err(Refusal::new("57P01", &*pass.reason()).into()),
+        () = proxy.gate.stopped() => Err(stopping().into()),
         started = opening.start(startup, client.is_tls()) => started,
         // It may have to wait for a backend: who is gone makes room in the queue.
         () = client.left() => Err(Stop::Silent),
@@ -343,6 +349,7 @@ async fn relay(mut pump: Box<Pump>, places: Places) {
 
 async fn finish(mut pump: Box<Pump>, end: End, places: Places) {
     let proxy = Arc::clone(pump.proxy());
+    let _passage = proxy.gate.passage();
     if matches!(end, End::Shut) {
         // Where nobody cut it, it lapsed: all others hear it from the first that notices.
         proxy.gate.note_lapse(&proxy.lapsed);
@@ -409,6 +416,17 @@ fn last_word(end: End, proxy: &Proxy, pass: &Pass) -> Option<Stop> {
         End::Malformed(malformed) => Refusal::new("08P01", malformed.0),
     };
     Some(refusal.into())
+}
+
+/// Who comes while the daemon is ending.
+fn stopping() -> Refusal {
+    Refusal::new("57P03", "portcullis: the daemon of this node is shutting down")
+        .hint("It may be restarting: connect again.")
+}
+
+async fn last_call(gate: &Gate) {
+    gate.stopped().await;
+    tokio::time::sleep(LAST_CALL).await;
 }
 
 fn paused_too_long(proxy: &Proxy) -> Refusal {

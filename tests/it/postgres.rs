@@ -77,9 +77,14 @@ fn a_lost_session_is_noticed_without_a_look_and_counted() {
 
         // The driver's loop hears of a dead postmaster at once, though it looks only every two minutes.
         let (out, mut heard) = tokio::sync::mpsc::unbounded_channel();
-        let looks = tokio::spawn(watch(Arc::clone(&alp), Duration::from_secs(120), LIMIT, move |at, answer| {
-            let _ = out.send((at, answer));
-        }));
+        let looks = tokio::spawn(watch(
+            Arc::clone(&alp),
+            || Duration::from_secs(120),
+            LIMIT,
+            move |at, answer| {
+                let _ = out.send((at, answer));
+            },
+        ));
         assert!(heard.recv().await.expect("first look").1.is_ok());
         let killed = clock::now();
         send(before, Signal::KILL);

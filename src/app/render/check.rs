@@ -6,7 +6,7 @@
 //! | state | level |
 //! |---|---|
 //! | active, gate open, in sync as configured | OK |
-//! | active, not in sync or alone; paused; maintenance | WARNING |
+//! | active, not in sync or alone; paused, or a database of it; maintenance | WARNING |
 //! | passive, standby streaming, the active peer reachable | OK |
 //! | passive, peer unreachable or not streaming | WARNING |
 //! | active without an open gate, lapsed, fenced, holder without proof | CRITICAL |
@@ -114,6 +114,10 @@ fn findings(snapshot: &Snapshot) -> Vec<(Level, String)> {
 
 fn active(snapshot: &Snapshot, state: GateState, reason: &str, found: &mut Vec<(Level, String)>) {
     match state {
+        GateState::Open if !snapshot.paused_databases.is_empty() => {
+            let names = snapshot.paused_databases.join(", ");
+            found.push((Level::Warning, format!("paused by name: clients of {names} wait")));
+        }
         GateState::Open => {}
         GateState::Paused => found.push((Level::Warning, "paused: clients wait".to_owned())),
         GateState::Shut | GateState::Lapsed | GateState::Fenced => {

@@ -168,6 +168,56 @@ mod tests {
         assert_eq!(found, wanted);
     }
 
+    /// Each key of the sections that a reload applies, as a person changes it in the file.
+    #[test]
+    fn each_key_of_pool_and_auth_that_is_changed_in_the_file_is_named_alone() {
+        let tls = "tls_cert_file = \"/c\"\ntls_key_file = \"/k\"";
+        let cases = [
+            ("pool.mode", "\"transaction\"", false),
+            ("pool.threads", "3", false),
+            ("pool.size", "7", true),
+            ("pool.reserve", "2", true),
+            ("pool.reserve_after", "\"2s\"", true),
+            ("pool.idle_timeout", "\"2m\"", true),
+            ("pool.lifetime", "\"2h\"", true),
+            ("pool.max_clients", "77", true),
+            ("pool.max_clients_per_user", "7", true),
+            ("pool.max_clients_per_database", "7", true),
+            ("pool.query_wait", "\"7s\"", true),
+            ("pool.login_timeout", "\"7s\"", true),
+            ("pool.client_idle_timeout", "\"7m\"", true),
+            ("pool.idle_in_transaction_timeout", "\"7m\"", true),
+            ("pool.max_prepared", "77", true),
+            ("pool.client_address", "true", true),
+            ("auth.hba_file", "\"/other\"", true),
+            ("auth.tls_cert_file", "\"/other\"", true),
+            ("auth.tls_key_file", "\"/other\"", true),
+            ("auth.tls_ca_file", "\"/other\"", true),
+        ];
+        let whole = Config::example();
+        // Without those two sections, whatever the example says in them.
+        let mut kept = true;
+        let lines = whole.lines().filter(|line| {
+            if line.starts_with('[') {
+                kept = !matches!(line.trim_end(), "[pool]" | "[auth]");
+            }
+            kept
+        });
+        let rest = lines.collect::<Vec<_>>().join("\n");
+        let old = parse(&format!("{rest}\n[auth]\n{tls}\n"));
+        for (path, value, live) in cases {
+            let (section, key) = path.split_once('.').expect("a path");
+            let line = format!("{key} = {value}\n");
+            let others = tls.lines().filter(|tls| !tls.starts_with(&format!("{key} "))).collect::<Vec<_>>().join("\n");
+            let new = match section {
+                "pool" => parse(&format!("{rest}\n[auth]\n{tls}\n[pool]\n{line}")),
+                _ => parse(&format!("{rest}\n[auth]\n{others}\n{line}")),
+            };
+            assert_eq!(old.changes(&new), [path]);
+            assert_eq!(is_live(path), live, "{path}");
+        }
+    }
+
     #[test]
     fn a_section_that_came_or_went_is_named_as_one() {
         let old = parse(&Config::example());

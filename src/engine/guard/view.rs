@@ -73,6 +73,7 @@ impl Guard {
             },
             advice: self.advice(now),
             maintenance: self.durable.maintenance,
+            paused_databases: Vec::new(),
             vip_witness: (self.setup.mode == Mode::VipOnly).then(|| VipWitnessStatus {
                 witness: self.neighbours.witness.map(|address| address.to_string()),
                 age_ms: self.neighbours.asked.map(|at| millis(now.boot.since(at))),

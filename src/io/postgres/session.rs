@@ -204,11 +204,11 @@ impl Watcher {
     }
 }
 
-/// Looks every `every`, and at once when the session is lost; for ever. `out` gets the moment the question was asked
+/// Looks every `every()`, and at once when the session is lost; for ever. `out` gets the moment the question was asked
 /// (of a loss: the moment it was noticed).
 pub async fn watch(
     cluster: Arc<Cluster>,
-    every: Duration,
+    every: impl Fn() -> Duration,
     limit: Duration,
     mut out: impl FnMut(Instant, Result<PgReport, PgLost>),
 ) {
@@ -216,7 +216,7 @@ pub async fn watch(
     loop {
         let asked = clock::now();
         let answer = watcher.observe(limit).await;
-        let pause = if answer.is_ok() { every } else { every.min(RETRY_AFTER_LOSS) };
+        let pause = if answer.is_ok() { every() } else { every().min(RETRY_AFTER_LOSS) };
         out(asked, answer);
         tokio::select! {
             lost = watcher.lost() => out(clock::now(), Err(lost)),

@@ -25,7 +25,7 @@ pub(super) fn render(
     open_metrics: bool,
 ) -> Result<(&'static str, String), fmt::Error> {
     let mut registry = registry(snapshot);
-    pools(&mut registry, figures);
+    pools(&mut registry, figures, &snapshot.paused_databases);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(if open_metrics { (OPEN_METRICS, text) } else { (CLASSIC, classic(&text)) })
@@ -202,7 +202,7 @@ fn counters(registry: &mut Registry, snapshot: &Snapshot) {
 }
 
 /// One row for each (user, database) that has clients or backends now: no name of a stranger becomes a label.
-fn pools(registry: &mut Registry, figures: &[Figures]) {
+fn pools(registry: &mut Registry, figures: &[Figures], paused: &[String]) {
     let labels = |pool: &Figures| vec![("user", pool.user.clone()), ("database", pool.database.clone())];
     let with = |pool: &Figures, name, value: &str| {
         let mut all = labels(pool);
@@ -218,7 +218,9 @@ fn pools(registry: &mut Registry, figures: &[Figures]) {
         [(with(pool, "state", "idle"), f64::from(pool.idle)), (with(pool, "state", "used"), f64::from(used))]
     });
     family(registry, "pool_backends", "Connections to PostgreSQL, open or being opened", None, rows);
-    let rows = figures.iter().map(|pool| (label("database", &pool.database), flag(pool.paused)));
+    // One that is paused may have no pool any more.
+    let known = figures.iter().map(|pool| (label("database", &pool.database), flag(pool.paused)));
+    let rows = known.chain(paused.iter().map(|name| (label("database", name), 1.0)));
     family(registry, "pool_database_paused", "1 while the database is paused by name", None, rows);
     let rows = figures.iter().map(|pool| (labels(pool), number(pool.logins)));
     counter(registry, "pool_logins", "Clients let in", None, rows);

@@ -80,6 +80,7 @@ pub fn active() -> Snapshot {
         journal: JournalStatus { refused: 6, won: 7, complete: 7, fence: 6 },
         advice: None,
         maintenance: false,
+        paused_databases: vec![],
         vip_witness: None,
         counters: Counters { gate_openings: 2, gate_cuts: 1, witness_proofs: 4711, ..Counters::default() },
         turn_running: true,

@@ -1,9 +1,16 @@
 //! `pause`, `resume`, `reconnect` and `kill` of one database, and limits that change while clients are there.
 
-use crate::front::{Front, Setup, eventually, open_with};
+use crate::front::{Front, Setup, eventually, free_port, open_with, shut_with};
 use crate::raw::*;
 use portcullis::base::config::{Pool, PoolMode};
+use portcullis::engine::status::Role;
+use portcullis::io::clock;
+use portcullis::serve::listener::Doors;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::net::TcpStream;
 
 fn setup(mode: PoolMode) -> Setup {
     Setup { pool: Pool { mode, size: 3, threads: 2, ..Pool::default() }, ..Setup::default() }
@@ -215,4 +222,88 @@ async fn show_pool_says_who_is_there_and_hides_the_addresses_of_others() {
     assert!(found[0][4].parse::<u64>().unwrap() > 0 && found[0][5].parse::<u64>().unwrap() > 0);
     assert_eq!(rows(&mut a, "Show Pool_Version").await, [["portcullis test"]]);
     assert_eq!(a.ask(&query("show pool_nothing")).await, "Ee", "all else is PostgreSQL's");
+}
+
+/// What the service manager keeps.
+static KEPT: Mutex<Vec<TcpListener>> = Mutex::new(Vec::new());
+
+fn keep(socket: BorrowedFd<'_>) {
+    KEPT.lock().unwrap().push(socket.try_clone_to_owned().unwrap().into());
+}
+
+/// A copy of what it keeps of this address: it has it still.
+fn kept(address: SocketAddr) -> Option<TcpListener> {
+    let kept = KEPT.lock().unwrap();
+    kept.iter().find(|socket| socket.local_addr().unwrap() == address).map(|socket| socket.try_clone().unwrap())
+}
+
+async fn is_refused(address: SocketAddr) -> bool {
+    TcpStream::connect(address).await.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_ends_lets_transactions_finish_and_clients_wait_for_the_next() {
+    for mode in [PoolMode::Session, PoolMode::Transaction] {
+        let doors = Doors { keep: Some(keep), ..Doors::default() };
+        let front = open_with(Setup { doors, ..setup(mode) }).await;
+        let address = front.address;
+        let (mut idle, mut busy) = (in_database(&front, "app").await, in_database(&front, "app").await);
+        let mut silent = Raw::connect(&front).await;
+        assert_eq!(busy.ask(&query("begin")).await, "Ct");
+        front.gate.stop("portcullis: the end");
+        let (code, text, _) = idle.error().await;
+        assert_eq!((&*code, &*text), ("57P01", "portcullis: the end"));
+        eventually("the socket is handed over", async || kept(address).is_some() && !front.gate.is_listening()).await;
+        let mut late = Raw::connect(&front).await;
+        late.send(&startup(0, &[("user", "trusty"), ("database", "app")])).await;
+        assert_eq!(busy.ask(&query("select 1")).await, "TDCt", "the transaction goes on");
+        front.gate.resume();
+        assert!(!front.gate.is_deserted(), "{mode:?}: a transaction is open");
+        busy.send(&query("commit")).await;
+        let (code, text, before) = busy.error().await;
+        assert_eq!((&*code, &*text, &*before), ("57P01", "portcullis: the end", "CZ"), "answered first");
+        assert!(silent.is_closed().await);
+        drop((idle, busy));
+        eventually("everybody has left", async || front.gate.is_deserted()).await;
+        drop(front);
+
+        let doors = Doors { inherited: vec![kept(address).unwrap()], keep: None };
+        let next = shut_with(Setup { doors, ..setup(mode) }).await;
+        assert_eq!(next.address, address);
+        assert!(late.is_silent_for(Duration::from_millis(300)).await, "nothing passes a gate that is not open");
+        next.extend(Duration::from_secs(60));
+        assert!(late.until_ready().await.ends_with('i'));
+        assert_eq!(late.ask(&query("select 1")).await, "TDCi");
+        // The service manager is slow and has its copy still: a gate that is cut refuses all the same.
+        next.gate.cut("cut");
+        eventually("the kernel refuses", async || is_refused(address).await).await;
+        next.extend(Duration::from_secs(60));
+        next.wait_for_door().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_is_not_kept_for_a_gate_that_cannot_open() {
+    let listening = || {
+        let socket = TcpListener::bind(("127.0.0.1", free_port())).unwrap();
+        // The service manager's.
+        (socket.try_clone().unwrap(), socket)
+    };
+    let (_copy, socket) = listening();
+    let doors = Doors { inherited: vec![socket], keep: None };
+    let front = shut_with(Setup { doors, ..setup(PoolMode::Session) }).await;
+    let mut waiting = Raw::connect(&front).await;
+    assert!(waiting.is_silent_for(Duration::from_millis(300)).await, "it may still open");
+    front.snapshot.send_modify(|snapshot| Arc::make_mut(snapshot).role = Role::Fenced);
+    eventually("the kernel refuses", async || is_refused(front.address).await).await;
+    assert!(waiting.is_closed().await);
+
+    let (_copy, socket) = listening();
+    let address = socket.local_addr().unwrap();
+    assert!(TcpStream::connect(address).await.is_ok());
+    let (_other_copy, own) = listening();
+    let doors = Doors { inherited: vec![own, socket], keep: None };
+    let front = shut_with(Setup { doors, ..setup(PoolMode::Session) }).await;
+    eventually("an address of before is closed", async || is_refused(address).await).await;
+    assert!(TcpStream::connect(front.address).await.is_ok(), "its own is not");
 }

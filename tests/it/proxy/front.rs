@@ -8,7 +8,7 @@ use portcullis::engine::status::*;
 use portcullis::io::clock;
 use portcullis::serve::command::Commands;
 use portcullis::serve::gate::{Gate, ReadClock};
-use portcullis::serve::listener::{Confirm, ProxyOptions, Rules, mock_secret, run};
+use portcullis::serve::listener::{Confirm, Doors, ProxyOptions, Rules, mock_secret, run_with};
 use portcullis::serve::tls::TlsAcceptor;
 use portcullis::wire::hba::{HbaFile, IdentFile};
 use std::net::{SocketAddr, TcpListener};
@@ -32,6 +32,8 @@ pub struct Setup {
     pub pool: Pool,
     /// Another than the shared one.
     pub pg: Option<Arc<Pg>>,
+    /// An inherited socket says where it listens.
+    pub doors: Doors,
 }
 
 impl Default for Setup {
@@ -47,6 +49,7 @@ impl Default for Setup {
             clock: clock::now,
             pool: Pool { threads: 2, ..Pool::default() },
             pg: None,
+            doors: Doors::default(),
         }
     }
 }
@@ -62,7 +65,8 @@ pub struct Front {
     pub rules: Arc<Rules>,
     pub commands: Commands,
     task: tokio::task::JoinHandle<()>,
-    _snapshot: watch::Sender<Arc<Snapshot>>,
+    /// What the guard publishes.
+    pub snapshot: watch::Sender<Arc<Snapshot>>,
 }
 
 impl Drop for Front {
@@ -89,7 +93,8 @@ pub async fn shut_with(setup: Setup) -> Front {
         None => tokio::task::spawn_blocking(shared).await.unwrap(),
     };
     let gate = Gate::new(setup.clock);
-    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let inherited = setup.doors.inherited.first().map(|socket| socket.local_addr().unwrap());
+    let address = inherited.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], free_port())));
     let maps = IdentFile::parse("pg_ident.conf", setup.ident).unwrap();
     let hba = HbaFile::parse("hba.conf", setup.hba).unwrap().with_maps(maps).unwrap();
     let rules = Rules::new(hba, setup.tls, setup.cache);
@@ -115,8 +120,8 @@ pub async fn shut_with(setup: Setup) -> Front {
         })
     };
     let commands = Commands::new(Arc::clone(&gate), options, snapshots, confirm);
-    let task = tokio::spawn(run(commands.clone()));
-    Front { pg, gate, address, confirmed, asked, rules, commands, task, _snapshot: snapshot }
+    let task = tokio::spawn(run_with(commands.clone(), setup.doors));
+    Front { pg, gate, address, confirmed, asked, rules, commands, task, snapshot }
 }
 
 impl Front {
@@ -221,10 +226,11 @@ fn snapshot() -> Snapshot {
         nodes: vec![node(0, "alp", "primary"), node(1, "midna", "standby")],
         events: vec![],
         postgres: PostgresStatus::default(),
-        journal: JournalStatus::default(),
+        journal: JournalStatus { won: 7, complete: 7, ..JournalStatus::default() },
         advice: None,
         turn_running: true,
         maintenance: false,
+        paused_databases: vec![],
         vip_witness: None,
         counters: Counters::default(),
     }

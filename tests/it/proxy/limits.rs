@@ -275,3 +275,56 @@ async fn a_backend_that_dies_while_idle_costs_no_client_an_error() {
         assert_ne!(value(&mut a, "select pg_backend_pid()").await, pid);
     }
 }
+
+/// What `reload` names as applied: each key changed while clients are there, and seen to be in force.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_key_that_a_reload_applies_is_in_force_at_once() {
+    let front = with(shared(1)).await;
+    let set = |pool: Pool| front.commands.set_limits(pool);
+    let (mut a, mut b) = (enter(&front, "app", "").await, enter(&front, "app", "").await);
+    a.ask(&query("begin")).await;
+    b.send(&query("select 1")).await;
+    assert!(b.is_silent_for(HALF).await, "it waits for a backend");
+    set(Pool { reserve: 1, reserve_after: Duration::ZERO, ..shared(1) });
+    assert_eq!(b.until_ready().await, "TDCi", "reserve, reserve_after");
+
+    set(Pool { max_prepared: 1, ..shared(1) });
+    for name in ["first", "second"] {
+        let parse = message(b'P', &[name.as_bytes(), b"\0select '", name.as_bytes(), b"'\0\0\0"].concat());
+        assert_eq!(a.ask(&[parse, SYNC.to_vec()].concat()).await, "1t");
+    }
+    assert_eq!(value(&mut a, "select count(*) from pg_prepared_statements").await, "1", "max_prepared");
+    a.ask(&query("commit")).await;
+
+    set(Pool { client_address: true, ..shared(1) });
+    let mut shown = enter(&front, "app", "shop").await;
+    assert!(value(&mut shown, "show application_name").await.starts_with("shop - 127.0.0.1:"), "client_address");
+
+    for (pool, key) in [
+        (Pool { max_clients_per_user: 3, ..shared(1) }, "pool.max_clients_per_user"),
+        (Pool { max_clients_per_database: 3, ..shared(1) }, "pool.max_clients_per_database"),
+    ] {
+        set(pool);
+        let (code, hint) = refused(&front, "app").await;
+        assert!(code == "53300" && hint.contains(key), "{key}: {code} {hint}");
+    }
+
+    set(Pool { login_timeout: HALF, ..shared(1) });
+    assert!(Raw::connect(&front).await.is_closed().await, "login_timeout");
+
+    for (pool, key) in [
+        (Pool { idle_timeout: HALF, ..shared(1) }, "idle_timeout"),
+        (Pool { lifetime: HALF, idle_timeout: Duration::ZERO, ..shared(1) }, "lifetime"),
+    ] {
+        assert_eq!(a.ask(&query("select 1")).await, "TDCi");
+        set(pool);
+        eventually(key, async || open_and_waiting(&front).0 == 0).await;
+        set(shared(1));
+    }
+
+    a.ask(&query("begin")).await;
+    set(Pool { client_idle_timeout: HALF, ..shared(1) });
+    assert_eq!(b.error().await.0, "57P05", "client_idle_timeout");
+    set(Pool { idle_in_transaction_timeout: HALF, ..shared(1) });
+    assert_eq!(a.error().await.0, "25P03", "idle_in_transaction_timeout");
+}
