@@ -32,7 +32,16 @@ fn watched<T: AsRawFd>(inner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
 impl Socket {
     /// Connects. A Unix socket does so at once, or says why not.
     pub(crate) async fn connect(path: &Path) -> io::Result<Socket> {
-        let stream = tokio::net::UnixStream::connect(path).await?.into_std()?;
+        Socket::watch(tokio::net::UnixStream::connect(path).await?.into_std()?)
+    }
+
+    /// The same connection once more, for [`Socket::watch`].
+    pub(crate) fn again(&self) -> io::Result<UnixStream> {
+        self.stream.get_ref().try_clone()
+    }
+
+    /// A connection, on this thread's runtime.
+    pub(crate) fn watch(stream: UnixStream) -> io::Result<Socket> {
         Ok(Socket { stream: watched(stream, Interest::READABLE)?, blocked: None })
     }
 
