@@ -12,8 +12,10 @@
 //! PostgreSQL. A success of a session in doubt (R4) is held until `confirm` says the peer has it. A backend is given
 //! back only at rest, without a cancel request on its way to it.
 //!
-//! The parts: `lend` (when there is a backend), `up` and `down` (the two directions), `statement` (names of statements).
+//! The parts: `lend` (when there is a backend), `up` and `down` (the two directions), `statement` (names of statements),
+//! `console` (the gate's own statements).
 
+mod console;
 mod down;
 mod lend;
 mod statement;
@@ -33,6 +35,7 @@ use crate::wire::pg::options::Options;
 use crate::wire::pg::statements::Names;
 use crate::wire::pg::{self, Exchange, HEADER};
 use bytes::BytesMut;
+use console::Console;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -126,6 +129,10 @@ pub(crate) struct Pump {
     doing: Doing,
     /// What the client cancelled before it had a backend, and is still to be dropped.
     skipping: Option<Skipping>,
+    /// What the gate answers itself in the extended protocol; none before it was first asked.
+    console: Option<Box<Console>>,
+    /// Until the next look whether a client that closed its side, and waits, is still there.
+    half_closed: Option<Pin<Box<Sleep>>>,
     /// Runs while a client that wants something is held.
     held: Option<Pin<Box<Sleep>>>,
     confirming: Option<Pin<Box<dyn Future<Output = bool>>>>,
@@ -188,6 +195,8 @@ impl Pump {
             busy: false,
             doing: Doing::Idle,
             skipping: None,
+            console: None,
+            half_closed: None,
             held: None,
             confirming: None,
             confirmed: 0,

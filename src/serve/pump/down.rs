@@ -99,8 +99,8 @@ impl Pump {
                         self.note_tag(at + HEADER, header.body);
                     }
                     self.pass_down(header);
-                    if header.kind == b'Z' && self.exchange.is_all_answered() {
-                        self.slot().settle_doubt();
+                    if header.kind == b'Z' {
+                        self.note_ready();
                     }
                 }
                 Look::Notice(header) => {
@@ -132,9 +132,25 @@ impl Pump {
         settled
     }
 
+    /// ReadyForQuery passed.
+    fn note_ready(&mut self) {
+        let is_all_answered = self.exchange.is_all_answered();
+        if is_all_answered {
+            self.slot().settle_doubt();
+        }
+        let Some(sharing) = self.sharing.as_deref_mut() else { return };
+        sharing.options.interrupted();
+        if let Some(lease) = self.link.as_mut().filter(|_| is_all_answered) {
+            lease.known.settle();
+        }
+    }
+
     /// An answer that may be one to the gate itself (transaction mode).
     fn reply(&mut self, header: Header) {
         let from = self.down.parsed;
+        if header.kind == b'E' {
+            self.note_error(header);
+        }
         let settled = self.pass_down(header);
         let Some(sharing) = self.sharing.as_deref_mut() else { return };
         let swallowed = match settled {
@@ -162,19 +178,24 @@ impl Pump {
         }
     }
 
+    /// An error comes.
+    fn note_error(&mut self, header: Header) {
+        let Some(sharing) = self.sharing.as_deref_mut() else { return };
+        sharing.options.interrupted();
+        let at = self.down.parsed + HEADER;
+        if let (Some(body), Some(lease)) = (self.down.bytes().get(at..at + header.body), self.link.as_ref())
+            && pg::is_stale_plan(body)
+        {
+            self.data.catalogue.borrow_mut().outdate(&lease.known.in_use());
+        }
+    }
+
     /// A command was carried out that may change what outlives its transaction.
     fn note_tag(&mut self, at: usize, length: usize) {
         let tag = &self.down.bytes()[at..at + length];
-        let (sets, forgets) = match tag.first() {
-            Some(b'S') => (tag == b"SET\0", false),
-            Some(b'R') => (tag == b"RESET\0", false),
-            Some(b'D') => (tag == b"DISCARD ALL\0", tag == b"DISCARD ALL\0" || tag == b"DEALLOCATE ALL\0"),
-            _ => (false, false),
-        };
         let Some(sharing) = self.sharing.as_deref_mut() else { return };
-        sharing.is_dirty |= sets;
-        sharing.options.carried_out(tag);
-        if forgets {
+        sharing.is_dirty |= sharing.options.carried_out(tag, self.exchange.answers_execute());
+        if tag == b"DISCARD ALL\0" || tag == b"DEALLOCATE ALL\0" {
             sharing.names.forget_all();
             if let Some(lease) = self.link.as_mut() {
                 lease.known.forget_all(&sharing.names);

@@ -1,4 +1,4 @@
-//! A client's message that names a prepared statement, in transaction mode: rewritten for the backend it has now.
+//! A client's message that names a prepared statement: in transaction mode it is rewritten for the backend it has now.
 //!
 //! What it is NOT: what is written instead is `wire::pg::statements`' to say.
 //!
@@ -7,22 +7,44 @@
 
 use super::super::end::End;
 use super::super::flow::BUFFER;
-use super::{MAX_OUT, Pump, Step};
+use super::{MAX_OUT, Pump, Sharing, Step};
 use crate::wire::pg::statements::{MAX_TEXT, Out, Rewrite};
 use crate::wire::pg::{HEADER, Header, Malformed};
+
+impl Sharing {
+    /// The body of a Parse passes.
+    fn note_parse(&mut self, body: &[u8]) {
+        let text = body.splitn(2, |b| *b == 0).nth(1).unwrap_or_default();
+        self.options.parsed(text, self.names.parsed_effect());
+    }
+
+    /// A Bind may have passed. `busy`: the answer to a command before it is still to come.
+    fn note_bind(&mut self, busy: bool) {
+        if let Some((effect, portal)) = self.names.take_bound() {
+            self.is_dirty |= self.options.bound(effect, portal, busy);
+        }
+    }
+}
 
 impl Pump {
     /// A message that names a statement, in transaction mode.
     pub(super) fn statement(&mut self, header: Header) -> Result<Step, End> {
+        if self.exchange.is_between_exchanges() && !self.exchange.is_quiet() {
+            match self.is_for_console(header) {
+                // When all before it is answered.
+                Some(true) => return Ok(Step::Blocked),
+                Some(false) => {}
+                None => return Ok(Step::More),
+            }
+        }
+        if !self.leave_console(header) {
+            return Ok(Step::More);
+        }
         let (Some(sharing), Some(lease)) = (self.sharing.as_deref_mut(), self.link.as_mut()) else {
             return Ok(self.pass(header));
         };
         let whole = HEADER + header.body;
         let at = self.up.parsed;
-        if header.kind == b'P' {
-            let mut body = self.up.bytes()[at + HEADER..].splitn(2, |b| *b == 0);
-            sharing.is_dirty |= sharing.options.note(body.nth(1).unwrap_or_default());
-        }
         if sharing.out.len() >= MAX_OUT {
             return Ok(Step::Blocked);
         }
@@ -50,10 +72,16 @@ impl Pump {
                 self.begin_to_gather();
                 return self.gather();
             }
-            Rewrite::Pass if rewritten.is_empty() => return Ok(self.pass(header)),
             Rewrite::Pass => 0,
             Rewrite::Replaced(replaced) => replaced,
         };
+        if header.kind == b'P' {
+            sharing.note_parse(self.up.bytes().get(at + HEADER..at + whole).unwrap_or_default());
+        }
+        sharing.note_bind(self.exchange.awaits_command());
+        if replaced == 0 && rewritten.is_empty() {
+            return Ok(self.pass(header));
+        }
         sharing.out.extend_from_slice(&self.up.bytes()[passing]);
         sharing.out.extend_from_slice(&rewritten);
         (self.up.start, self.up.parsed) = (at, at);
@@ -105,6 +133,10 @@ impl Pump {
         if rewrite == Rewrite::Pass {
             sharing.out.extend_from_slice(&gathered);
         }
+        if gathered[0] == b'P' && !self.exchange.is_discarding() {
+            sharing.note_parse(&gathered[HEADER..]);
+        }
+        sharing.note_bind(self.exchange.awaits_command());
         self.exchange.pass_rewritten(gathered[0], 0);
         Ok(Step::Passed)
     }

@@ -14,7 +14,11 @@ use std::io::IoSlice;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::AsyncWrite;
+
+/// Pause between two looks whether a client that closed its side is still there.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Pump {
     /// One turn from the client to the backend; `Ok(false)`: nothing to do until woken.
@@ -47,9 +51,16 @@ impl Pump {
                 return Ok(step);
             }
         }
-        let sharing = self.sharing.as_ref();
-        let statements = sharing.is_some() && !self.exchange.is_discarding();
         loop {
+            if self.is_at_console() {
+                let step = self.converse()?;
+                if step != Step::Passed {
+                    return Ok(step);
+                }
+            }
+            let watches =
+                self.sharing.is_some() || self.console.as_ref().is_some_and(|console| console.has_statements());
+            let statements = watches && !self.exchange.is_discarding();
             let mut at = self.up.parsed;
             let look = self.exchange.look_client(self.up.bytes(), &mut at, statements).map_err(End::Malformed)?;
             self.up.parsed = at;
@@ -95,15 +106,23 @@ impl Pump {
                 return if self.client_eof { Err(End::ClientGone) } else { Ok(Step::More) };
             };
             if let Some(own) = pg::own_query(bytes).filter(|own| self.answers(own)) {
-                // Behind whatever is still on its way in both directions.
-                let out = self.sharing.as_ref().is_none_or(|sharing| sharing.out.is_empty());
-                if !self.down.is_empty() || !self.answer.is_empty() || self.up.start < self.up.parsed || !out {
+                if !self.is_clear() {
                     return Ok(Step::Blocked);
                 }
+                let _ = self.leave_console(header);
                 self.answer(&own);
                 self.up.skip_to(body.end);
                 return Ok(Step::Passed);
             }
+        }
+        match self.is_for_console(header) {
+            Some(true) if self.is_clear() => {
+                self.open_console();
+                return Ok(Step::Passed);
+            }
+            Some(true) => return Ok(Step::Blocked),
+            Some(false) => {}
+            None => return if self.client_eof { Err(End::ClientGone) } else { Ok(Step::More) },
         }
         let whole = HEADER + header.body;
         let names_one = self.mode == Mode::Transaction && matches!(header.kind, b'P' | b'B' | b'D' | b'C');
@@ -127,12 +146,22 @@ impl Pump {
             && let (Some(sharing), Some(lease)) = (self.sharing.as_mut(), self.link.as_mut())
         {
             sharing.names.simple_query(&mut lease.known);
-            sharing.is_dirty |= sharing.options.note(body);
+            let text = &body[..body.len().min(header.body)];
+            sharing.is_dirty |= sharing.options.query(text, text.len() == header.body);
         }
         if names_one {
             return self.statement(header);
         }
+        if !self.leave_console(header) {
+            return Ok(Step::More);
+        }
         Ok(self.pass(header))
+    }
+
+    /// Nothing is on its way in either direction, so that the gate may answer.
+    fn is_clear(&self) -> bool {
+        let out = self.sharing.as_ref().is_none_or(|sharing| sharing.out.is_empty());
+        self.down.is_empty() && self.answer.is_empty() && self.up.start == self.up.parsed && out
     }
 
     pub(super) fn pass(&mut self, header: Header) -> Step {
@@ -208,7 +237,9 @@ impl Pump {
     fn read_client(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         if self.client_eof {
             if self.link.is_none() {
-                return Err(End::ClientGone);
+                // It may still be there for its last answer.
+                let all_told = self.answer.is_empty() && self.down.is_empty() && !self.unflushed;
+                return if all_told { Err(End::ClientGone) } else { Ok(false) };
             }
             let left = self.exchange.at_rest() && self.up.is_empty() && self.exchange.client_left() == 0;
             if left && self.mode != Mode::Apart && self.down.is_empty() {
@@ -242,6 +273,9 @@ impl Pump {
 
     /// Reads on while the client is held or waits for a backend, as far as there is room: one that is gone leaves.
     fn look_after_waiting(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if self.client_eof {
+            return self.look_after_half_closed(cx);
+        }
         self.up.compact();
         if self.up.end == BUFFER {
             return Ok(false);
@@ -249,8 +283,29 @@ impl Pump {
         match self.up.poll_read(cx, Pin::new(&mut self.client)) {
             Poll::Pending => Ok(false),
             Poll::Ready(Ok(n)) if n > 0 => Ok(true),
-            // Half-closed counts as gone: nobody is there to be told that there was no backend.
+            // Who takes its leave waits for nothing.
+            Poll::Ready(Ok(_)) if !self.up.bytes().ends_with(&TERMINATE) => {
+                self.client_eof = true;
+                // Somebody who only closed its side takes this. Nobody does where there is nobody, and the other host
+                // says so.
+                pg::put_notice("portcullis: still waiting for a backend, or held by a pause", &mut self.answer);
+                Ok(true)
+            }
             Poll::Ready(_) => Err(End::ClientGone),
+        }
+    }
+
+    /// The client closed its side while it waits: it may want its answer, or be gone.
+    fn look_after_half_closed(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        loop {
+            let pause = self.half_closed.get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK_AGAIN)));
+            if pause.as_mut().poll(cx).is_pending() {
+                return Ok(false);
+            }
+            self.half_closed = None;
+            if self.client.was_reset() {
+                return Err(End::ClientGone);
+            }
         }
     }
 
