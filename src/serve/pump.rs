@@ -12,7 +12,7 @@
 //! PostgreSQL. A success of a session in doubt (R4) is held until `confirm` says the peer has it. A backend is given
 //! back only at rest, without a cancel request on its way to it.
 //!
-//! The parts: `lend` (when there is a backend), `up` and `down` (the two directions), `statement` (names of statements),
+//! The parts: `lend` (when there is a backend), `up` and `down` (the two directions), `statement` (their names),
 //! `console` (the gate's own statements).
 
 mod console;

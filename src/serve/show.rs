@@ -1,7 +1,7 @@
 //! `SHOW pool_...`: the nodes in the form of pgpool-II 4.3, and what the gate knows of pools and sessions.
 //!
-//! What it is NOT: typed. All columns are text: in the simple protocol with type OID 0, as in pgpool-II; in the extended
-//! one, which pgpool-II does not have for these, as PostgreSQL's own type, because drivers decode by it.
+//! What it is NOT: typed. All columns are text: in the simple protocol with type OID 0, as in pgpool-II; in the
+//! extended one, which pgpool-II does not have for these, as PostgreSQL's own type, because drivers decode by it.
 //!
 //! Everyone sees every row, as in `pg_stat_activity`; the address of another role's client only `admin_user` does, and
 //! only that role is shown more sessions than [`MAX_ROWS`]: an answer is kept in memory until its client has read it.

@@ -1,8 +1,8 @@
 //! From the backend to the client: answers are looked at, swallowed where they are the gate's own, held while a success
 //! is in doubt (R4), and passed.
 //!
-//! **Invariants:** [`Pass::passes`](super::Pass::passes) is asked for an answer after it was read from PostgreSQL, before
-//! every write and every flush. A success of a session in doubt is held until `confirm` says the peer has it.
+//! **Invariants:** [`Pass::passes`](super::Pass::passes) is asked for an answer after it was read from PostgreSQL,
+//! before every write and every flush. A success of a session in doubt is held until `confirm` says the peer has it.
 
 use super::super::cancel;
 use super::super::end::End;

@@ -1,8 +1,8 @@
 //! Prepared statements of clients that share backends (transaction mode): a client's names become names of the gate's
 //! own, by the statement's text, and a backend that does not know one is told it before it is used.
 //!
-//! What it is NOT: it sees the protocol's statements only, and SQL's DEALLOCATE of one of them; SQL's PREPARE and EXECUTE
-//! are the session's own and do not outlive a transaction here.
+//! What it is NOT: it sees the protocol's statements only, and SQL's DEALLOCATE of one of them; SQL's PREPARE and
+//! EXECUTE are the session's own and do not outlive a transaction here.
 //!
 //! **Invariants:** a name of ours stands for one text. What may or may not stand in a backend after an error is closed
 //! before it is parsed again. Answers to messages of the gate's own are swallowed in the order of those messages.

@@ -1,5 +1,5 @@
-//! What drivers do that is not plain: plans that a DDL made stale, DEALLOCATE and SHOW in the extended protocol, clients
-//! that close their side, cancel requests that come late, settings made in passing.
+//! What drivers do that is not plain: plans that a DDL made stale, DEALLOCATE and SHOW in the extended protocol,
+//! clients that close their side, cancel requests that come late, settings made in passing.
 
 use crate::front::{Front, Setup, eventually, open, open_with};
 use crate::pg::Pg;
