@@ -2,8 +2,8 @@
 //! is the server, from a message that names one of them while nothing is in flight up to the next Sync.
 //!
 //! What it is NOT: part of a pipeline. It waits until all before it is answered, and up to the Sync there is nothing
-//! else beside it; such a statement behind others before a Sync is PostgreSQL's, which does not know it. An Execute gives
-//! all rows, whatever number it names.
+//! else beside it; such a statement behind others before a Sync is PostgreSQL's, which does not know it. An Execute
+//! gives all rows, whatever number it names.
 //!
 //! **Invariant:** a name stands for a statement here only until the client parses or closes it elsewhere.
 
