@@ -164,14 +164,17 @@ impl Commands {
         Ok((idle, used))
     }
 
-    /// Ends every session of a database (FATAL 57P01) and closes its backends; new clients are welcome. How many
-    /// sessions ended, and how many have not yet.
+    /// Ends every session of a database (FATAL 57P01) and its backends, with the statements that run there; new clients
+    /// are welcome. How many sessions ended, and how many have not yet. A backend whose commit waits for its standby
+    /// ends when it has waited (R4).
     ///
     /// # Errors
     /// Nobody has ever logged in to it.
     pub async fn kill(&self, name: &str) -> Result<(usize, usize), Unknown> {
         self.reconnect(Some(name))?;
         let all = self.sessions(name);
+        let time = self.proxy.roles.time().await;
+        let backends: Vec<i32> = all.iter().filter_map(|slot| slot.backend()).map(|(pid, _)| pid).collect();
         all.iter().for_each(|slot| slot.give(Order::Kill));
         let is_there = |slot: &&Arc<Slot>| self.proxy.gate.has(slot);
         let gone = async {
@@ -181,6 +184,14 @@ impl Commands {
         };
         let _ = tokio::time::timeout(KILL_WAIT, gone).await;
         let left = all.iter().filter(is_there).count();
+        // PostgreSQL looks for its client only between statements.
+        let ended = match time {
+            Ok(time) if !backends.is_empty() => self.proxy.roles.end(&backends, name, &time).await.map(drop),
+            time => time.map(drop),
+        };
+        if let Err(error) = ended {
+            tracing::warn!(database = name, %error, "statements of killed sessions run on to their end");
+        }
         Ok((all.len() - left, left))
     }
 

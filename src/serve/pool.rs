@@ -11,12 +11,14 @@ use super::backend::{self, Backend, NoBackend, Proof};
 use super::data::Data;
 use super::gate::Pass;
 use super::listener::Proxy;
+use super::socket::Socket;
 use crate::base::config::{self, PoolMode};
 use crate::base::time::Instant;
 use crate::wire::pg::{Refusal, Startup};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::ops::{Deref, DerefMut};
+use std::os::unix::net::UnixStream;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -97,7 +99,7 @@ pub(crate) struct Pool {
     pub(crate) stats: Arc<PoolStats>,
     /// The newest proof of the role, for backends opened later.
     proof: RefCell<Proof>,
-    idle: RefCell<Vec<Backend>>,
+    idle: RefCell<Vec<Lease>>,
     /// Backends open or being opened.
     open: Cell<u32>,
     opening: Cell<u32>,
@@ -113,12 +115,12 @@ struct Ticket {
     shape: Shape,
     pass: Pass,
     since: Instant,
-    answer: RefCell<Option<Result<Backend, NoBackend>>>,
+    answer: RefCell<Option<Result<Lease, NoBackend>>>,
     waker: RefCell<Option<Waker>>,
 }
 
 impl Ticket {
-    fn tell(&self, answer: Result<Backend, NoBackend>) {
+    fn tell(&self, answer: Result<Lease, NoBackend>) {
         *self.answer.borrow_mut() = Some(answer);
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
@@ -136,7 +138,7 @@ impl Waiting {
     /// A backend, or why there is none.
     pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<Lease, NoBackend>> {
         if let Some(answer) = self.ticket.answer.borrow_mut().take() {
-            return Poll::Ready(answer.map(|backend| Lease::new(backend, &self.pool)));
+            return Poll::Ready(answer.map(Lease::lent));
         }
         *self.ticket.waker.borrow_mut() = Some(cx.waker().clone());
         Poll::Pending
@@ -148,27 +150,34 @@ impl Drop for Waiting {
         self.pool.queue.borrow_mut().retain(|ticket| !Rc::ptr_eq(ticket, &self.ticket));
         self.pool.count_waiting();
         let given = self.ticket.answer.borrow_mut().take();
-        if let Some(Ok(backend)) = given {
-            self.pool.give_back(backend);
+        if let Some(Ok(lease)) = given {
+            self.pool.give_back(lease);
         }
     }
 }
 
-/// A backend on loan. Dropped, it is closed and its place is free.
+/// A backend and its place in its pool. Dropped on loan, it is closed, and its place is free when PostgreSQL has ended
+/// it; else at once.
 pub(crate) struct Lease {
-    backend: Option<Backend>,
-    pool: Rc<Pool>,
+    backend: Backend,
+    pool: Weak<Pool>,
+    on_loan: bool,
 }
 
 impl Lease {
     fn new(backend: Backend, pool: &Rc<Pool>) -> Lease {
-        Lease { backend: Some(backend), pool: Rc::clone(pool) }
+        Lease { backend, pool: Rc::downgrade(pool), on_loan: false }
+    }
+
+    fn lent(mut self) -> Lease {
+        self.on_loan = true;
+        self
     }
 
     /// At rest and as it was lent.
-    pub(crate) fn give_back(mut self) {
-        if let Some(backend) = self.backend.take() {
-            self.pool.give_back(backend);
+    pub(crate) fn give_back(self) {
+        if let Some(pool) = self.pool.upgrade() {
+            pool.give_back(self);
         }
     }
 }
@@ -176,41 +185,44 @@ impl Lease {
 impl Deref for Lease {
     type Target = Backend;
     fn deref(&self) -> &Backend {
-        // Taken only by those that consume the lease.
-        self.backend.as_ref().unwrap_or_else(|| unreachable!())
+        &self.backend
     }
 }
 
 impl DerefMut for Lease {
     fn deref_mut(&mut self) -> &mut Backend {
-        self.backend.as_mut().unwrap_or_else(|| unreachable!())
+        &mut self.backend
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Some(backend) = self.backend.take() else { return };
-        let counted = !backend.shape.wants_replication();
-        if counted && !backend.pass.is_over() && self.pool.data.strong_count() > 0 {
+        // One apart has no place.
+        let Some(pool) = self.pool.upgrade().filter(|_| !self.backend.shape.wants_replication()) else { return };
+        if !self.on_loan {
+            return pool.free_place();
+        }
+        let pass = &self.backend.pass;
+        if !pass.is_over()
+            && pool.data.strong_count() > 0
+            && let Ok(stream) = self.backend.stream.again()
+        {
             // It may still wait for its standby, and PostgreSQL counts it as long as it lives.
-            drop(tokio::task::spawn_local(see_off(backend, Rc::clone(&self.pool))));
+            drop(tokio::task::spawn_local(see_off(stream, pass.clone(), pool)));
         } else {
-            drop(backend);
-            if counted {
-                self.pool.lost();
-            }
+            pool.lost();
         }
     }
 }
 
 /// Waits for the end of a backend that nobody needs any more, or for that of the gate's generation; only then is its
 /// place free.
-async fn see_off(mut backend: Backend, pool: Rc<Pool>) {
-    let pass = backend.pass.clone();
+async fn see_off(stream: UnixStream, pass: Pass, pool: Rc<Pool>) {
     let leaving = async {
-        backend.stream.shutdown().await?;
+        let mut stream = Socket::new(stream)?;
+        stream.shutdown().await?;
         let mut rest = [0; 1024];
-        while backend.stream.read(&mut rest).await? > 0 {}
+        while stream.read(&mut rest).await? > 0 {}
         Ok::<(), std::io::Error>(())
     };
     tokio::select! {
@@ -219,7 +231,6 @@ async fn see_off(mut backend: Backend, pool: Rc<Pool>) {
         // A reset is an end too.
         _ = leaving => {}
     }
-    drop(backend);
     pool.lost();
 }
 
@@ -297,9 +308,9 @@ impl Pool {
     /// A backend of this shape, at once where one is free.
     pub(crate) fn request(self: &Rc<Self>, shape: &Shape, settings: &Settings, pass: &Pass) -> Lent {
         if self.queue.borrow().is_empty()
-            && let Some(backend) = self.take(shape, settings, pass)
+            && let Some(lease) = self.take(shape, settings, pass)
         {
-            return Lent::Now(Lease::new(backend, self));
+            return Lent::Now(lease.lent());
         }
         let ticket = Rc::new(Ticket {
             shape: Rc::clone(shape),
@@ -317,7 +328,7 @@ impl Pool {
     /// A backend of its own for a replication connection: no place of the pool's is taken, and it is never lent again.
     pub(crate) async fn open_apart(self: &Rc<Self>, shape: &Shape, pass: &Pass) -> Result<Lease, NoBackend> {
         let proof = self.proof.borrow().clone();
-        backend::open(&self.proxy, shape, &proof, pass).await.map(|backend| Lease::new(backend, self))
+        backend::open(&self.proxy, shape, &proof, pass).await.map(|backend| Lease::new(backend, self).lent())
     }
 
     /// Whether somebody waits.
@@ -339,38 +350,39 @@ impl Pool {
     }
 
     /// An idle backend of this shape, best with these settings, that has nothing to say.
-    fn take(&self, shape: &Shape, settings: &Settings, pass: &Pass) -> Option<Backend> {
+    fn take(&self, shape: &Shape, settings: &Settings, pass: &Pass) -> Option<Lease> {
         let found = loop {
             let mut idle = self.idle.borrow_mut();
-            let fits = |backend: &Backend| Rc::ptr_eq(&backend.shape, shape);
-            let same = |backend: &Backend| fits(backend) && same_settings(&backend.settings, settings);
+            let fits = |lease: &Lease| Rc::ptr_eq(&lease.shape, shape);
+            let same = |lease: &Lease| fits(lease) && same_settings(&lease.settings, settings);
             let Some(at) = idle.iter().rposition(same).or_else(|| idle.iter().rposition(fits)) else { break None };
             // The order is that of their last use.
-            let backend = if at + 1 == idle.len() { idle.pop()? } else { idle.remove(at) };
+            let lease = if at + 1 == idle.len() { idle.pop()? } else { idle.remove(at) };
             drop(idle);
-            if backend.pass.is_of(pass) && backend.is_silent() {
-                break Some(backend);
+            if lease.pass.is_of(pass) && lease.is_silent() {
+                break Some(lease);
             }
-            self.close(backend);
+            self.close(lease);
         };
         self.count();
         found
     }
 
     /// A backend is free again, at rest and as it was lent; it is given to who waits, kept, or closed for its age.
-    pub(crate) fn give_back(self: &Rc<Self>, mut backend: Backend) {
+    pub(crate) fn give_back(self: &Rc<Self>, mut lease: Lease) {
+        lease.on_loan = false;
         let limits = self.limits.get();
         let lifetime = limits.lifetime;
         let now = self.now();
-        let old = !lifetime.is_zero() && now.since(backend.born) >= lifetime;
-        let of_before = backend.reconnects != self.database.reconnects.load(Ordering::Relaxed);
+        let old = !lifetime.is_zero() && now.since(lease.born) >= lifetime;
+        let of_before = lease.reconnects != self.database.reconnects.load(Ordering::Relaxed);
         // Opened beyond the size for who waited: kept while somebody does.
         let surplus = self.open.get() > limits.size && self.queue.borrow().is_empty();
-        if old || of_before || surplus || backend.pass.is_over() {
-            self.close(backend);
+        if old || of_before || surplus || lease.pass.is_over() {
+            self.close(lease);
         } else {
-            backend.idle_since = now;
-            self.idle.borrow_mut().push(backend);
+            lease.idle_since = now;
+            self.idle.borrow_mut().push(lease);
         }
         if !self.queue.borrow().is_empty() {
             self.serve_queue();
@@ -379,9 +391,8 @@ impl Pool {
     }
 
     /// Ends a backend; its place is free.
-    pub(crate) fn close(&self, backend: Backend) {
-        drop(backend);
-        self.free_place();
+    pub(crate) fn close(&self, mut lease: Lease) {
+        lease.on_loan = false;
     }
 
     /// The place of a backend that is gone, or that lives on without being this pool's.
@@ -401,11 +412,11 @@ impl Pool {
     fn serve_queue(self: &Rc<Self>) {
         loop {
             let Some(first) = self.queue.borrow().front().cloned() else { return };
-            if let Some(backend) = self.take(&first.shape, &None, &first.pass) {
+            if let Some(lease) = self.take(&first.shape, &None, &first.pass) {
                 self.queue.borrow_mut().pop_front();
                 self.count_waiting();
                 add(&self.stats.waited, u64::try_from(self.now().since(first.since).as_nanos()).unwrap_or(u64::MAX));
-                first.tell(Ok(backend));
+                first.tell(Ok(lease));
                 continue;
             }
             // One is opened for each who waits, not more.
@@ -443,7 +454,7 @@ impl Pool {
     }
 
     /// The idle backend that was not used for longest.
-    pub(crate) fn oldest_idle(&self) -> Option<Backend> {
+    pub(crate) fn oldest_idle(&self) -> Option<Lease> {
         let mut idle = self.idle.borrow_mut();
         (!idle.is_empty()).then(|| idle.remove(0))
     }
@@ -464,7 +475,7 @@ impl Pool {
                     backend.reconnects = reconnects;
                     backend.born = self.now();
                     self.remember(shape, &backend.greeting);
-                    self.give_back(backend);
+                    self.give_back(Lease::new(backend, &self));
                     return;
                 }
                 // It starts, stops, or is full: who waits goes on waiting.
@@ -519,12 +530,12 @@ impl Pool {
             self.greetings.borrow_mut().clear();
         }
         let reconnects = self.database.reconnects.load(Ordering::Relaxed);
-        let done = |backend: &Backend| {
+        let done = |backend: &Lease| {
             let idle = !pool.idle_timeout.is_zero() && now.since(backend.idle_since) >= pool.idle_timeout;
             let old = !pool.lifetime.is_zero() && now.since(backend.born) >= pool.lifetime;
             idle || old || backend.reconnects != reconnects || backend.pass.is_over()
         };
-        let gone: Vec<Backend> = self.idle.borrow_mut().extract_if(.., |backend| done(backend)).collect();
+        let gone: Vec<Lease> = self.idle.borrow_mut().extract_if(.., |backend| done(backend)).collect();
         gone.into_iter().for_each(|backend| self.close(backend));
     }
 

@@ -1,5 +1,5 @@
 //! What PostgreSQL knows of a role: its secret and its memberships, read from the catalogue over one kept admin
-//! connection.
+//! connection; and the end of backends whose sessions were killed, over the same.
 //!
 //! What it is NOT: no cache of secrets, unless `auth.cache` says so: a changed password, a revoked LOGIN or a passed
 //! VALID UNTIL counts at the next login by password. Logins of one role that come together share a question that was
@@ -41,6 +41,11 @@ const MEMBERSHIPS: &str = "with recursive member (of) as (\
      select oid from pg_catalog.pg_authid where rolname = $1::text::name \
      union select m.roleid from pg_catalog.pg_auth_members m join member on m.member = member.of) \
      select r.rolname::text from pg_catalog.pg_authid r join member on r.oid = member.of";
+/// Those of a database that were there at that time (a number may mean another by now), but none whose commit waits for
+/// its standby: that would show it to others although the standby does not have it (R4).
+const END: &str = "select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity \
+     where pid = any ($1::int4[]) and datname = $2::text::name and backend_start < $3::text::timestamptz \
+     and wait_event is distinct from 'SyncRep'";
 /// Whatever ALTER ROLE or ALTER DATABASE say: the names in the query are PostgreSQL's own.
 const OPTIONS: &str = "-c search_path=pg_catalog";
 /// Databases tried for the admin connection, in order.
@@ -233,6 +238,32 @@ impl Roles {
     pub(crate) async fn memberships(&self, role: &str) -> Result<Vec<String>, Unreadable> {
         let rows = self.ask(Question::Memberships, role).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// PostgreSQL's time.
+    pub(crate) async fn time(&self) -> Result<String, Unreadable> {
+        let asked = async {
+            let kept = self.connection().await?;
+            let row = kept.client.query_one("select pg_catalog.clock_timestamp()::text", &[]).await;
+            row.map(|row| row.get(0)).map_err(|e| describe(&e))
+        };
+        self.in_time(asked).await
+    }
+
+    /// Ends these backends of a database, as far as they are those of before that time and no commit of theirs waits
+    /// for its standby. A statement that runs there ends with its backend. How many were told.
+    pub(crate) async fn end(&self, backends: &[i32], database: &str, before: &str) -> Result<usize, Unreadable> {
+        let asked = async {
+            let kept = self.connection().await?;
+            let rows = kept.client.query(END, &[&backends, &database, &before]).await;
+            rows.map(|rows| rows.len()).map_err(|e| describe(&e))
+        };
+        self.in_time(asked).await
+    }
+
+    async fn in_time<T>(&self, asked: impl Future<Output = Result<T, String>>) -> Result<T, Unreadable> {
+        let slow = |_| Err(format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs()));
+        tokio::time::timeout(LOOKUP_TIMEOUT, asked).await.unwrap_or_else(slow).map_err(|why| self.unreadable(why))
     }
 
     fn unreadable(&self, why: String) -> Unreadable {

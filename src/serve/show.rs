@@ -1,6 +1,7 @@
 //! `SHOW pool_...`: the nodes in the form of pgpool-II 4.3, and what the gate knows of pools and sessions.
 //!
-//! What it is NOT: simple protocol only, as in pgpool-II; all columns are text (type OID 0), as there.
+//! What it is NOT: typed. All columns are text: in the simple protocol with type OID 0, as in pgpool-II; in the
+//! extended one, which pgpool-II does not have for these, as PostgreSQL's own type, because drivers decode by it.
 //!
 //! Everyone sees every row, as in `pg_stat_activity`; the address of another role's client only `admin_user` does, and
 //! only that role is shown more sessions than [`MAX_ROWS`]: an answer is kept in memory until its client has read it.
@@ -50,47 +51,69 @@ const PROCESSES: [&str; 10] = [
     "backend_pid",
 ];
 
-/// The whole answer, down to the ReadyForQuery with the session's transaction status. `user` is who asks.
+/// PostgreSQL's type `text`.
+const TEXT: u32 = 25;
+
+fn columns(what: Shown) -> &'static [&'static str] {
+    match what {
+        Shown::Nodes => &NODES,
+        Shown::Pools => &POOLS,
+        Shown::Stats => &STATS,
+        Shown::Processes => &PROCESSES,
+        Shown::Version => &["pool_version"],
+    }
+}
+
+/// The whole answer to a simple query, down to the ReadyForQuery with the session's transaction status. `user` is who
+/// asks.
 pub(crate) fn answer(what: Shown, proxy: &Proxy, user: &str, status: u8) -> BytesMut {
     let mut out = BytesMut::new();
+    let field = |name: &&str| FieldDescription::new((*name).to_owned(), 0, 0, 0, -1, -1, 0);
+    pg::put(&RowDescription::new(columns(what).iter().map(field).collect()), &mut out);
+    rows(what, proxy, user, &mut out);
+    let status = TransactionStatus::try_from(status).unwrap_or(TransactionStatus::Idle);
+    pg::put(&ReadyForQuery::new(status), &mut out);
+    out
+}
+
+/// The RowDescription of the extended protocol. Text looks the same in both formats; `formats` are as in a Bind.
+pub(crate) fn describe(what: Shown, formats: &[i16], out: &mut BytesMut) {
+    let format = |at: usize| if formats.len() == 1 { formats[0] } else { formats.get(at).copied().unwrap_or(0) };
+    let field = |(at, name): (usize, &&str)| FieldDescription::new((*name).to_owned(), 0, 0, TEXT, -1, -1, format(at));
+    pg::put(&RowDescription::new(columns(what).iter().enumerate().map(field).collect()), out);
+}
+
+/// The rows and the CommandComplete.
+pub(crate) fn rows(what: Shown, proxy: &Proxy, user: &str, out: &mut BytesMut) {
     match what {
         Shown::Nodes => {
             let snapshot = proxy.snapshots.borrow().clone();
-            head(&NODES, &mut out);
             for node in &snapshot.nodes {
-                pg::put(&row(&cells(&snapshot, node)), &mut out);
+                pg::put(&row(&cells(&snapshot, node)), out);
             }
         }
         Shown::Pools => {
             let size = proxy.limits().size.to_string();
-            head(&POOLS, &mut out);
             for pool in figures(proxy) {
                 let counts = [pool.clients, pool.waiting, pool.open, pool.idle].map(|n| n.to_string());
                 let [clients, waiting, open, idle] = counts;
                 let paused = pool.paused.to_string();
                 let cells = [pool.user, pool.database, paused, clients, waiting, open, idle, size.clone()];
-                pg::put(&row(&cells), &mut out);
+                pg::put(&row(&cells), out);
             }
         }
         Shown::Stats => {
-            head(&STATS, &mut out);
             for pool in figures(proxy) {
                 let counts = [pool.logins, pool.transactions, pool.bytes_in, pool.bytes_out].map(|n| n.to_string());
                 let [logins, transactions, bytes_in, bytes_out] = counts;
                 let waited = seconds(pool.waited);
-                pg::put(&row(&[pool.user, pool.database, logins, transactions, bytes_in, bytes_out, waited]), &mut out);
+                pg::put(&row(&[pool.user, pool.database, logins, transactions, bytes_in, bytes_out, waited]), out);
             }
         }
-        Shown::Processes => processes(proxy, user, &mut out),
-        Shown::Version => {
-            head(&["pool_version"], &mut out);
-            pg::put(&row(&[format!("portcullis {}", proxy.snapshots.borrow().version)]), &mut out);
-        }
+        Shown::Processes => processes(proxy, user, out),
+        Shown::Version => pg::put(&row(&[format!("portcullis {}", proxy.snapshots.borrow().version)]), out),
     }
-    pg::put(&CommandComplete::new("SHOW".to_owned()), &mut out);
-    let status = TransactionStatus::try_from(status).unwrap_or(TransactionStatus::Idle);
-    pg::put(&ReadyForQuery::new(status), &mut out);
-    out
+    pg::put(&CommandComplete::new("SHOW".to_owned()), out);
 }
 
 fn processes(proxy: &Proxy, user: &str, out: &mut BytesMut) {
@@ -99,10 +122,12 @@ fn processes(proxy: &Proxy, user: &str, out: &mut BytesMut) {
     let is_admin = user == proxy.options.admin_user;
     if !is_admin && all.len() > MAX_ROWS {
         let hidden = all.len() - MAX_ROWS;
-        notice(&format!("portcullis: the {hidden} newest sessions are not shown; postgres.admin_user sees all"), out);
+        pg::put_notice(
+            &format!("portcullis: the {hidden} newest sessions are not shown; postgres.admin_user sees all"),
+            out,
+        );
         all.truncate(MAX_ROWS);
     }
-    head(&PROCESSES, out);
     let now = proxy.gate.now();
     for slot in all {
         pg::put(&row(&process(&slot, now, is_admin || *slot.user == *user)), out);
@@ -138,19 +163,6 @@ fn process(slot: &Slot, now: Instant, with_address: bool) -> [String; 10] {
 
 fn seconds(time: Duration) -> String {
     format!("{:.3}", time.as_secs_f64())
-}
-
-fn head(columns: &[&str], out: &mut BytesMut) {
-    let fields = columns.iter().map(|name| FieldDescription::new((*name).to_owned(), 0, 0, 0, -1, -1, 0)).collect();
-    pg::put(&RowDescription::new(fields), out);
-}
-
-/// A NoticeResponse.
-fn notice(text: &str, out: &mut BytesMut) {
-    let body = format!("SNOTICE\0VNOTICE\0C01000\0M{text}\0\0");
-    out.put_u8(b'N');
-    out.put_u32(u32::try_from(body.len() + 4).unwrap_or(u32::MAX));
-    out.put_slice(body.as_bytes());
 }
 
 fn cells(snapshot: &Snapshot, node: &NodeRow) -> [String; 14] {

@@ -55,7 +55,7 @@ pub(crate) struct Slot {
     pub(crate) busy: AtomicBool,
     /// R4: the next success may be a commit whose wait for the standby was cancelled.
     pub(crate) doubt: AtomicBool,
-    /// Cancel requests on their way; one whose end was never seen stays counted, and so the doubt stays.
+    /// Cancel requests on their way: PostgreSQL may still act on them, and so the doubt stays.
     pub(crate) cancels: AtomicU32,
     /// The backend's number and key; zero: none.
     backend: AtomicU64,

@@ -37,6 +37,11 @@ impl Socket<UnixStream> {
     pub(crate) async fn connect(path: &Path) -> io::Result<Socket<UnixStream>> {
         Socket::new(tokio::net::UnixStream::connect(path).await?.into_std()?)
     }
+
+    /// The same connection once more, for [`Socket::new`].
+    pub(crate) fn again(&self) -> io::Result<UnixStream> {
+        self.stream.get_ref().try_clone()
+    }
 }
 
 impl<S: AsRawFd + AsFd> Socket<S> {

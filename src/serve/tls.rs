@@ -320,6 +320,11 @@ impl ClientStream {
         }
     }
 
+    /// The client's host said that nobody takes what was sent to it. Said once.
+    pub(crate) fn was_reset(&self) -> bool {
+        self.socket().is_none_or(|socket| !matches!(socket.take_error(), Ok(None)))
+    }
+
     /// Closes with a reset, telling nothing.
     pub(crate) fn reset(self) {
         let set = match &self {

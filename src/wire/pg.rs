@@ -140,7 +140,7 @@ fn startup(minor: u16, mut rest: &[u8]) -> Result<Startup, Malformed> {
 }
 
 /// Takes a zero-terminated string off the front.
-fn cstring<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+pub(crate) fn cstring<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let end = rest.iter().position(|b| *b == 0)?;
     let (string, tail) = rest.split_at(end);
     *rest = &tail[1..];
@@ -222,6 +222,12 @@ pub fn field(body: &[u8], code: u8) -> Option<String> {
 /// PostgreSQL gave up waiting for the standby: the commit stands here, but perhaps nowhere else (R4).
 pub fn is_sync_wait_given_up(notice_body: &[u8]) -> bool {
     fields(notice_body).any(|(code, value)| code == b'R' && value == b"SyncRepWaitForLSN")
+}
+
+/// A statement's plan is of before a DDL that changed its result ("cached plan must not change result type").
+pub fn is_stale_plan(error_body: &[u8]) -> bool {
+    let has = |code, text: &[u8]| fields(error_body).any(|(found, value)| found == code && value == text);
+    has(b'C', b"0A000") && has(b'R', b"RevalidateCachedQuery")
 }
 
 /// What `SHOW pool_...` shows.
@@ -394,6 +400,14 @@ pub fn put(message: &impl Message, out: &mut BytesMut) {
     if message.encode(out).is_err() {
         out.truncate(before);
     }
+}
+
+/// Appends a NoticeResponse.
+pub fn put_notice(text: &str, out: &mut BytesMut) {
+    let body = format!("SNOTICE\0VNOTICE\0C01000\0M{text}\0\0");
+    out.extend_from_slice(b"N");
+    out.extend_from_slice(&u32::try_from(body.len() + 4).unwrap_or(u32::MAX).to_be_bytes());
+    out.extend_from_slice(body.as_bytes());
 }
 
 /// Terminate.

@@ -16,6 +16,8 @@ mod limits;
 mod login;
 #[path = "proxy/pg.rs"]
 mod pg;
+#[path = "proxy/protocol.rs"]
+mod protocol;
 #[path = "proxy/raw.rs"]
 mod raw;
 #[path = "proxy/review.rs"]

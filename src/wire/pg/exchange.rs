@@ -6,7 +6,7 @@
 //! sockets bound; [`Exchange::at_rest`] is true only when nothing is in flight in either direction and no transaction
 //! is open.
 
-use super::{HEADER, Header, MAX_NOTICE_READ, Malformed, header};
+use super::{HEADER, Header, MAX_NOTICE_READ, MAX_OWN_QUERY, Malformed, header};
 use std::collections::VecDeque;
 
 /// What stands at the front of the bytes not yet looked at.
@@ -16,14 +16,16 @@ pub enum Look {
     More,
     /// Client side, nothing in flight: a message begins. The caller holds it, answers it, or lets it pass.
     Rest(Header),
-    /// Client side: Parse, Bind, Describe, or Close, where asked for. The caller lets it pass or rewrites it.
+    /// Client side: Parse, Bind, Describe, or Close, where asked for, and a short Parse that begins an exchange. The
+    /// caller lets it pass, holds or rewrites it.
     Statement(Header),
     /// Backend side: a message that acknowledges (CommandComplete, ReadyForQuery), complete. The caller holds it or
     /// lets it pass.
     Success(Header),
     /// Backend side: a notice short enough to be read, complete. The caller lets it pass.
     Notice(Header),
-    /// Backend side: a message the caller may have to act on or to swallow; its header is complete.
+    /// Backend side: a message the caller may have to act on or to swallow; its header is complete, and so is an error
+    /// short enough to be read.
     Reply(Header),
 }
 
@@ -189,6 +191,22 @@ impl Exchange {
         self.ledger.first.is_none() && !self.unsynced && !self.copy_in && !self.discarding
     }
 
+    /// The answer to a command (Query, Execute) is still to come.
+    pub fn awaits_command(&self) -> bool {
+        let runs = self.ledger.first.iter().chain(&self.ledger.rest);
+        runs.into_iter().any(|(kind, _)| matches!(kind, Awaited::Query | Awaited::Execute))
+    }
+
+    /// What PostgreSQL answers next is an Execute.
+    pub fn answers_execute(&self) -> bool {
+        self.ledger.front() == Some(Awaited::Execute)
+    }
+
+    /// What the client sends next begins an exchange, whose answers may come behind those of others.
+    pub fn is_between_exchanges(&self) -> bool {
+        !self.unsynced && !self.copy_in && !self.discarding
+    }
+
     /// The server discards what the client sends, up to the next Sync.
     pub fn is_discarding(&self) -> bool {
         self.discarding
@@ -230,7 +248,8 @@ impl Exchange {
             if self.is_quiet() {
                 return Ok(Look::Rest(header));
             }
-            if statements && matches!(header.kind, b'P' | b'B' | b'D' | b'C') {
+            let begins = header.kind == b'P' && header.body <= MAX_OWN_QUERY && self.is_between_exchanges();
+            if begins || statements && matches!(header.kind, b'P' | b'B' | b'D' | b'C') {
                 return Ok(Look::Statement(header));
             }
             self.pass_client(header, at);
@@ -312,6 +331,8 @@ impl Exchange {
                 b'N' if header.body <= MAX_NOTICE_READ => {
                     return Ok(if complete { Look::Notice(header) } else { Look::More });
                 }
+                // An error is read as a notice is.
+                b'E' if replies && header.body <= MAX_NOTICE_READ && !complete => return Ok(Look::More),
                 b'1' | b'3' | b'E' | b'S' if replies => return Ok(Look::Reply(header)),
                 _ => {
                     self.pass_backend(header, bytes, at);

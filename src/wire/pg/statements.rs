@@ -1,13 +1,14 @@
 //! Prepared statements of clients that share backends (transaction mode): a client's names become names of the gate's
 //! own, by the statement's text, and a backend that does not know one is told it before it is used.
 //!
-//! What it is NOT: it sees the protocol's statements only; SQL's PREPARE and EXECUTE are the session's own and do not
-//! outlive a transaction here.
+//! What it is NOT: it sees the protocol's statements only, and SQL's DEALLOCATE of one of them; SQL's PREPARE and
+//! EXECUTE are the session's own and do not outlive a transaction here.
 //!
 //! **Invariants:** a name of ours stands for one text. What may or may not stand in a backend after an error is closed
 //! before it is parsed again. Answers to messages of the gate's own are swallowed in the order of those messages.
 
-use super::{HEADER, Malformed, cstring};
+use super::options::Effect;
+use super::{HEADER, Malformed, OwnQuery, cstring, own_query};
 use std::collections::{HashMap, VecDeque};
 use std::rc::{Rc, Weak};
 
@@ -29,10 +30,15 @@ pub struct Statement {
     id: u64,
     /// A Parse message's body behind the name: query, terminator, parameter types.
     text: Rc<[u8]>,
+    effect: Effect,
 }
 
 /// Before the number of a statement. A client's own name that begins so and is not known is made another.
 const PREFIX: &str = "portcullis_";
+/// An empty statement that is made for each DEALLOCATE of a client's, to be what it takes; no text has this number.
+const SACRIFICE: &[u8] = b"portcullis_0\0";
+/// What a DEALLOCATE of a client's is made into: a Parse message's body behind the name.
+const DEALLOCATE: &[u8] = b"DEALLOCATE portcullis_0\0\0\0";
 
 fn name_of(id: u64) -> String {
     format!("{PREFIX}{id}")
@@ -70,9 +76,20 @@ impl Catalogue {
         self.next += 1;
         self.bytes += text.len();
         let text: Rc<[u8]> = text.into();
-        let statement = Rc::new(Statement { id: self.next, text: Rc::clone(&text) });
+        let statement = Rc::new(Statement { id: self.next, effect: Effect::of(&text), text: Rc::clone(&text) });
         self.by_text.insert(text, Rc::downgrade(&statement));
         statement
+    }
+
+    /// Plans of some of these are stale ("cached plan must not change result type"), here and perhaps in every backend
+    /// that knows them: who parses one of these texts from now on gets a statement that no backend knows.
+    pub fn outdate(&mut self, ids: &[u64]) {
+        let bytes = &mut self.bytes;
+        self.by_text.retain(|text, statement| {
+            let is_stale = statement.upgrade().is_some_and(|statement| ids.contains(&statement.id));
+            *bytes -= if is_stale { text.len() } else { 0 };
+            !is_stale
+        });
     }
 }
 
@@ -82,6 +99,8 @@ pub struct Known {
     /// By number: whether it surely stands there, and when it was last used.
     statements: HashMap<u64, (bool, u64)>,
     uses: u64,
+    /// How many uses there were when everything was answered.
+    settled: u64,
     /// Whose unnamed statement it has, and which: a token and a serial of [`Names`].
     unnamed_of: (u64, u64),
 }
@@ -101,6 +120,16 @@ impl Known {
     /// A simple query was carried out: there is no unnamed statement any more.
     pub fn forget_unnamed(&mut self) {
         self.unnamed_of = (0, 0);
+    }
+
+    /// Everything was answered.
+    pub fn settle(&mut self) {
+        self.settled = self.uses;
+    }
+
+    /// What was used since then: an error now is about one of these.
+    pub fn in_use(&self) -> Vec<u64> {
+        self.statements.iter().filter(|(_, (_, used))| *used > self.settled).map(|(id, _)| *id).collect()
     }
 
     fn touch(&mut self, id: u64) -> bool {
@@ -153,6 +182,8 @@ enum What {
     /// The statement of this number.
     Numbered(u64),
     Unnamed,
+    /// What a DEALLOCATE will take.
+    Sacrifice,
     /// Nothing: its name is in use, and PostgreSQL says so; unless a DEALLOCATE ALL came before it in the pipeline.
     Twice(u64),
 }
@@ -165,6 +196,13 @@ pub struct Names {
     bytes_at_most: usize,
     /// The last unnamed Parse's body behind the name; empty: there is none, or it was too long.
     unnamed: Vec<u8>,
+    unnamed_effect: Effect,
+    /// Of the statement parsed last.
+    parsed: Effect,
+    /// What was bound last, and whether to a portal with a name; until it is asked for.
+    bound: Option<(Effect, bool)>,
+    /// Statements of the client that are a DEALLOCATE, and what of its own each takes.
+    deallocates: HashMap<Box<[u8]>, Box<[u8]>>,
     token: u64,
     /// Counts unnamed statements.
     serial: u64,
@@ -233,6 +271,47 @@ impl Names {
     pub fn forget_all(&mut self) {
         let parses = &self.parses;
         self.named.retain(|name, _| parses.iter().any(|parse| parse.name.as_ref() == Some(name)));
+        self.deallocates.retain(|name, _| name.is_empty() || self.named.contains_key(name));
+    }
+
+    /// What the statement parsed last does.
+    pub fn parsed_effect(&self) -> Effect {
+        self.parsed
+    }
+
+    /// What the last Bind will do, and whether to a portal with a name. Said once.
+    pub fn take_bound(&mut self) -> Option<(Effect, bool)> {
+        self.bound.take()
+    }
+
+    /// A Parse of this name and body comes: where it is a DEALLOCATE of one of the client's statements, the body that
+    /// does the same to the gate's.
+    fn deallocation(&mut self, name: &[u8], body: &[u8]) -> Option<&'static [u8]> {
+        let text = body.iter().position(|b| *b == 0).map(|end| &body[..=end]);
+        if let Some(OwnQuery::Deallocate(taken)) = text.and_then(own_query)
+            && self.has(taken.as_bytes())
+        {
+            self.deallocates.insert(name.into(), taken.into_bytes().into());
+            return Some(DEALLOCATE);
+        }
+        if !self.deallocates.is_empty() {
+            self.deallocates.remove(name);
+        }
+        None
+    }
+
+    /// A statement is bound: where it is a DEALLOCATE of the client's, there must be something that it takes.
+    fn deallocate(&mut self, name: &[u8], out: &mut Out<'_>) {
+        let taken = if self.deallocates.is_empty() { None } else { self.deallocates.get(name).cloned() };
+        // One that is gone already is PostgreSQL's to complain of.
+        if taken.is_some_and(|taken| self.named.remove(&taken).is_some()) {
+            out.message(b'C', &[b"S", SACRIFICE]);
+            out.own.push(b'C');
+            self.closes.push_back(Close { own: true, id: None });
+            out.message(b'P', &[SACRIFICE, b"\0\0\0"]);
+            out.own.push(b'P');
+            self.parses.push_back(Parse { own: true, what: What::Sacrifice, name: None });
+        }
     }
 
     fn is_being_parsed(&self, id: u64) -> bool {
@@ -278,14 +357,20 @@ impl Names {
                     if !complete && whole <= MAX_UNNAMED {
                         return Ok(Rewrite::More);
                     }
+                    let other = if complete { self.deallocation(name, body) } else { None };
+                    let text = other.unwrap_or(body);
                     self.unnamed.clear();
                     if complete {
-                        self.unnamed.extend_from_slice(body);
+                        self.unnamed.extend_from_slice(text);
                     }
+                    self.unnamed_effect = Effect::of(text);
+                    self.parsed = self.unnamed_effect;
                     self.serial += 1;
                     known.unnamed_of = (self.token, self.serial);
                     self.parses.push_back(Parse { own: false, what: What::Unnamed, name: None });
-                    return Ok(Rewrite::Pass);
+                    let Some(other) = other else { return Ok(Rewrite::Pass) };
+                    out.message(b'P', &[b"\0", other]);
+                    return Ok(Rewrite::Replaced(whole));
                 }
                 if whole > MAX_TEXT {
                     return Err(Malformed("a prepared statement is too long for pool.mode = \"transaction\""));
@@ -293,7 +378,7 @@ impl Names {
                 if !complete {
                     return Ok(Rewrite::More);
                 }
-                let (name, text): (Box<[u8]>, _) = (name.into(), body);
+                let (name, text): (Box<[u8]>, _) = (name.into(), self.deallocation(name, body).unwrap_or(body));
                 self.check_room(text.len())?;
                 self.parse(name, text, known, catalogue, most, out);
                 Ok(Rewrite::Replaced(whole))
@@ -302,7 +387,11 @@ impl Names {
                 let Some(portal) = cstring(&mut body) else { return short(complete) };
                 let Some(name) = cstring(&mut body) else { return short(complete) };
                 let used = HEADER + portal.len() + name.len() + 2;
-                let new = match self.statement(name, known, out) {
+                self.deallocate(name, out);
+                let statement = self.statement(name, known, out);
+                let effect = statement.as_ref().map_or(self.unnamed_effect, |statement| statement.effect);
+                self.bound = Some((effect, !portal.is_empty()));
+                let new = match statement {
                     Some(statement) => {
                         self.teach(&statement, known, most, out);
                         statement.name()
@@ -408,6 +497,7 @@ impl Names {
             return;
         }
         let statement = catalogue.intern(text);
+        self.parsed = statement.effect;
         self.make_room(&statement, known, most, out);
         out.message(b'P', &[statement.name().as_bytes(), b"\0", text]);
         known.learn(statement.id);
@@ -468,7 +558,7 @@ impl Names {
                         self.forget_unnamed();
                     }
                 }
-                What::Twice(_) => {}
+                What::Twice(_) | What::Sacrifice => {}
             }
             if let Some(name) = parse.name {
                 self.named.remove(&name);

@@ -26,7 +26,8 @@ fn run(script: &str) -> Exchange {
             _ if from_client => {
                 let bytes = message(c, b"xyz");
                 let mut at = 0;
-                if let Look::Rest(header) = exchange.look_client(&bytes, &mut at, false).expect("valid") {
+                let look = exchange.look_client(&bytes, &mut at, false).expect("valid");
+                if let Look::Rest(header) | Look::Statement(header) = look {
                     exchange.pass_client(header, &mut at);
                 }
                 assert_eq!(exchange.look_client(&bytes, &mut at, false), Ok(Look::More));

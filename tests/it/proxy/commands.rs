@@ -132,6 +132,45 @@ async fn kill_ends_the_sessions_of_one_database_and_welcomes_new_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn kill_ends_statements_that_run_but_no_commit_that_waits_for_its_standby() {
+    for mode in [PoolMode::Session, PoolMode::Transaction] {
+        let front = open_with(setup(mode)).await;
+        let (mut asleep, mut commits) = (in_database(&front, "app").await, in_database(&front, "app").await);
+        let mut other = in_database(&front, "postgres").await;
+        commits.ask(&query("create table killed(n int)")).await;
+        let mut pids = Vec::new();
+        for client in [&mut asleep, &mut commits, &mut other] {
+            client.ask(&query("begin")).await;
+            pids.push(value(client, "select pg_backend_pid()").await);
+        }
+        commits.ask(&query("set local synchronous_commit = on; insert into killed values (1)")).await;
+        asleep.send(&query("select pg_sleep(300)")).await;
+        commits.send(&query("commit")).await;
+        other.send(&query("select pg_sleep(2)")).await;
+        let waits = |pid: &str| {
+            let event = format!("select coalesce(wait_event, '') from pg_stat_activity where pid = {pid}");
+            front.pg.admin(&event).unwrap()
+        };
+        for (pid, event) in pids.iter().zip(["PgSleep", "SyncRep", "PgSleep"]) {
+            eventually("it waits", async || waits(pid) == event).await;
+        }
+        assert_eq!(front.commands.kill("app").await, Ok((2, 0)));
+        for client in [&mut asleep, &mut commits] {
+            assert_eq!(client.error().await.0, "57P01");
+        }
+        let is_there = |pid: &str| {
+            front.pg.admin(&format!("select count(*) from pg_stat_activity where pid = {pid}")).unwrap() == "1"
+        };
+        eventually("the statement ends", async || !is_there(&pids[0])).await;
+        assert_eq!(waits(&pids[1]), "SyncRep", "R4: the commit waits on");
+        assert_eq!(other.until_ready().await, "TDCt", "another database's is left alone");
+        front.pg.admin(&format!("select pg_cancel_backend({})", pids[1])).unwrap();
+        eventually("and then ends", async || !is_there(&pids[1])).await;
+        front.pg.admin("\\c app\ndrop table killed").unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_database_nobody_came_to_is_an_error_that_names_the_others() {
     let front = open_with(setup(PoolMode::Transaction)).await;
     let text = front.commands.pause("app").await.unwrap_err().to_string();

@@ -136,6 +136,12 @@ impl Front {
         eventually("the door opens", async || tokio::net::TcpStream::connect(self.address).await.is_ok()).await;
     }
 
+    /// A backend runs pg_sleep().
+    pub async fn wait_until_asleep(&self, pid: i32) {
+        let sleeps = format!("select count(*) from pg_stat_activity where pid = {pid} and wait_event = 'PgSleep'");
+        eventually("it sleeps", async || self.pg.admin(&sleeps).unwrap() == "1").await;
+    }
+
     pub fn psql(&self, user: &str, password: &str, sql: &str) -> Command {
         let mut command = Command::new("psql");
         command.args(["-XAtq", "-w", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose", "-c", sql]);

@@ -108,11 +108,19 @@ impl Pg {
         self.wait_until_it_answers();
     }
 
+    /// Stops the postmaster from running, or lets it go on. Its backends run.
+    pub fn freeze(&self, frozen: bool) {
+        let signal = if frozen { "-STOP" } else { "-CONT" };
+        run(Command::new("kill").args([signal, &self.child.lock().unwrap().id().to_string()]));
+    }
+
     /// Sends a signal and waits for the end.
     fn signal(&self, signal: &str) {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(child.try_wait(), Ok(None)) {
             run(Command::new("kill").args([signal, &child.id().to_string()]));
+            // It may be frozen.
+            run(Command::new("kill").args(["-CONT", &child.id().to_string()]));
             let _ = child.wait();
         }
     }

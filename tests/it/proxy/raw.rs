@@ -33,6 +33,29 @@ pub fn extended(sql: &str) -> Vec<u8> {
     out
 }
 
+pub fn parse(name: &str, sql: &str) -> Vec<u8> {
+    message(b'P', &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"].concat())
+}
+
+pub fn bind(name: &str) -> Vec<u8> {
+    message(b'B', &[b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"].concat())
+}
+
+/// Describe and Close of a statement.
+pub fn describe(name: &str) -> Vec<u8> {
+    message(b'D', &[b"S", name.as_bytes(), b"\0"].concat())
+}
+
+pub fn close(name: &str) -> Vec<u8> {
+    message(b'C', &[b"S", name.as_bytes(), b"\0"].concat())
+}
+
+/// Bind, Execute and Sync.
+pub fn run(name: &str) -> Vec<u8> {
+    [bind(name), EXECUTE.to_vec(), SYNC.to_vec()].concat()
+}
+
+pub const EXECUTE: [u8; 10] = [b'E', 0, 0, 0, 9, 0, 0, 0, 0, 0];
 pub const SYNC: [u8; 5] = [b'S', 0, 0, 0, 4];
 pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 pub const GSSENC_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 48];

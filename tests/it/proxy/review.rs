@@ -14,37 +14,6 @@ async fn shared(size: u32) -> Front {
     open_with(Setup { pool, ..Setup::default() }).await
 }
 
-/// The one value of the one row.
-async fn value(raw: &mut Raw, sql: &str) -> String {
-    raw.send(&query(sql)).await;
-    let mut value = String::new();
-    loop {
-        let (kind, body) = raw.receive().await.expect("an answer");
-        match kind {
-            b'D' => value = String::from_utf8_lossy(&body[6..]).into_owned(),
-            b'E' => panic!("{sql}: {:?}", portcullis::wire::pg::field(&body, b'M')),
-            b'Z' => return value,
-            _ => {}
-        }
-    }
-}
-
-fn parse(name: &str, sql: &str) -> Vec<u8> {
-    message(b'P', &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"].concat())
-}
-
-fn describe(name: &str) -> Vec<u8> {
-    message(b'D', &[b"S", name.as_bytes(), b"\0"].concat())
-}
-
-fn bind(name: &str) -> Vec<u8> {
-    message(b'B', &[b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"].concat())
-}
-
-fn run(name: &str) -> Vec<u8> {
-    [bind(name), message(b'E', b"\0\0\0\0\0"), SYNC.to_vec()].concat()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_statement_may_come_in_pieces() {
     let front = shared(1).await;

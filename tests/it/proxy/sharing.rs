@@ -14,28 +14,6 @@ fn setup(size: u32) -> Setup {
     Setup { pool, ..Setup::default() }
 }
 
-fn parse(name: &str, sql: &str) -> Vec<u8> {
-    message(b'P', &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"].concat())
-}
-
-fn bind(name: &str) -> Vec<u8> {
-    message(b'B', &[b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"].concat())
-}
-
-fn describe(name: &str) -> Vec<u8> {
-    message(b'D', &[b"S", name.as_bytes(), b"\0"].concat())
-}
-
-fn close(name: &str) -> Vec<u8> {
-    message(b'C', &[b"S", name.as_bytes(), b"\0"].concat())
-}
-
-const EXECUTE: [u8; 10] = [b'E', 0, 0, 0, 9, 0, 0, 0, 0, 0];
-
-fn run(name: &str) -> Vec<u8> {
-    [bind(name), EXECUTE.to_vec(), SYNC.to_vec()].concat()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_share_a_backend_and_transactions_keep_theirs() {
     let front = shared(1).await;
@@ -207,8 +185,9 @@ async fn a_backend_keeps_no_more_statements_than_it_may() {
 async fn a_cancel_request_hits_the_backend_of_now_or_the_wait() {
     let front = shared(1).await;
     let (mut a, mut b) = (Raw::trusty(&front).await, Raw::trusty(&front).await);
+    let pid = value(&mut a, "select pg_backend_pid()").await.parse().unwrap();
     a.send(&query("select pg_sleep(20)")).await;
-    eventually("it sleeps", async || front.gate.busy() == 1).await;
+    front.wait_until_asleep(pid).await;
     b.send(&query("select 1")).await;
     assert!(b.is_silent_for(Duration::from_millis(100)).await);
     b.cancel(&front).await;

@@ -11,10 +11,12 @@ async fn a_cancel_request_reaches_the_right_backend() {
     let client = front.client("app").await;
     let other = front.client("app").await;
     let token = client.cancel_token();
+    let pid: i32 = client.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
     let (slept, _, calm) = tokio::join!(
         client.simple_query("select pg_sleep(30)"),
         async {
-            eventually("it sleeps", async || front.gate.busy() == 2).await;
+            // That the gate is busy does not say that PostgreSQL has begun.
+            front.wait_until_asleep(pid).await;
             token.cancel_query(tokio_postgres::NoTls).await.unwrap();
         },
         other.simple_query("select pg_sleep(5)"),
@@ -42,7 +44,7 @@ async fn a_drain_may_cancel_what_is_busy() {
     let mut busy = Raw::trusty(&front).await;
     let mut idle = Raw::trusty(&front).await;
     busy.send(&query("select pg_sleep(30)")).await;
-    eventually("it sleeps", async || front.gate.busy() == 1).await;
+    front.wait_until_asleep(busy.pid).await;
     front.gate.cancel_busy();
     assert_eq!(busy.error().await.0, "57014");
     assert_eq!(busy.until_ready().await, "i");

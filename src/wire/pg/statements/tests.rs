@@ -204,6 +204,29 @@ proptest! {
 }
 
 #[test]
+fn a_text_with_a_stale_plan_gets_another_number() {
+    let (mut names, mut known, mut catalogue) = (Names::new(1), Known::default(), Catalogue::default());
+    let mut say = |step: Do, known: &mut Known, catalogue: &mut Catalogue| {
+        let (bytes, mut sent) = (step.encode(), Vec::new());
+        let mut out = Out { bytes: &mut sent, own: &mut Vec::new() };
+        names.rewrite(&bytes, bytes.len(), known, catalogue, 9, &mut out).expect("valid");
+        String::from_utf8_lossy(&sent).into_owned()
+    };
+    assert!(say(Do::Parse(1, 1), &mut known, &mut catalogue).contains("portcullis_1"));
+    assert!(say(Do::Parse(2, 2), &mut known, &mut catalogue).contains("portcullis_2"));
+    known.settle();
+    assert!(known.in_use().is_empty());
+    say(Do::Bind(1), &mut known, &mut catalogue);
+    assert_eq!(known.in_use(), [1]);
+    catalogue.outdate(&known.in_use());
+    assert!(say(Do::Bind(1), &mut known, &mut catalogue).contains("portcullis_1"), "not before it is parsed anew");
+    say(Do::Close(1), &mut known, &mut catalogue);
+    say(Do::Close(2), &mut known, &mut catalogue);
+    assert!(say(Do::Parse(2, 2), &mut known, &mut catalogue).contains("portcullis_3"), "nobody kept the second");
+    assert!(say(Do::Parse(1, 1), &mut known, &mut catalogue).contains("portcullis_4"));
+}
+
+#[test]
 fn one_client_keeps_so_much_and_no_more() {
     let (mut names, mut known, mut catalogue) = (Names::new(1), Known::default(), Catalogue::default());
     let mut parse = |names: &mut Names, name: u32| {
