@@ -49,7 +49,8 @@ pub fn start(pg: &Pg, tls: bool) -> (Server, SocketAddr) {
     let mut text = format!(
         "[databases]\n* = host={} port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
          unix_socket_dir =\nauth_type = hba\nauth_hba_file = {}\nauth_file = {}\npool_mode = transaction\n\
-         default_pool_size = {}\nmax_client_conn = 1000\nignore_startup_parameters = extra_float_digits\nlogfile = {}\n",
+         default_pool_size = {}\nmax_client_conn = 1000\n\
+         ignore_startup_parameters = extra_float_digits\nlogfile = {}\n",
         pg.socket_dir().display(),
         pg::PORT,
         hba.display(),

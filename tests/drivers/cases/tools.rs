@@ -208,7 +208,8 @@ async fn psql_with_large_objects(target: Arc<Target>) {
     let bytes: Vec<u8> = (0..600_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0]).collect();
     std::fs::write(&from, &bytes).unwrap();
     let script = format!(
-        "\\set ON_ERROR_STOP on\n\\lo_import {from} 'a picture'\n\\lo_list\n\\lo_export :LASTOID {into}\n\\lo_unlink :LASTOID\n"
+        "\\set ON_ERROR_STOP on\n\\lo_import {from} 'a picture'\n\\lo_list\n\
+         \\lo_export :LASTOID {into}\n\\lo_unlink :LASTOID\n"
     );
     let file = path("script");
     std::fs::write(&file, script).unwrap();
