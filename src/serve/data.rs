@@ -100,6 +100,8 @@ pub(crate) struct Data {
     pub(crate) limits: Rc<Limits>,
     pub(crate) catalogue: RefCell<Catalogue>,
     tokens: Cell<u64>,
+    /// [`super::gate::Gate::suspensions`] at the last tick.
+    suspensions: Cell<u64>,
 }
 
 impl Data {
@@ -137,14 +139,16 @@ impl Data {
         self.now.set(self.proxy.gate.now());
         self.limits.renew(self.proxy.limits());
         let pools: Vec<Rc<Pool>> = self.pools.borrow().values().cloned().collect();
-        pools.iter().for_each(Pool::tick);
+        let suspensions = self.proxy.gate.suspensions();
+        let is_other = self.suspensions.replace(suspensions) != suspensions || !self.proxy.gate.passes();
+        pools.iter().for_each(|pool| pool.tick(is_other));
         drop(pools);
         // The thread that wants it has none itself.
         if self.proxy.is_place_wanted.load(Ordering::SeqCst) && self.close_an_idle_one() {
             self.proxy.is_place_wanted.store(false, Ordering::SeqCst);
         }
         self.pools.borrow_mut().retain(|_, pool| Rc::strong_count(pool) > 1 || !pool.is_unused());
-        if !self.proxy.gate.passes() {
+        if is_other {
             // Another PostgreSQL may answer when it opens again.
             self.proxy.backends_max.store(0, Ordering::SeqCst);
         }
@@ -159,6 +163,7 @@ async fn run(proxy: Arc<Proxy>, mut newcomers: mpsc::UnboundedReceiver<Newcomer>
         limits: Rc::new(Limits::new(proxy.limits())),
         catalogue: RefCell::default(),
         tokens: Cell::new(0),
+        suspensions: Cell::new(0),
         proxy,
     });
     let mut ticks = tokio::time::interval(TICK);

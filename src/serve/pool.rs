@@ -28,6 +28,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Greetings that a pool keeps.
 const MAX_GREETINGS: usize = 64;
+/// How long somebody has to wait before it is asked whether backends wait for their standby.
+const HELD_UP_AFTER: Duration = Duration::from_secs(1);
+/// Time between two lines in the log about clients that got no backend.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// Pause before PostgreSQL is tried again that cannot take a connection just now.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -97,6 +101,8 @@ pub(crate) struct Pool {
     limits: Rc<Limits>,
     pub(crate) database: Arc<Database>,
     pub(crate) stats: Arc<PoolStats>,
+    user: Arc<str>,
+    database_name: Arc<str>,
     /// The newest proof of the role, for backends opened later.
     proof: RefCell<Proof>,
     idle: RefCell<Vec<Lease>>,
@@ -108,6 +114,13 @@ pub(crate) struct Pool {
     greetings: RefCell<HashMap<Shape, Rc<[u8]>>>,
     settings: RefCell<Vec<Weak<Pairs>>>,
     shapes: RefCell<Vec<Weak<Startup>>>,
+    /// Why PostgreSQL took no more connections lately, in its own words.
+    refusal: RefCell<Option<Vec<u8>>>,
+    /// When it was last said in the log that a client got no backend.
+    complained: Cell<Instant>,
+    /// Backends whose commits wait for their standby, as of a moment ago: they do not count against the size.
+    held_up: Cell<u32>,
+    is_asking: Cell<bool>,
 }
 
 /// A place in the queue.
@@ -243,7 +256,7 @@ pub(crate) enum Lent {
 
 impl Pool {
     pub(crate) fn new(data: &Rc<Data>, names: (&str, &str), proof: Proof) -> Rc<Pool> {
-        let (_, database) = names;
+        let (user, database) = names;
         let proxy = &data.proxy;
         let pool = Rc::new(Pool {
             data: Rc::downgrade(data),
@@ -251,6 +264,8 @@ impl Pool {
             limits: Rc::clone(&data.limits),
             database: proxy.database(database),
             stats: Arc::default(),
+            user: user.into(),
+            database_name: database.into(),
             proof: RefCell::new(proof),
             idle: RefCell::default(),
             open: Cell::new(0),
@@ -259,6 +274,10 @@ impl Pool {
             greetings: RefCell::default(),
             settings: RefCell::default(),
             shapes: RefCell::default(),
+            refusal: RefCell::default(),
+            complained: Cell::new(Instant::ZERO),
+            held_up: Cell::new(0),
+            is_asking: Cell::new(false),
         });
         proxy.register_pool(names, &pool.stats);
         pool
@@ -440,6 +459,7 @@ impl Pool {
         let pool = self.limits.get();
         let waited = self.now().since(first.since);
         let size = if waited >= pool.reserve_after { pool.size.saturating_add(pool.reserve) } else { pool.size };
+        let size = size.saturating_add(self.held_up.get());
         if self.open.get() >= size {
             // One of another shape makes room.
             let Some(other) = self.oldest_idle() else { return false };
@@ -472,6 +492,7 @@ impl Pool {
                 Ok(mut backend) => {
                     place.kept.set(true);
                     drop(place);
+                    *self.refusal.borrow_mut() = None;
                     backend.reconnects = reconnects;
                     backend.born = self.now();
                     self.remember(shape, &backend.greeting);
@@ -479,7 +500,10 @@ impl Pool {
                     return;
                 }
                 // It starts, stops, or is full: who waits goes on waiting.
-                Err(none) if is_wanted && none.is_passing() && pass.passes() => {
+                Err(none) if is_wanted && none.is_passing() && pass.stands() => {
+                    if let NoBackend::Refused(message) = none {
+                        *self.refusal.borrow_mut() = Some(message);
+                    }
                     tokio::time::sleep(RETRY).await;
                 }
                 Err(none) => {
@@ -513,7 +537,8 @@ impl Pool {
     }
 
     /// Once a tick: who waited too long is told so, who waits gets what the reserve has, idle ones age.
-    pub(crate) fn tick(self: &Rc<Self>) {
+    /// `is_other`: it may be another PostgreSQL than before.
+    pub(crate) fn tick(self: &Rc<Self>, is_other: bool) {
         let pool = self.limits.get();
         let now = self.now();
         loop {
@@ -521,22 +546,60 @@ impl Pool {
             let front = self.queue.borrow().front().filter(|ticket| late(ticket)).cloned();
             let Some(front) = front else { break };
             self.queue.borrow_mut().pop_front();
-            front.tell(Err(self.waited_too_long().into()));
+            let why = self.refusal.borrow().clone();
+            front.tell(Err(why.map_or_else(|| self.waited_too_long().into(), NoBackend::Refused)));
         }
         self.count_waiting();
-        self.serve_queue();
-        if !self.proxy.gate.passes() {
+        if is_other {
             // Another PostgreSQL may answer when it opens again.
             self.greetings.borrow_mut().clear();
+            *self.refusal.borrow_mut() = None;
         }
+        self.look_for_held_up();
+        self.serve_queue();
         let reconnects = self.database.reconnects.load(Ordering::Relaxed);
         let done = |backend: &Lease| {
             let idle = !pool.idle_timeout.is_zero() && now.since(backend.idle_since) >= pool.idle_timeout;
             let old = !pool.lifetime.is_zero() && now.since(backend.born) >= pool.lifetime;
-            idle || old || backend.reconnects != reconnects || backend.pass.is_over()
+            idle || old || is_other || backend.reconnects != reconnects || backend.pass.is_over()
         };
         let gone: Vec<Lease> = self.idle.borrow_mut().extract_if(.., |backend| done(backend)).collect();
         gone.into_iter().for_each(|backend| self.close(backend));
+        // The size was lowered, or more were needed for a while.
+        while self.open.get() > pool.size
+            && self.queue.borrow().is_empty()
+            && let Some(oldest) = self.oldest_idle()
+        {
+            self.close(oldest);
+        }
+    }
+
+    /// Where somebody has waited for a while, asks PostgreSQL how many of the backends wait for a standby: those who
+    /// only read are not to wait with them.
+    fn look_for_held_up(self: &Rc<Self>) {
+        let waits = |ticket: &Rc<Ticket>| self.now().since(ticket.since) >= HELD_UP_AFTER;
+        if !self.queue.borrow().front().is_some_and(waits) {
+            self.held_up.set(0);
+        } else if !self.is_asking.replace(true) {
+            let pool = Rc::clone(self);
+            drop(tokio::task::spawn_local(async move {
+                // Who cannot be asked holds nobody up.
+                let found = pool.proxy.roles.held_up(&pool.user, &pool.database_name).await;
+                pool.held_up.set(found.unwrap_or(0));
+                pool.is_asking.set(false);
+                pool.serve_queue();
+            }));
+        }
+    }
+
+    /// Whether it is time to say in the log that a client got no backend: there may be thousands.
+    pub(crate) fn may_complain(&self) -> bool {
+        let (now, last) = (self.now(), self.complained.get());
+        let may = last == Instant::ZERO || now.since(last) >= COMPLAIN_EVERY;
+        if may {
+            self.complained.set(now);
+        }
+        may
     }
 
     fn waited_too_long(&self) -> Refusal {

@@ -212,6 +212,10 @@ impl Pump {
         }
     }
 
+    pub(crate) fn user(&self) -> Arc<str> {
+        Arc::clone(&self.slot().user)
+    }
+
     pub(crate) fn mode(&self) -> Mode {
         self.mode
     }

@@ -274,15 +274,21 @@ impl Opening<'_> {
                 Lent::Wait(waiting) => poll_fn(|cx| waiting.poll(cx)).await,
             }
         };
-        lent.map_err(|none| stop_of(none, &shape.user))
+        lent.map_err(|none| stop_of(none, &shape.user, self.pool))
     }
 }
 
-fn stop_of(none: NoBackend, user: &str) -> Stop {
+fn stop_of(none: NoBackend, user: &str, pool: &Pool) -> Stop {
     match none {
         NoBackend::Refused(message) => Stop::PassOn(message),
         NoBackend::Refusal(refusal) => {
-            tracing::warn!(user, reason = refusal.message, "no backend for a client");
+            if pool.may_complain() {
+                tracing::warn!(
+                    user,
+                    reason = refusal.message,
+                    "no backend for a client; more of these are not logged for a while"
+                );
+            }
             refusal.into()
         }
     }
@@ -367,9 +373,10 @@ async fn finish(mut pump: Box<Pump>, end: End, places: Places) {
     }
     let is_gone = matches!(end, End::BackendGone);
     let is_shut = matches!(end, End::Shut);
+    let user = pump.user();
     let (client, whole, pass) = pump.into_client();
+    let last_word = last_word(end, &proxy, &pass, (&user, &places.pool));
     drop(places);
-    let last_word = last_word(end, &proxy, &pass);
     if is_shut && pass.is_walled_off() {
         return client.reset();
     }
@@ -383,11 +390,11 @@ async fn finish(mut pump: Box<Pump>, end: End, places: Places) {
 }
 
 /// What the client is told, if anything.
-fn last_word(end: End, proxy: &Proxy, pass: &Pass) -> Option<Stop> {
+fn last_word(end: End, proxy: &Proxy, pass: &Pass, (user, pool): (&str, &Pool)) -> Option<Stop> {
     let refusal = match end {
         // PostgreSQL's own last words were passed on.
         End::Finished | End::ClientGone | End::BackendGone => return None,
-        End::NoBackend(none) if pass.passes() => return Some(stop_of(*none, "of a session")),
+        End::NoBackend(none) if pass.passes() => return Some(stop_of(*none, user, pool)),
         // PostgreSQL's words pass no gate that is shut.
         End::NoBackend(_) | End::Shut => Refusal::new("57P01", &*pass.reason()),
         End::Drained => {

@@ -32,6 +32,8 @@ use tokio_rustls::server::TlsStream;
 
 /// What a client's ALPN must name, where it names anything (PostgreSQL 17, `PG_ALPN_PROTOCOL`).
 const ALPN: &[u8] = b"postgresql";
+/// Bytes of a TLS record with its header.
+const MAX_RECORD: usize = 8192;
 /// Pause between two looks whether a client that has sent more than was read is still there.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -94,6 +96,9 @@ pub fn load(cert_file: &Path, key_file: &Path, clients: Option<(&Path, Option<&P
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    // As PostgreSQL's own: a libpq that waits with select() reads at most so much at once, and does not hear of what
+    // OpenSSL still keeps of a larger record (sixteen KiB are usual otherwise).
+    config.max_fragment_size = Some(MAX_RECORD);
     Ok(TlsAcceptor { acceptor: Arc::new(config).into(), end_point, has_ca: clients.is_some() })
 }
 

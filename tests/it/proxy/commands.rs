@@ -4,7 +4,6 @@ use crate::front::{Front, Setup, eventually, free_port, open_with, shut_with};
 use crate::raw::*;
 use portcullis::base::config::{Pool, PoolMode};
 use portcullis::engine::status::Role;
-use portcullis::io::clock;
 use portcullis::serve::listener::Doors;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::BorrowedFd;

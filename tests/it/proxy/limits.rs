@@ -12,6 +12,8 @@ use std::time::Duration;
 /// A time-out that runs out soon, and not before a slow machine has done what must come before it.
 const SOON: Duration = Duration::from_secs(2);
 
+const HALF: Duration = Duration::from_millis(500);
+
 fn shared(size: u32) -> Pool {
     Pool { mode: PoolMode::Transaction, size, threads: 1, ..Pool::default() }
 }
