@@ -25,10 +25,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 const MAX_GREETING: usize = 64 * 1024;
 /// How long PostgreSQL may take for a login; then it is hung.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
-/// Connections that roles without privileges may have (PostgreSQL 15, chapter 20.3; the second since 16).
+/// Connections that roles without privileges may have (PostgreSQL 15, chapter 20.3; the second since 16): what is kept
+/// for others must be free, so those that superusers have now, the daemon's own among them, come off too.
 const LIMIT_QUERY: &str = "select current_setting('max_connections')::int \
      - current_setting('superuser_reserved_connections')::int \
-     - coalesce(current_setting('reserved_connections', true), '0')::int";
+     - coalesce(current_setting('reserved_connections', true), '0')::int \
+     - (select count(*) from pg_catalog.pg_stat_activity where datname is not null \
+        and usesysid in (select oid from pg_catalog.pg_roles where rolsuper))::int";
 
 /// A backend at rest.
 pub(crate) struct Backend {
@@ -66,6 +69,17 @@ pub(crate) enum NoBackend {
 }
 
 impl NoBackend {
+    /// PostgreSQL has no room for any connection.
+    pub(crate) fn is_full(&self) -> bool {
+        let field = |name| match self {
+            NoBackend::Refused(message) => pg::field(&message[HEADER..], name),
+            NoBackend::Refusal(_) => None,
+        };
+        // Not where one role or one database may have no more.
+        field(b'C').as_deref() == Some("53300")
+            && !matches!(field(b'R').as_deref(), Some("InitializeSessionUserId" | "CheckMyDatabase"))
+    }
+
     /// PostgreSQL cannot take a connection just now, and may soon: it starts, stops, or is full.
     pub(crate) fn is_passing(&self) -> bool {
         match self {

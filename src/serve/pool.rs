@@ -11,6 +11,7 @@ use super::backend::{self, Backend, NoBackend, Proof};
 use super::data::Data;
 use super::gate::Pass;
 use super::listener::Proxy;
+use super::slot::Slot;
 use super::socket::Socket;
 use crate::base::config::{self, PoolMode};
 use crate::base::time::Instant;
@@ -501,6 +502,10 @@ impl Pool {
                 }
                 // It starts, stops, or is full: who waits goes on waiting.
                 Err(none) if is_wanted && none.is_passing() && pass.stands() => {
+                    // Others are connected beside the gate: an idle backend of whatever pool makes room.
+                    if none.is_full() && !self.data.upgrade().is_some_and(|data| data.close_an_idle_one()) {
+                        self.proxy.is_place_wanted.store(true, Ordering::SeqCst);
+                    }
                     if let NoBackend::Refused(message) = none {
                         *self.refusal.borrow_mut() = Some(message);
                     }
@@ -584,7 +589,15 @@ impl Pool {
             let pool = Rc::clone(self);
             drop(tokio::task::spawn_local(async move {
                 // Who cannot be asked holds nobody up.
-                let found = pool.proxy.roles.held_up(&pool.user, &pool.database_name).await;
+                let ours = |slot: &Arc<Slot>| *slot.user == *pool.user && *slot.database == *pool.database_name;
+                let all = pool.proxy.gate.all_slots();
+                let lent: Vec<i32> = all
+                    .iter()
+                    .filter(|slot| ours(slot))
+                    .filter_map(|slot| slot.backend())
+                    .map(|(pid, _)| pid)
+                    .collect();
+                let found = pool.proxy.roles.held_up(&lent).await;
                 pool.held_up.set(found.unwrap_or(0));
                 pool.is_asking.set(false);
                 pool.serve_queue();

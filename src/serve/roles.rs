@@ -46,9 +46,9 @@ const MEMBERSHIPS: &str = "with recursive member (of) as (\
 const END: &str = "select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity \
      where pid = any ($1::int4[]) and datname = $2::text::name and backend_start < $3::text::timestamptz \
      and wait_event is distinct from 'SyncRep'";
-/// Backends of a role in a database whose commits wait for their standby.
+/// Those whose commits wait for their standby.
 const HELD_UP: &str = "select pg_catalog.count(*) from pg_catalog.pg_stat_activity \
-     where usename = $1::text::name and datname = $2::text::name and wait_event = 'SyncRep'";
+     where pid = any ($1::int4[]) and wait_event = 'SyncRep'";
 /// Whatever ALTER ROLE or ALTER DATABASE say: the names in the query are PostgreSQL's own.
 const OPTIONS: &str = "-c search_path=pg_catalog";
 /// Databases tried for the admin connection, in order.
@@ -264,11 +264,11 @@ impl Roles {
         self.in_time(asked).await
     }
 
-    /// How many backends of a role in a database have a commit that waits for its standby.
-    pub(crate) async fn held_up(&self, role: &str, database: &str) -> Result<u32, Unreadable> {
+    /// How many of these backends have a commit that waits for its standby.
+    pub(crate) async fn held_up(&self, backends: &[i32]) -> Result<u32, Unreadable> {
         let asked = async {
             let kept = self.connection().await?;
-            let row = kept.client.query_one(HELD_UP, &[&role, &database]).await.map_err(|e| describe(&e))?;
+            let row = kept.client.query_one(HELD_UP, &[&backends]).await.map_err(|e| describe(&e))?;
             Ok(u32::try_from(row.get::<_, i64>(0)).unwrap_or(u32::MAX))
         };
         self.in_time(asked).await

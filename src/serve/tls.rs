@@ -327,7 +327,12 @@ impl ClientStream {
 
     /// The client's host said that nobody takes what was sent to it. Said once.
     pub(crate) fn was_reset(&self) -> bool {
-        self.socket().is_none_or(|socket| !matches!(socket.take_error(), Ok(None)))
+        match self {
+            ClientStream::Settled(socket) => {
+                !matches!(rustix::net::sockopt::socket_error(socket.get_ref()), Ok(Ok(())))
+            }
+            _ => self.socket().is_none_or(|socket| !matches!(socket.take_error(), Ok(None))),
+        }
     }
 
     /// Closes with a reset, telling nothing.

@@ -206,10 +206,10 @@ async fn a_client_whose_host_is_gone_is_found_out() {
     assert!(shown.contains("timer:(keepalive,"), "{shown:?}");
 }
 
-/// Four connections for everyone, in a PostgreSQL of its own.
+/// Four connections for everyone, and one for the daemon's questions about roles, in a PostgreSQL of its own.
 fn small() -> Arc<Pg> {
     let hba = "local all all trust\n";
-    let conf = "max_connections = 12\nsuperuser_reserved_connections = 8\nmax_wal_senders = 0\n";
+    let conf = "max_connections = 13\nsuperuser_reserved_connections = 8\nmax_wal_senders = 0\n";
     let pg = Arc::new(Pg::start_with(5499, conf, hba));
     pg.admin("create role trusty login; create role second login; create database app; create database other;")
         .unwrap();
@@ -224,9 +224,9 @@ async fn before(pg: &Arc<Pg>, pool: Pool) -> Front {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_postgresql_smaller_than_all_pools_lets_clients_wait_and_idle_ones_make_room() {
-    let pg = small();
     // On two threads too: a pool's idle backends make room for one on another thread.
     for threads in [1, 4] {
+        let pg = small();
         let front = before(&pg, Pool { threads, ..shared(4) }).await;
         let mut all = Vec::new();
         for _ in 0..4 {
@@ -329,4 +329,78 @@ async fn each_key_that_a_reload_applies_is_in_force_at_once() {
     assert_eq!(b.error().await.0, "57P05", "client_idle_timeout");
     set(Pool { idle_in_transaction_timeout: HALF, ..shared(1) });
     assert_eq!(a.error().await.0, "25P03", "idle_in_transaction_timeout");
+}
+
+/// What the guard does while PostgreSQL is away, and when it has judged the new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_gate_keeps_who_is_between_transactions_and_who_comes_and_passes_nothing() {
+    let front = with(shared(2)).await;
+    let mut idle = enter(&front, "app", "").await;
+    let (mut active, mut waiting) = (enter(&front, "app", "").await, enter(&front, "app", "").await);
+    let before = value(&mut waiting, "select pg_backend_pid()").await;
+    active.ask(&query("begin")).await;
+    active.send(&query("select pg_sleep(1)")).await;
+    front.gate.suspend(clock::now() + Duration::from_secs(60), "portcullis: PostgreSQL is away");
+    let (code, text, _) = active.error().await;
+    assert_eq!((code.as_str(), text.as_str()), ("57P01", "portcullis: PostgreSQL is away"));
+    waiting.send(&query("select 1")).await;
+    let mut newcomer = Raw::connect(&front).await;
+    newcomer.send(&startup(0, &[("user", "trusty"), ("database", "app")])).await;
+    assert!(waiting.is_silent_for(HALF).await && newcomer.is_silent_for(HALF).await, "nothing passes");
+    assert_eq!(front.gate.sessions(), 2, "idle and waiting");
+    front.extend(Duration::from_secs(3600));
+    assert_eq!(waiting.until_ready().await, "TDCi");
+    assert!(newcomer.until_ready().await.ends_with('i'), "let in");
+    let after = value(&mut idle, "select pg_backend_pid()").await;
+    assert_ne!(before, after, "no backend of before serves on");
+    // The lease of a suspension ends like any other.
+    front.gate.suspend(clock::now() + HALF, "portcullis: PostgreSQL is away");
+    idle.send(&query("select 1")).await;
+    let (code, text, _) = idle.error().await;
+    assert!(code == "57P01" && text.contains("lease ran out"), "{code} {text}");
+}
+
+/// Commits that wait for a standby fill the pool: who only reads is served beside them, as by PostgreSQL alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_that_wait_for_a_standby_do_not_keep_readers_out() {
+    let front = with(Pool { query_wait: Duration::from_secs(60), ..shared(2) }).await;
+    let mut reader = enter(&front, "app", "").await;
+    assert_eq!(reader.ask(&query("create table held_up(n int)")).await, "Ci");
+    let mut writers = Vec::new();
+    for _ in 0..2 {
+        let mut writer = enter(&front, "app", "").await;
+        writer.send(&query("begin; set local synchronous_commit = on; insert into held_up values (1); commit")).await;
+        writers.push(writer);
+    }
+    let held_up = "select count(*) from pg_stat_activity where query like '%held_up%' and wait_event = 'SyncRep'";
+    eventually("both wait for a standby", async || front.pg.admin(held_up).unwrap() == "2").await;
+    for _ in 0..3 {
+        assert_eq!(reader.ask(&query("select count(*) from held_up")).await, "TDCi");
+    }
+    assert_eq!(front.pg.admin(held_up).unwrap(), "2", "they wait on");
+    front.pg.admin("select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep' and query like '%held_up%'").unwrap();
+    for writer in &mut writers {
+        assert!(writer.until_ready().await.ends_with("Ci"));
+    }
+    eventually("no more than the size are kept", async || open_and_waiting(&front).0 <= 2).await;
+    front.pg.admin("\\c app\ndrop table held_up").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waited_for_a_role_that_may_not_connect_more_often_reads_postgresqls_words() {
+    let pg = small();
+    pg.admin("alter role second connection limit 1").unwrap();
+    let front = before(&pg, Pool { query_wait: Duration::from_secs(2), ..shared(5) }).await;
+    let hello = startup(0, &[("user", "second"), ("database", "app")]);
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let mut raw = Raw::connect(&front).await;
+        raw.send(&hello).await;
+        assert!(raw.until_ready().await.ends_with('i'));
+        clients.push(raw);
+    }
+    assert_eq!(clients[0].ask(&query("begin")).await, "Ct");
+    clients[1].send(&query("select 1")).await;
+    let (code, text, _) = clients[1].error().await;
+    assert!(code == "53300" && text.contains("too many connections for role"), "{code} {text}");
 }

@@ -161,9 +161,12 @@ impl Raw {
     }
 
     pub async fn until_ready(&mut self) -> String {
-        let mut kinds = String::new();
+        let (mut kinds, mut said) = (String::new(), String::new());
         loop {
-            let Some((kind, body)) = self.receive().await else { panic!("closed after {kinds:?}") };
+            let Some((kind, body)) = self.receive().await else { panic!("closed after {kinds:?} {said:?}") };
+            if kind == b'E' {
+                said = field(&body, b'M').unwrap_or_default();
+            }
             if kind == b'Z' {
                 kinds.push(char::from(body[0].to_ascii_lowercase()));
                 return kinds;

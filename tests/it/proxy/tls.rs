@@ -2,7 +2,7 @@
 
 use crate::front::{Front, Setup, open_with, output};
 use crate::pg::PASSWORD;
-use crate::raw::{Raw, SSL_REQUEST, message, startup};
+use crate::raw::{Raw, SSL_REQUEST, message, query, startup};
 use portcullis::serve::tls::{self, TlsAcceptor};
 use portcullis::wire::hba::HbaFile;
 use portcullis::wire::pg::field;
@@ -10,6 +10,7 @@ use rcgen::*;
 use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -198,6 +199,15 @@ fn files_that_do_not_serve_say_why() {
 
 /// TLS by hand, at once or after an SSLRequest.
 async fn by_hand(front: &Front, pki: &Pki, direct: bool, alpn: &[&[u8]]) -> std::io::Result<TlsStream<TcpStream>> {
+    by_hand_at(front.address, pki, direct, alpn).await
+}
+
+async fn by_hand_at(
+    address: SocketAddr,
+    pki: &Pki,
+    direct: bool,
+    alpn: &[&[u8]],
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(rustls::pki_types::CertificateDer::from_pem_file(pki.ca()).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -207,7 +217,7 @@ async fn by_hand(front: &Front, pki: &Pki, direct: bool, alpn: &[&[u8]]) -> std:
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-    let mut stream = TcpStream::connect(front.address).await?;
+    let mut stream = TcpStream::connect(address).await?;
     if !direct {
         stream.write_all(&SSL_REQUEST).await?;
         assert_eq!(stream.read_u8().await?, b'S');
@@ -221,6 +231,58 @@ async fn receive(stream: &mut TlsStream<TcpStream>) -> Option<(u8, Vec<u8>)> {
     let mut body = vec![0; usize::try_from(length).unwrap() - 4];
     stream.read_exact(&mut body).await.ok()?;
     Some((kind, body))
+}
+
+/// libpq takes at most 8 KiB from OpenSSL at once where it has no more room, and a client that waits with select() then
+/// does not hear of the rest: PostgreSQL's records are no larger either.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_tls_record_is_larger_than_postgresqls() {
+    let pki = Pki::new("ours");
+    let front = front("hostssl all trusty all trust", pki.acceptor(None)).await;
+    // Between the client and the gate, to read the heads of the records.
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", crate::front::free_port())).await.unwrap();
+    let between = listener.local_addr().unwrap();
+    let gate = front.address;
+    let largest = tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut server = TcpStream::connect(gate).await.unwrap();
+        let (mut from_client, mut to_client) = client.split();
+        let (mut from_server, mut to_server) = server.split();
+        let down = async {
+            let mut largest = 0;
+            to_client.write_u8(from_server.read_u8().await.unwrap()).await.unwrap();
+            loop {
+                let mut head = [0; 5];
+                if from_server.read_exact(&mut head).await.is_err() {
+                    return largest;
+                }
+                let length = usize::from(u16::from_be_bytes([head[3], head[4]]));
+                let mut record = vec![0; length];
+                from_server.read_exact(&mut record).await.unwrap();
+                largest = largest.max(length);
+                let _ = to_client.write_all(&[&head[..], &record].concat()).await;
+            }
+        };
+        let up = async {
+            let _ = tokio::io::copy(&mut from_client, &mut to_server).await;
+            let _ = to_server.shutdown().await;
+        };
+        tokio::join!(down, up).0
+    });
+    let mut stream = by_hand_at(between, &pki, false, &[]).await.unwrap();
+    stream.write_all(&startup(0, &[("user", "trusty"), ("database", "app")])).await.unwrap();
+    stream.write_all(&query("select repeat('x', 200000)")).await.unwrap();
+    let mut received = 0;
+    while let Some((kind, body)) = receive(&mut stream).await {
+        received += body.len();
+        if kind == b'C' {
+            break;
+        }
+    }
+    assert!(received > 200_000);
+    drop(stream);
+    let largest = largest.await.unwrap();
+    assert!((4096..=8192 + 64).contains(&largest), "a record of {largest} bytes");
 }
 
 #[tokio::test(flavor = "multi_thread")]
