@@ -4,7 +4,7 @@
 use crate::ensure;
 use crate::harness::Lab;
 use crate::harness::config::Options;
-use crate::harness::node::{GATE_PORT, text_at};
+use crate::harness::node::GATE_PORT;
 use crate::harness::postgres::{APP_PASSWORD, Template};
 use crate::harness::sys::{Outcome, ms, now, secs, wait_until};
 use crate::in_lab;
@@ -96,5 +96,5 @@ fn client(lab: &Lab, dir: &Path, id: usize, idle: bool) -> Outcome {
 
 fn counter(lab: &Lab, name: &str) -> Outcome<u64> {
     let status = lab.a.status()?;
-    text_at(&status, &format!("/counters/{name}")).parse().map_err(|_| format!("no counter {name} in status").into())
+    status["counters"][name].as_u64().ok_or_else(|| format!("no counter {name} in status").into())
 }
