@@ -64,6 +64,9 @@ impl Role {
     }
 }
 
+/// The reason of a gate that a person paused.
+pub const HELD: &str = "clients are held at their transaction boundary";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GateState {

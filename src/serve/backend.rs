@@ -50,6 +50,8 @@ pub(crate) struct Backend {
     pub(crate) born: Instant,
     pub(crate) idle_since: Instant,
     pub(crate) reconnects: u32,
+    /// The gate's suspensions before it was opened: one of before a suspension passes nothing after it.
+    pub(crate) suspensions: u64,
 }
 
 impl Backend {
@@ -127,12 +129,14 @@ impl fmt::Debug for Proof {
 /// Opens a backend and brings it to rest.
 pub(crate) async fn open(proxy: &Proxy, shape: &Shape, proof: &Proof, pass: &Pass) -> Result<Backend, NoBackend> {
     let unreachable = |_| Refusal::new("57P03", "portcullis: PostgreSQL on this node does not accept connections now");
+    let suspensions = proxy.gate.suspensions();
     let opening = async {
         let mut stream = Socket::connect(proxy.door.as_path()).await.map_err(unreachable)?;
         stream.write_all(&shape.encode()).await.map_err(unreachable)?;
         let mut login = Login { stream, startup: shape, proof };
         login.authenticate().await?;
         let mut opened = login.greeting(shape, pass).await?;
+        opened.suspensions = suspensions;
         if !shape.wants_replication() && proxy.backends_max.load(Ordering::SeqCst) == 0 {
             learn_the_limit(proxy, &mut opened).await?;
         }
@@ -235,6 +239,7 @@ impl Login<'_> {
                         born: Instant::ZERO,
                         idle_since: Instant::ZERO,
                         reconnects: 0,
+                        suspensions: 0,
                     });
                 }
                 // We asked for 3.0 without options: there is nothing to negotiate.

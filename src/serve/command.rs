@@ -171,9 +171,13 @@ impl Commands {
     /// # Errors
     /// Nobody has ever logged in to it.
     pub async fn kill(&self, name: &str) -> Result<(usize, usize), Unknown> {
+        if self.proxy.known_database(name).is_none() {
+            self.reconnect(Some(name))?;
+        }
+        // First: a backend of before this serves nobody else after it.
+        let time = self.proxy.roles.time().await;
         self.reconnect(Some(name))?;
         let all = self.sessions(name);
-        let time = self.proxy.roles.time().await;
         let backends: Vec<i32> = all.iter().filter_map(|slot| slot.backend()).map(|(pid, _)| pid).collect();
         all.iter().for_each(|slot| slot.give(Order::Kill));
         let is_there = |slot: &&Arc<Slot>| self.proxy.gate.has(slot);

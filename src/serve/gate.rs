@@ -122,20 +122,22 @@ impl Gate {
     /// nothing of it, or only begin to, stay until `until`, the lease's deadline. `reason` is what the others read
     /// (FATAL 57P01). A gate that is shut otherwise stays so.
     pub fn suspend(&self, until: Instant, reason: &str) {
+        // Means nothing while the gate passes: so there is no moment in which a client may neither pass nor wait.
+        let waited = self.suspended_until.swap(until.as_nanos(), Ordering::SeqCst);
         // The cut itself, as in `cut`.
         let before = self.serve_until.swap(0, Ordering::SeqCst);
-        let last = before.max(self.suspended_until.load(Ordering::SeqCst));
+        let last = before.max(waited);
         if last == 0 {
+            self.suspended_until.store(0, Ordering::SeqCst);
             return;
         }
-        if (self.clock)().as_nanos() >= last {
-            self.end_generation(LAPSED, true);
-        }
-        self.suspended_until.store(until.as_nanos(), Ordering::SeqCst);
         if before != 0 {
             self.suspensions.fetch_add(1, Ordering::SeqCst);
             self.view.send_modify(|view| view.suspended = reason.into());
             self.wake_sessions();
+        }
+        if (self.clock)().as_nanos() >= last {
+            self.end_generation(LAPSED, true);
         }
     }
 
@@ -395,7 +397,8 @@ impl Pass {
     pub(crate) fn reason(&self) -> Arc<str> {
         match () {
             () if self.is_over() => Arc::clone(&self.gate.view.borrow().reason),
-            () if self.gate.is_suspended() => Arc::clone(&self.gate.view.borrow().suspended),
+            // It passes again, and this one's backend is of before.
+            () if self.gate.is_suspended() || self.gate.passes() => Arc::clone(&self.gate.view.borrow().suspended),
             () => LAPSED.into(),
         }
     }

@@ -286,8 +286,10 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Raises the soft limit of descriptors to what `max_clients` sessions need, or says that it cannot.
 pub fn raise_descriptor_limit(max_clients: u32) -> Result<(), Fault> {
     let needed = u64::from(max_clients) + u64::from(max_clients.min(BACKENDS_MAX)) + 2 * u64::from(CROWD);
+    // A client that does not read takes a second one.
+    let wanted = needed + u64::from(max_clients);
     let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_none_or(|current| current >= needed) {
+    if limit.current.is_none_or(|current| current >= wanted) {
         return Ok(());
     }
     let fault = || {
@@ -301,7 +303,8 @@ pub fn raise_descriptor_limit(max_clients: u32) -> Result<(), Fault> {
     if limit.maximum.is_some_and(|maximum| maximum < needed) {
         return Err(fault());
     }
-    setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum: limit.maximum }).map_err(|_| fault())
+    let wanted = limit.maximum.map_or(wanted, |maximum| wanted.min(maximum));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum }).map_err(|_| fault())
 }
 
 /// [`run_with`] without a daemon before or after.
@@ -312,6 +315,7 @@ pub async fn run(commands: Commands) {
 /// Serves clients for as long as it is polled; dropping it ends every session at once.
 pub async fn run_with(commands: Commands, doors: Doors) {
     let proxy = commands.proxy;
+    proxy.roles.run_here();
     // Not in the proxy, which the threads hold: with the last sender they end.
     let threads = loop {
         match Threads::start(&proxy) {

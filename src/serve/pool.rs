@@ -7,25 +7,25 @@
 //! **Invariants:** a backend is lent again only in the generation of the gate it was opened in. Whoever waits longest
 //! is served first. A ticket that is dropped gives back what it was given.
 
+mod lease;
+
+pub(crate) use lease::Lease;
+
 use super::backend::{self, Backend, NoBackend, Proof};
 use super::data::Data;
 use super::gate::Pass;
 use super::listener::Proxy;
 use super::slot::Slot;
-use super::socket::Socket;
 use crate::base::config::{self, PoolMode};
 use crate::base::time::Instant;
 use crate::wire::pg::{Refusal, Startup};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::ops::{Deref, DerefMut};
-use std::os::unix::net::UnixStream;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Greetings that a pool keeps.
 const MAX_GREETINGS: usize = 64;
@@ -170,84 +170,6 @@ impl Drop for Waiting {
     }
 }
 
-/// A backend and its place in its pool. Dropped on loan, it is closed, and its place is free when PostgreSQL has ended
-/// it; else at once.
-pub(crate) struct Lease {
-    backend: Backend,
-    pool: Weak<Pool>,
-    on_loan: bool,
-}
-
-impl Lease {
-    fn new(backend: Backend, pool: &Rc<Pool>) -> Lease {
-        Lease { backend, pool: Rc::downgrade(pool), on_loan: false }
-    }
-
-    fn lent(mut self) -> Lease {
-        self.on_loan = true;
-        self
-    }
-
-    /// At rest and as it was lent.
-    pub(crate) fn give_back(self) {
-        if let Some(pool) = self.pool.upgrade() {
-            pool.give_back(self);
-        }
-    }
-}
-
-impl Deref for Lease {
-    type Target = Backend;
-    fn deref(&self) -> &Backend {
-        &self.backend
-    }
-}
-
-impl DerefMut for Lease {
-    fn deref_mut(&mut self) -> &mut Backend {
-        &mut self.backend
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        // One apart has no place.
-        let Some(pool) = self.pool.upgrade().filter(|_| !self.backend.shape.wants_replication()) else { return };
-        if !self.on_loan {
-            return pool.free_place();
-        }
-        let pass = &self.backend.pass;
-        if !pass.is_over()
-            && pool.data.strong_count() > 0
-            && let Ok(stream) = self.backend.stream.again()
-        {
-            // It may still wait for its standby, and PostgreSQL counts it as long as it lives.
-            drop(tokio::task::spawn_local(see_off(stream, pass.clone(), pool)));
-        } else {
-            pool.lost();
-        }
-    }
-}
-
-/// Waits for the end of a backend that nobody needs any more, or for that of the gate's generation; only then is its
-/// place free.
-async fn see_off(stream: UnixStream, pass: Pass, pool: Rc<Pool>) {
-    let leaving = async {
-        let mut stream = Socket::new(stream)?;
-        stream.shutdown().await?;
-        let mut rest = [0; 1024];
-        while stream.read(&mut rest).await? > 0 {}
-        Ok::<(), std::io::Error>(())
-    };
-    tokio::select! {
-        biased;
-        () = pass.ended() => {}
-        // A reset is an end too.
-        _ = leaving => {}
-    }
-    pool.lost();
-}
-
 /// What a request for a backend gets.
 #[expect(clippy::large_enum_variant, reason = "lives for a moment; a box would be one allocation a transaction")]
 pub(crate) enum Lent {
@@ -379,7 +301,8 @@ impl Pool {
             // The order is that of their last use.
             let lease = if at + 1 == idle.len() { idle.pop()? } else { idle.remove(at) };
             drop(idle);
-            if lease.pass.is_of(pass) && lease.is_silent() {
+            let is_of_now = lease.pass.is_of(pass) && lease.suspensions == self.proxy.gate.suspensions();
+            if is_of_now && lease.is_silent() {
                 break Some(lease);
             }
             self.close(lease);

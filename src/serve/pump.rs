@@ -252,6 +252,13 @@ impl Pump {
         &self.entry.gate
     }
 
+    /// Asked before every write in either direction. A backend of before a suspension passes nothing any more: what it
+    /// said then may not be what PostgreSQL stands by now (R4, R6).
+    fn passes(&self) -> bool {
+        let is_of_now = |lease: &Lease| lease.suspensions == self.gate().suspensions();
+        self.pass.passes() && self.link.as_ref().is_none_or(is_of_now)
+    }
+
     fn attach(&mut self, lease: Lease) {
         self.slot().link(lease.pid, lease.key);
         self.link = Some(lease);

@@ -17,9 +17,10 @@ use crate::wire::scram::{self, Verifier};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex as Lock, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex as Lock, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::net::UnixStream;
+use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio_postgres::{Client, NoTls, Row, Statement};
 use zeroize::Zeroizing;
@@ -42,10 +43,10 @@ const MEMBERSHIPS: &str = "with recursive member (of) as (\
      union select m.roleid from pg_catalog.pg_auth_members m join member on m.member = member.of) \
      select r.rolname::text from pg_catalog.pg_authid r join member on r.oid = member.of";
 /// Those of a database that were there at that time (a number may mean another by now), but none whose commit waits for
-/// its standby: that would show it to others although the standby does not have it (R4).
+/// its standby, or may be about to: that would show it to others although the standby does not have it (R4).
 const END: &str = "select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity \
      where pid = any ($1::int4[]) and datname = $2::text::name and backend_start < $3::text::timestamptz \
-     and wait_event is distinct from 'SyncRep'";
+     and wait_event is distinct from 'SyncRep' and (backend_xid is null or state <> 'active')";
 /// Those whose commits wait for their standby.
 const HELD_UP: &str = "select pg_catalog.count(*) from pg_catalog.pg_stat_activity \
      where pid = any ($1::int4[]) and wait_event = 'SyncRep'";
@@ -64,6 +65,8 @@ pub(crate) struct Roles {
     /// Roles that may log in and did.
     remembered: Lock<HashMap<String, Arc<Role>>>,
     shared: Lock<HashMap<String, Arc<Shared>>>,
+    /// Drives the connection, whoever asks first: not the guard's runtime, and no data thread.
+    runtime: OnceLock<Handle>,
 }
 
 /// The logins of one role that wait for an answer.
@@ -150,7 +153,13 @@ impl Roles {
             kept: Mutex::new(None),
             remembered: Lock::default(),
             shared: Lock::default(),
+            runtime: OnceLock::new(),
         }
+    }
+
+    /// The runtime that drives the connection from now on is this one.
+    pub(crate) fn run_here(&self) {
+        let _ = self.runtime.set(Handle::current());
     }
 
     /// Whether a role may log in, for who proves no password; `None`: there is no such role. A yes may be a second old.
@@ -326,7 +335,12 @@ impl Roles {
         }
         let mut error = String::new();
         for database in DATABASES {
-            match self.connect(database).await {
+            let connecting = connect(Arc::clone(&self.door), self.admin_user.clone(), database);
+            let connected = match self.runtime.get() {
+                Some(runtime) => runtime.spawn(connecting).await.map_err(|e| e.to_string()).flatten(),
+                None => connecting.await,
+            };
+            match connected {
                 Ok(kept) => {
                     let kept = Arc::new(kept);
                     *slot = Some(Arc::clone(&kept));
@@ -337,16 +351,16 @@ impl Roles {
         }
         Err(error)
     }
+}
 
-    async fn connect(&self, database: &str) -> Result<Kept, String> {
-        let stream = UnixStream::connect(self.door.as_path()).await.map_err(|e| e.to_string())?;
-        let mut config = tokio_postgres::Config::new();
-        config.user(&self.admin_user).dbname(database).application_name("portcullis roles").options(OPTIONS);
-        let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(|e| describe(&e))?;
-        tokio::spawn(connection);
-        let role = client.prepare(ROLE).await.map_err(|e| describe(&e))?;
-        Ok(Kept { client, role })
-    }
+async fn connect(door: Arc<PathBuf>, admin_user: String, database: &str) -> Result<Kept, String> {
+    let stream = UnixStream::connect(door.as_path()).await.map_err(|e| e.to_string())?;
+    let mut config = tokio_postgres::Config::new();
+    config.user(&admin_user).dbname(database).application_name("portcullis roles").options(OPTIONS);
+    let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(|e| describe(&e))?;
+    tokio::spawn(connection);
+    let role = client.prepare(ROLE).await.map_err(|e| describe(&e))?;
+    Ok(Kept { client, role })
 }
 
 /// The database's own words where there are any.

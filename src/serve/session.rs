@@ -82,7 +82,11 @@ pub(crate) async fn serve(
         Opened::Startup(startup) => startup,
     };
     let login = async {
-        wait_while_paused(&proxy, &startup.database).await?;
+        // Who is gone keeps no seat.
+        tokio::select! {
+            waited = wait_while_paused(&proxy, &startup.database) => waited?,
+            () = client.left() => return Err(Stop::Silent),
+        }
         let authenticate = login::authenticate(&mut client, peer, &startup, &proxy);
         tokio::time::timeout(timeout, authenticate).await.unwrap_or(Err(Stop::Silent))
     };
@@ -246,6 +250,9 @@ impl Opening<'_> {
                 (Rc::clone(&lease.greeting), Some(lease))
             }
         };
+        if link.is_none() && !self.pass.passes() && self.pass.stands() {
+            wait_while_paused(proxy, &shape.database).await?;
+        }
         if !self.pass.passes() {
             return Err(Refusal::new("57P01", &*self.pass.reason()).into());
         }

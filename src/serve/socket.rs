@@ -13,8 +13,12 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+
+/// Pause where there is no descriptor to wait with.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A connected socket, which does not block.
 pub(crate) struct Socket<S: AsRawFd = UnixStream> {
@@ -81,8 +85,12 @@ impl<S: AsRawFd + AsFd> Socket<S> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let again = self.stream.get_ref().as_fd().try_clone_to_owned();
                     let Ok(blocked) = again.and_then(|again| watched(again, Interest::WRITABLE)) else {
-                        // No descriptor is left: look again when others had their turn.
-                        cx.waker().wake_by_ref();
+                        // No descriptor is left: look again in a moment.
+                        let waker = cx.waker().clone();
+                        drop(tokio::spawn(async move {
+                            tokio::time::sleep(LOOK_AGAIN).await;
+                            waker.wake();
+                        }));
                         return Poll::Pending;
                     };
                     self.blocked = Some(Box::new(blocked));

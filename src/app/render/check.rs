@@ -14,7 +14,7 @@
 //! | PostgreSQL down, somebody else claims the VIP, the daemon's turn does not run or nobody answers | CRITICAL |
 
 use super::clean;
-use crate::engine::status::{GateState, Role, Snapshot, VerdictWord, WitnessStatus, human_ms};
+use crate::engine::status::{GateState, HELD, Role, Snapshot, VerdictWord, WitnessStatus, human_ms};
 
 /// The levels of the monitoring plugins' interface; the number is the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,6 +119,10 @@ fn active(snapshot: &Snapshot, state: GateState, reason: &str, found: &mut Vec<(
             found.push((Level::Warning, format!("paused by name: clients of {names} wait")));
         }
         GateState::Open => {}
+        // PostgreSQL is back, and not yet judged.
+        GateState::Paused if snapshot.postgres.up && snapshot.gate.reason.as_deref().is_some_and(|why| why != HELD) => {
+            found.push((Level::Warning, format!("clients wait: {reason}")));
+        }
         GateState::Paused => found.push((Level::Warning, "paused: clients wait".to_owned())),
         GateState::Shut | GateState::Lapsed | GateState::Fenced => {
             // Nobody is served, perhaps for good: a VIP that was removed by hand stays off until a promote.

@@ -16,6 +16,8 @@ const CONFIRM_LIMIT: Duration = Duration::from_secs(30);
 const ARM_AGAIN: Duration = Duration::from_secs(2);
 /// How long a rejoin waits for a record or a PostgreSQL that is busy.
 const REJOIN_WAITS: Duration = Duration::from_secs(10);
+/// Looks that come sooner after one another than this count once: what the peer said is the same.
+const AHEAD_APART: Duration = Duration::from_millis(240);
 /// Looks in a row at which the standby was ahead before this primary fences itself.
 const AHEAD_LOOKS: u32 = 3;
 
@@ -181,7 +183,12 @@ impl Guard {
             return;
         }
         match self.peer.lsn_before {
-            Some((timeline, lsn)) if timeline == report.timeline && lsn > report.lsn => self.pg.ahead += 1,
+            Some((timeline, lsn)) if timeline == report.timeline && lsn > report.lsn => {
+                if now.boot >= self.pg.ahead_from {
+                    self.pg.ahead += 1;
+                    self.pg.ahead_from = now.boot + AHEAD_APART;
+                }
+            }
             _ => self.pg.ahead = 0,
         }
         if self.pg.ahead >= AHEAD_LOOKS && self.fenced().is_none() {

@@ -110,8 +110,9 @@ struct PgMemory {
     /// Of this start: what the standby must have flushed before a client passes (R6), and whether it has.
     barrier: Option<crate::base::ids::Lsn>,
     barrier_passed: bool,
-    /// Consecutive looks at which the standby was ahead of this primary.
+    /// Consecutive looks at which the standby was ahead of this primary, and from when the next one counts.
     ahead: u32,
+    ahead_from: Instant,
     /// The one task under way.
     task: Option<(OpId, PgOwner)>,
     /// What the running task sets the list of synchronous standbys to.
@@ -408,6 +409,7 @@ impl Guard {
                 if self.vips_ready(now, until, fx) {
                     self.suspend(now, until, reason, fx);
                 } else {
+                    let reason = self.vip_reason();
                     self.shut(now, GateState::Shut, reason, fx);
                 }
             }
@@ -585,7 +587,8 @@ impl Guard {
             return shut(format!("system identifier {} is not the record's {}", report.system_id, marker.sysid));
         }
         if let Some(why) = self.list_disagrees(report) {
-            return wait(why);
+            // A PostgreSQL that comes back with a wrong list is put right in a moment; one that serves with it is cut.
+            return Err((self.gate.suspended.is_some(), why));
         }
         if !self.pg.barrier_passed {
             return wait(

@@ -5,8 +5,8 @@ use crate::base::time::millis;
 use crate::engine::evidence::{self, Seen, Verdict};
 use crate::engine::setup::Mode;
 use crate::engine::status::{
-    GateState, GateStatus, JournalStatus, NodeRow, PeerStatus, PostgresStatus, ProcedureStatus, ReplicationStatus,
-    Role, ServerStatus, Snapshot, VerdictWord, VipStatus, VipWitnessStatus, WitnessStatus,
+    GateState, GateStatus, HELD, JournalStatus, NodeRow, PeerStatus, PostgresStatus, ProcedureStatus,
+    ReplicationStatus, Role, ServerStatus, Snapshot, VerdictWord, VipStatus, VipWitnessStatus, WitnessStatus,
 };
 use crate::engine::turn::{Now, PeerPg};
 
@@ -35,7 +35,7 @@ impl Guard {
                 open: open && !self.gate.paused,
                 state: self.gate.state,
                 reason: match (open, self.gate.paused) {
-                    (true, true) => Some("clients are held at their transaction boundary".to_owned()),
+                    (true, true) => Some(HELD.to_owned()),
                     (true, false) => None,
                     (false, _) => (!self.gate.reason.is_empty()).then(|| self.gate.reason.clone()),
                 },

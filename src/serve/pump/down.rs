@@ -43,7 +43,7 @@ impl Pump {
         }
         self.frame = (self.down.parsed, self.exchange.backend_left());
         if self.unflushed {
-            if !self.pass.passes() {
+            if !self.passes() {
                 return Err(End::Shut);
             }
             match Pin::new(&mut self.client).poll_flush(cx) {
@@ -69,7 +69,7 @@ impl Pump {
     }
 
     fn write_client(&mut self, cx: &mut Context<'_>, own: bool) -> Poll<Result<usize, End>> {
-        if !self.pass.passes() {
+        if !self.passes() {
             return Poll::Ready(Err(End::Shut));
         }
         let bytes = if own { &self.answer[..] } else { self.down.passing() };

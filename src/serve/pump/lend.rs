@@ -51,7 +51,7 @@ impl Pump {
 
     /// The gate's own business with the backend goes first.
     pub(super) fn poll_chore(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        if !self.pass.passes() {
+        if !self.passes() {
             return Err(End::Shut);
         }
         let Some(sharing) = self.sharing.as_mut() else { return Ok(false) };

@@ -195,7 +195,7 @@ impl Pump {
     }
 
     fn write_backend(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        if !self.pass.passes() {
+        if !self.passes() {
             return Err(End::Shut);
         }
         let Some(lease) = self.link.as_mut() else { return Err(End::BackendGone) };
@@ -243,13 +243,17 @@ impl Pump {
                 return if all_told { Err(End::ClientGone) } else { Ok(false) };
             }
             let left = self.exchange.at_rest() && self.up.is_empty() && self.exchange.client_left() == 0;
-            if left && self.mode != Mode::Apart && self.down.is_empty() {
+            let all_told = self.answer.is_empty() && self.down.is_empty() && !self.unflushed;
+            if left && self.mode != Mode::Apart && !all_told {
+                return Ok(false);
+            }
+            if left && self.mode != Mode::Apart {
                 return Err(End::Finished);
             }
             self.say_goodbye(cx);
             return Ok(!self.up_done);
         }
-        if self.unflushed && !self.pass.passes() {
+        if self.unflushed && !self.passes() {
             // TLS that fails to read writes what it still has.
             return Err(End::Shut);
         }
@@ -289,7 +293,10 @@ impl Pump {
                 self.client_eof = true;
                 // Somebody who only closed its side takes this. Nobody does where there is nobody, and the other host
                 // says so.
-                pg::put_notice("portcullis: still waiting for a backend, or held by a pause", &mut self.answer);
+                // Nothing passes a gate that is shut, and nothing may come into the middle of a message.
+                if self.passes() && self.exchange.backend_left() == 0 {
+                    pg::put_notice("portcullis: still waiting for a backend, or held by a pause", &mut self.answer);
+                }
                 Ok(true)
             }
             Poll::Ready(_) => Err(End::ClientGone),
@@ -314,10 +321,11 @@ impl Pump {
     fn say_goodbye(&mut self, cx: &mut Context<'_>) {
         self.up_done = true;
         let between = self.up.is_empty() && self.exchange.client_left() == 0;
+        let passes = self.passes();
         let Some(lease) = self.link.as_mut() else { return };
         let backend = Pin::new(&mut lease.stream);
         // Five bytes into a socket that took everything before them; if it does not, closing says the same.
-        if !between || !self.pass.passes() || !matches!(backend.poll_write(cx, &TERMINATE), Poll::Ready(Ok(5))) {
+        if !between || !passes || !matches!(backend.poll_write(cx, &TERMINATE), Poll::Ready(Ok(5))) {
             let _ = Pin::new(&mut lease.stream).poll_shutdown(cx);
         }
     }

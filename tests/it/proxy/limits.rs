@@ -378,7 +378,9 @@ async fn commits_that_wait_for_a_standby_do_not_keep_readers_out() {
         assert_eq!(reader.ask(&query("select count(*) from held_up")).await, "TDCi");
     }
     assert_eq!(front.pg.admin(held_up).unwrap(), "2", "they wait on");
-    front.pg.admin("select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep' and query like '%held_up%'").unwrap();
+    let go_on =
+        "select pg_cancel_backend(pid) from pg_stat_activity where query like '%held_up%' and wait_event = 'SyncRep'";
+    front.pg.admin(go_on).unwrap();
     for writer in &mut writers {
         assert!(writer.until_ready().await.ends_with("Ci"));
     }

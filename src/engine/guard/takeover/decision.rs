@@ -1,4 +1,4 @@
-//! The taking side's decision: what was heard, what is at stake, and whether it may begin (R2, R4, design.md section 5).
+//! The taking side's decision: what was heard, what is at stake, whether it may begin (R2, R4, design.md section 5).
 //!
 //! What it is NOT: it changes nothing durable before [`Guard::begin_refusing`].
 

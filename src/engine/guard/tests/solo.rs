@@ -1,5 +1,7 @@
 //! One guard alone, its events given by hand: what it asks of its hands, effect by effect. Whatever needs two nodes is
 //! in the simulated world.
+//!
+//! Over 600 lines: a list of cases of a few lines each, on one guard and its hands.
 
 use crate::base::config::FencePostgres;
 use crate::base::ids::{Epoch, Lsn, SystemId, TimelineId};
@@ -622,4 +624,12 @@ fn a_postgresql_that_became_a_standby_or_refuses_writes_is_not_waited_for() {
         solo.run(MS * 1500);
         assert_eq!(moves(&solo), ["cut", "stop units"]);
     }
+}
+
+#[test]
+fn a_list_that_disagrees_with_the_record_cuts_an_open_gate() {
+    let mut solo = Solo::active(Mode::Update);
+    solo.pg = solo.pg.take().map(|report| PgReport { sync_list: "stranger".into(), ..report });
+    solo.run(MS * 1000);
+    assert!(moves(&solo).starts_with(&["cut"]), "{:?}", moves(&solo));
 }
