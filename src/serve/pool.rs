@@ -171,7 +171,6 @@ impl Drop for Waiting {
 }
 
 /// What a request for a backend gets.
-#[expect(clippy::large_enum_variant, reason = "lives for a moment; a box would be one allocation a transaction")]
 pub(crate) enum Lent {
     Now(Lease),
     Wait(Waiting),

@@ -49,6 +49,8 @@ const _: () = assert!(BUFFER > HEADER + pg::MAX_NOTICE_READ, "a notice to be rea
 const TURNS: u32 = 16;
 /// Rewritten bytes that wait for the backend; while there are more, the client is not read.
 const MAX_OUT: usize = 64 * 1024;
+/// Room for rewritten bytes that an idle client keeps.
+const KEPT_OUT: usize = 1024;
 /// What became of the client's message at the front.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {

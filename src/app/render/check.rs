@@ -121,7 +121,7 @@ fn active(snapshot: &Snapshot, state: GateState, reason: &str, found: &mut Vec<(
         GateState::Open => {}
         // PostgreSQL is back, and not yet judged.
         GateState::Paused if snapshot.postgres.up && snapshot.gate.reason.as_deref().is_some_and(|why| why != HELD) => {
-            found.push((Level::Warning, format!("clients wait: {reason}")));
+            found.push((Level::Warning, format!("paused: clients wait: {reason}")));
         }
         GateState::Paused => found.push((Level::Warning, "paused: clients wait".to_owned())),
         GateState::Shut | GateState::Lapsed | GateState::Fenced => {

@@ -13,14 +13,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// A backend and its place in its pool. Dropped on loan, it is closed, and its place is free when PostgreSQL has ended
 /// it; else at once.
 pub(crate) struct Lease {
-    backend: Backend,
+    /// Boxed: it goes to and fro with each transaction, and a client without one has no room for it.
+    backend: Box<Backend>,
     pool: Weak<Pool>,
     pub(super) on_loan: bool,
 }
 
 impl Lease {
     pub(super) fn new(backend: Backend, pool: &Rc<Pool>) -> Lease {
-        Lease { backend, pool: Rc::downgrade(pool), on_loan: false }
+        Lease { backend: Box::new(backend), pool: Rc::downgrade(pool), on_loan: false }
     }
 
     pub(super) fn lent(mut self) -> Lease {

@@ -6,7 +6,7 @@ use super::super::end::{End, Mode};
 use super::super::flow::BUFFER;
 use super::super::pool::add;
 use super::super::show;
-use super::{MAX_OUT, Pump, Step};
+use super::{KEPT_OUT, Pump, Step};
 use crate::wire::pg::{self, HEADER, Header, Look, OwnQuery, TERMINATE};
 use bytes::BufMut;
 use std::future::Future;
@@ -216,7 +216,7 @@ impl Pump {
                     sharing.out_at += of_own;
                     if sharing.out_at == sharing.out.len() {
                         // Given back when large: an idle session is small.
-                        if sharing.out.capacity() > MAX_OUT {
+                        if sharing.out.capacity() > KEPT_OUT {
                             sharing.out = Vec::new()
                         } else {
                             sharing.out.clear()
