@@ -406,3 +406,17 @@ async fn who_waited_for_a_role_that_may_not_connect_more_often_reads_postgresqls
     let (code, text, _) = clients[1].error().await;
     assert!(code == "53300" && text.contains("too many connections for role"), "{code} {text}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_wait_of_zero_waits_for_nothing() {
+    let front = with(Pool { query_wait: Duration::ZERO, ..shared(1) }).await;
+    let (mut a, mut b) = (enter(&front, "app", "").await, enter(&front, "app", "").await);
+    assert_eq!(a.ask(&query("begin")).await, "Ct");
+    b.send(&query("select 1")).await;
+    assert_eq!(b.error().await.0, "53300");
+    assert_eq!(a.ask(&query("commit")).await, "Ci");
+    assert_eq!(a.ask(&query("select 1")).await, "TDCi");
+    front.gate.pause();
+    a.send(&query("select 1")).await;
+    assert_eq!(a.error().await.0, "57P03");
+}
