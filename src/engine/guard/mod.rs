@@ -16,10 +16,10 @@
 //! **Invariants** (design.md section 3): the gate is extended only by `decide`, only to the lease's deadline, and only
 //! when `standing` finds every condition of R1 true; a cut is always the first effect of its turn; nothing that needs
 //! the journal is emitted before `Recorded`. The submodules are rooms of this one machine:
-//! `proofs` (witness and peer evidence), `standing` (R1: what opens, suspends and cuts), `fence`, `vip`, `record` (updates and their settling), `durability` (R4),
-//! `observe` (records edited by hand), `unmarked` (takeovers no marker decides), `pledge`, `pause`, `units`,
-//! `housekeeping`, `takeover` (promote, switchover, unfence), `handover` (the old side of a
-//! switchover), `rejoin`, `view`.
+//! `proofs` (witness and peer evidence), `standing` (R1: what opens, suspends and cuts), `fence`, `vip`, `record`
+//! (updates and their settling), `durability` (R4), `observe` (records edited by hand), `unmarked` (takeovers no marker
+//! decides), `pledge`, `pause`, `units`, `housekeeping`, `takeover` (promote, switchover, unfence), `handover` (the old
+//! side of a switchover), `rejoin`, `view`.
 
 mod commands;
 mod durability;

@@ -1,7 +1,7 @@
 //! R1: whether the gate may pass, and until when. Nobody else extends or suspends; a fence and a consent cut by `shut`.
 //!
-//! **Invariants:** the gate is extended only to the lease's deadline, and only when every condition of R1 is true. A cut
-//! and a suspension are the first effect of their turn, and take back what was granted earlier in it.
+//! **Invariants:** the gate is extended only to the lease's deadline, and only when every condition of R1 is true. A
+//! cut and a suspension are the first effect of their turn, and take back what was granted earlier in it.
 
 use super::Guard;
 use crate::base::time::Instant;
