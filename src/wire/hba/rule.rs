@@ -260,7 +260,8 @@ fn address<'a>(fields: &mut impl Iterator<Item = &'a Vec<Word>>) -> Result<Addre
             return Err(format!("\"{shown}\" is a host name with a mask; write the name alone, or an address"));
         }
         let net: Result<IpNet, _> = word.text.parse();
-        let net = net.map_err(|_| format!("\"{shown}\" is not ADDRESS/BITS; correct \"{}\"", bits.escape_debug()))?;
+        let wrong = if name.parse::<IpAddr>().is_err() { name } else { bits };
+        let net = net.map_err(|_| format!("\"{shown}\" is not ADDRESS/BITS; correct \"{}\"", wrong.escape_debug()))?;
         return Ok(Address::Masked { address: net.addr(), mask: net.netmask() });
     }
     let Ok(address) = word.text.parse::<IpAddr>() else {

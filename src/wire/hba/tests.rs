@@ -485,3 +485,11 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn an_address_that_is_none_is_named_and_not_its_mask() {
+    for (address, wrong) in [("300.1.1.1/8", "300.1.1.1"), ("10.0.0.0/33", "33"), ("10.0.0.0/x", "x")] {
+        let errors = HbaFile::parse("hba.conf", &format!("host all all {address} trust")).expect_err("refused");
+        assert!(errors[0].to_string().ends_with(&format!("correct \"{wrong}\"")), "{}", errors[0]);
+    }
+}
