@@ -37,6 +37,7 @@ pub mod wire {
     pub mod peer;
     pub mod pg;
     pub mod scram;
+    pub mod tunnel;
     pub mod x509;
 }
 
