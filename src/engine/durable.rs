@@ -48,6 +48,11 @@ pub enum Entry {
         sync: Option<NodeName>,
         since: String,
     },
+    /// The peer goes alone at its epoch, by its own word and where no marker says so; `None`: it is in sync again.
+    PeerAlone {
+        epoch: Epoch,
+        since: Option<String>,
+    },
     /// This node serves nothing of epochs below `number`.
     Fenced {
         number: Epoch,
@@ -124,6 +129,9 @@ pub struct Durable {
     pub seq: u64,
     pub sync: Option<NodeName>,
     pub sync_since: Option<String>,
+    /// The peer went alone: at which of its epochs, and when (RFC 3339).
+    #[serde(default)]
+    pub peer_alone: Option<(Epoch, String)>,
     /// The fence number; passed only by winning an epoch not below it.
     pub fence: Epoch,
     /// The fenced state and why, until promote, unfence or rejoin end it.
@@ -175,6 +183,7 @@ impl Durable {
                     self.sync_since = Some(since.clone());
                 }
             }
+            Entry::PeerAlone { epoch, since } => self.peer_alone = since.clone().map(|since| (*epoch, since)),
             Entry::Fenced { number, reason, .. } => {
                 self.fence = self.fence.max(*number);
                 self.fenced = Some(reason.clone());

@@ -228,6 +228,8 @@ mod tests {
             stonith: false,
             units: false,
             synchronous: true,
+            block: false,
+            standby_timeout: Duration::from_secs(3),
             hold_limit: Duration::from_secs(30),
             fence_postgres: FencePostgres::Demote,
             digest: "same".into(),

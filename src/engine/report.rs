@@ -17,6 +17,10 @@ pub struct PgReport {
     pub timeline: TimelineId,
     /// Primary: `pg_current_wal_insert_lsn()`. Standby: the greater of received (flushed) and replayed.
     pub lsn: Lsn,
+    /// Primary: `pg_current_wal_flush_lsn()`, which is what standbys are sent; the insert position may stay ahead of it
+    /// for as long as nobody commits.
+    #[serde(default)]
+    pub flush_lsn: Option<Lsn>,
     /// Standby: `pg_last_wal_replay_lsn()`.
     pub replay_lsn: Option<Lsn>,
     /// Standby: `pg_last_wal_receive_lsn()` (flushed).

@@ -1,6 +1,6 @@
 //! What the guard needs of the configuration, distilled once at start.
 
-use crate::base::config::{Config, DnsMode, FencePostgres, ReplicationMode};
+use crate::base::config::{Config, DnsMode, FencePostgres, OnStandbyLoss, ReplicationMode};
 use crate::base::ids::NodeName;
 use crate::engine::lease::Timing;
 use std::net::IpAddr;
@@ -51,6 +51,10 @@ pub struct Setup {
     /// `service.units` is not empty.
     pub units: bool,
     pub synchronous: bool,
+    /// `on_standby_loss = "block"`: never alone; the list names the peer whatever happens.
+    pub block: bool,
+    /// Silence of the standby after which it counts as lost.
+    pub standby_timeout: Duration,
     /// How long clients wait for a PostgreSQL that is away before the gate is cut: `pool.query_wait`.
     pub hold_limit: Duration,
     pub fence_postgres: FencePostgres,
@@ -108,6 +112,9 @@ impl Setup {
             stonith: !config.fence.stonith.is_empty(),
             units: !config.service.units.is_empty(),
             synchronous: config.replication.mode == ReplicationMode::Synchronous,
+            block: config.replication.mode == ReplicationMode::Synchronous
+                && config.replication.on_standby_loss == OnStandbyLoss::Block,
+            standby_timeout: config.replication.standby_timeout,
             hold_limit: config.pool.query_wait,
             fence_postgres: config.fence.postgres,
             digest,

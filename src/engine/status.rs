@@ -177,6 +177,9 @@ pub struct ReplicationStatus {
     pub in_sync: bool,
     /// RFC 3339, when this pair went alone; null when in sync or unknown.
     pub alone_since: Option<String>,
+    /// RFC 3339, since when the standby that commits wait for is silent (an addition to the contract).
+    #[serde(default)]
+    pub waiting_since: Option<String>,
     pub timeline: Option<u32>,
     pub lsn: Option<String>,
 }
@@ -254,6 +257,9 @@ pub struct Counters {
     #[serde(default)]
     pub pauses_seen: u64,
     pub witness_silent: u64,
+    /// Times the synchronous standby was lost.
+    #[serde(default)]
+    pub standby_losses: u64,
     pub peer_refused_connections: u64,
     pub sessions_total: u64,
     pub auth_failures: u64,

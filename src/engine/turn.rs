@@ -407,6 +407,8 @@ pub enum PeerQuestion {
     PutBack { attempt: u64 },
     /// First step of a rejoin, to the active node: write `sync=none`, empty the list, make role and slot.
     PrepareRejoin { id: u64 },
+    /// Without a marker: I go alone at this epoch; write that down (R4, P8).
+    GoingAlone { epoch: Epoch, since: String },
     /// Run this procedure on your side (a command given on the wrong node).
     Run { command: Command },
 }
@@ -452,6 +454,8 @@ pub enum PeerAnswer {
     Running {
         id: u64,
     },
+    /// It is on disk here that the asker goes alone.
+    Acknowledged,
     Refused {
         why: String,
     },

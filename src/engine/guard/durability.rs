@@ -1,6 +1,7 @@
 //! Synchronous or alone (R4): the list in PostgreSQL always agrees with the record, and the record comes first on the
 //! way down and last on the way up. Also R6's wait after a start.
 
+use super::alone::StandbyMemory;
 use super::record::{JobEnd, Purpose};
 use super::{Guard, PgOwner, Then};
 use crate::base::ids::{Lsn, NodeName};
@@ -8,6 +9,7 @@ use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
 use crate::engine::report::{PgReport, StandbyRow};
 use crate::engine::setup::Mode;
+use crate::engine::status::Role;
 use crate::engine::turn::{Effect, Now, PeerAnswer, PgOutput, PgTask, Ticket};
 
 /// How long the standby may take to confirm that it has flushed and replayed past the barrier.
@@ -25,6 +27,8 @@ const AHEAD_LOOKS: u32 = 3;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum AloneFor {
     Takeover,
+    /// The standby is lost.
+    Silence,
     Rejoin { ticket: Ticket, id: u64 },
 }
 
@@ -47,6 +51,10 @@ pub(super) enum Phase {
         clean: bool,
     },
     Disarming,
+    /// Without a marker: the peer is asked to acknowledge that this node goes alone.
+    AskingPeer {
+        question: u64,
+    },
     RecordingAlone(AloneFor),
     Emptying(AloneFor),
     Preparing {
@@ -64,6 +72,7 @@ pub(super) struct Durability {
     rejoin_waits: Option<(Ticket, u64, Instant)>,
     pub(super) confirmed_at: Instant,
     pub(super) clean: bool,
+    pub(super) standby: StandbyMemory,
 }
 
 impl Guard {
@@ -102,7 +111,7 @@ impl Guard {
             let row = self
                 .standby_row()
                 .is_some_and(|r| r.state == "streaming" && (r.sync_state == "sync" || r.sync_state == "quorum"));
-            return named && listed && row && !report.in_recovery;
+            return named && listed && row && !report.in_recovery && !self.durability.standby.lost;
         }
         let named = self.witness.marker.as_ref().is_some_and(|m| m.sync.as_ref() == Some(&self.setup.me)) || unmarked;
         named && report.streaming && self.peer.state.as_ref().is_some_and(|p| p.in_sync)
@@ -113,14 +122,16 @@ impl Guard {
         let list = listed(&report.sync_list);
         let agrees = match self.record_sync() {
             None => return Some("what the record says of synchronous standbys is not known yet".to_owned()),
-            Some(None) => list == Listed::Empty || list == Listed::One(self.setup.peer.as_str()),
+            Some(None) => {
+                (list == Listed::Empty && !self.setup.block) || list == Listed::One(self.setup.peer.as_str())
+            }
             Some(Some(name)) => list == Listed::One(name.as_str()),
         };
         (!agrees).then(|| "synchronous_standby_names does not agree with the record; it is being set".to_owned())
     }
 
     /// `sync=` of our epoch.
-    fn record_sync(&self) -> Option<Option<NodeName>> {
+    pub(super) fn record_sync(&self) -> Option<Option<NodeName>> {
         match self.setup.mode {
             Mode::Update => self.witness.sync.clone(),
             Mode::Observe | Mode::VipOnly => Some(self.durable.sync.clone()),
@@ -159,6 +170,7 @@ impl Guard {
         }
         self.pg.report = Some(report);
         self.check_ahead(now, fx);
+        self.watch_standby(now, asked, fx);
         let alone = !self.setup.synchronous || self.record_sync() == Some(None);
         if let Some(barrier) = self.pg.barrier {
             let flushed = self.standby_row().and_then(|r| r.flush_lsn).is_some_and(|lsn| lsn >= barrier);
@@ -207,45 +219,16 @@ impl Guard {
         self.pg.barrier_passed = false;
     }
 
-    /// Starts going alone; false while something else is under way.
-    pub(super) fn go_alone(&mut self, now: Now, by: AloneFor, fx: &mut Vec<Effect>) -> bool {
-        if self.pg.task.is_some() || !matches!(self.durability.phase, Phase::Idle) {
-            return false;
-        }
-        let own = self.record_sync() == Some(None) && self.durable.sync.is_none();
-        if !own && self.setup.mode != Mode::Update {
-            let (epoch, seq, since) = (self.durable.won, self.durable.seq + 1, now.rfc3339());
-            self.durability.phase = Phase::RecordingAlone(by);
-            self.record(fx, vec![Entry::Sync { epoch, seq, sync: None, since }], Then::Durability);
-            return true;
-        }
-        if own {
-            self.durability.phase = Phase::Emptying(by);
-            self.pg_task_next(PgOwner::Durability, PgTask::SetSyncList(None), fx);
-            return true;
-        }
-        if !self.start_job(now, Purpose::Sync(None), fx) {
-            return false;
-        }
-        self.durability.phase = Phase::RecordingAlone(by);
-        true
-    }
-
     /// Observe mode: what the journal says of `sync=` is durable (or is not).
     pub(super) fn on_sync_journaled(&mut self, now: Now, result: Result<(), String>, fx: &mut Vec<Effect>) {
         match (self.durability.phase, result) {
-            (Phase::RecordingAlone(by), Ok(())) => {
-                self.durability.phase = Phase::Emptying(by);
-                self.pg_task_next(PgOwner::Durability, PgTask::SetSyncList(None), fx);
-            }
+            (Phase::RecordingAlone(by), Ok(())) => self.empty_list(now, by, fx),
             (Phase::RecordingAlone(by), Err(why)) => {
                 self.durability.phase = Phase::Idle;
                 self.alone_done(now, by, Err(why), fx);
             }
             (Phase::RecordingSync { .. }, Ok(())) => {
-                self.durability.phase = Phase::Idle;
-                let text = format!("synchronous again: {} confirms every commit", self.setup.peer);
-                self.note(now, fx, "in_sync", text);
+                self.synchronous_again(now, fx);
             }
             (Phase::RecordingSync { .. }, Err(_)) => {
                 self.durability.phase = Phase::Idle;
@@ -257,18 +240,13 @@ impl Guard {
 
     pub(super) fn on_sync_recorded(&mut self, now: Now, end: JobEnd, fx: &mut Vec<Effect>) {
         match (self.durability.phase, end) {
-            (Phase::RecordingAlone(by), JobEnd::Settled(_)) => {
-                self.durability.phase = Phase::Emptying(by);
-                self.pg_task_next(PgOwner::Durability, PgTask::SetSyncList(None), fx);
-            }
+            (Phase::RecordingAlone(by), JobEnd::Settled(_)) => self.empty_list(now, by, fx),
             (Phase::RecordingAlone(by), JobEnd::Changed(why) | JobEnd::NotWritten(why) | JobEnd::Unknown(why)) => {
                 self.durability.phase = Phase::Idle;
                 self.alone_done(now, by, Err(why), fx);
             }
             (Phase::RecordingSync { .. }, JobEnd::Settled(_)) => {
-                self.durability.phase = Phase::Idle;
-                let text = format!("synchronous again: {} confirms every commit", self.setup.peer);
-                self.note(now, fx, "in_sync", text);
+                self.synchronous_again(now, fx);
             }
             (Phase::RecordingSync { .. }, JobEnd::Unknown(_))
             | (Phase::RecordingSync { clean: false }, JobEnd::Changed(_) | JobEnd::NotWritten(_)) => {
@@ -281,7 +259,7 @@ impl Guard {
                 self.durability.retry_at = now.boot + ARM_AGAIN;
                 let (epoch, seq, since) = (self.durable.won, self.durable.seq, now.rfc3339());
                 self.record(fx, vec![Entry::Sync { epoch, seq, sync: None, since }], Then::Nothing);
-                if !self.pg_task(PgOwner::Durability, PgTask::SetSyncList(None), fx) {
+                if self.setup.block || !self.pg_task(PgOwner::Durability, PgTask::SetSyncList(None), fx) {
                     self.durability.phase = Phase::Idle;
                 }
             }
@@ -289,9 +267,17 @@ impl Guard {
         }
     }
 
-    fn alone_done(&mut self, now: Now, by: AloneFor, result: Result<(), String>, fx: &mut Vec<Effect>) {
+    fn synchronous_again(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        self.durability.phase = Phase::Idle;
+        self.durability.standby.armed(now);
+        let text = format!("synchronous again: {} confirms every commit", self.setup.peer);
+        self.note(now, fx, "in_sync", text);
+    }
+
+    pub(super) fn alone_done(&mut self, now: Now, by: AloneFor, result: Result<(), String>, fx: &mut Vec<Effect>) {
         match by {
             AloneFor::Takeover => self.on_takeover_alone(now, result, fx),
+            AloneFor::Silence => self.on_silence_alone(now, result, fx),
             AloneFor::Rejoin { ticket, id } => match result {
                 Ok(()) => {
                     self.durability.phase = Phase::Preparing { ticket, id };
@@ -343,6 +329,7 @@ impl Guard {
     /// Keeps list and record together, and arms when the standby streams.
     pub(super) fn advance_durability(&mut self, now: Now, fx: &mut Vec<Effect>) {
         self.try_waiting_rejoin(now, fx);
+        self.advance_alone(now, fx);
         match self.durability.phase {
             Phase::Confirming { lsn, until } => self.confirm(now, lsn, until, fx),
             Phase::Idle => self.begin_durability(now, fx),
@@ -408,19 +395,28 @@ impl Guard {
             let streams = p.pg.as_ref().is_some_and(|pg| pg.streaming && pg.system_id == report.system_id);
             streams && p.adopted && !p.rejoining
         });
-        let ready = self.standby_streams() && self.is_prepared() && peer_ready;
+        let steady = self.durability.standby.is_steady(now);
+        let ready = self.standby_streams() && self.is_prepared() && peer_ready && steady;
         let wanted = match &record {
             Some(name) if list != Listed::One(name.as_str()) => Some((Phase::Correcting, Some(name.clone()))),
             Some(_) => None,
             None if !self.setup.synchronous => (list != Listed::Empty).then_some((Phase::Correcting, None)),
             None if ready && self.gate.open => Some((Phase::Naming, Some(peer))),
+            None if self.setup.block => (list != Listed::One(peer.as_str())).then_some((Phase::Correcting, Some(peer))),
             // Under sync=none a name is left alone only while its standby streams; ours was the update that says so.
-            None if list != Listed::Empty && self.durable.sync.is_none() && !self.standby_streams() => {
+            None if list != Listed::Empty
+                && self.durable.sync.is_none()
+                && !self.standby_streams()
+                && self.lease_stands(now).is_ok() =>
+            {
                 Some((Phase::Correcting, None))
             }
             None => None,
         };
         if let Some((phase, name)) = wanted {
+            if phase == Phase::Naming {
+                self.durability.standby.armed(now);
+            }
             self.durability.phase = phase;
             self.pg_task_next(PgOwner::Durability, PgTask::SetSyncList(name), fx);
         }
@@ -430,7 +426,7 @@ impl Guard {
     pub(super) fn on_prepare_rejoin(&mut self, now: Now, ticket: Ticket, id: u64, fx: &mut Vec<Effect>) {
         let refuse =
             |why: &str| Effect::AnswerPeer { ticket, answer: Box::new(PeerAnswer::Refused { why: why.to_owned() }) };
-        if !self.durable.is_holder() || !self.gate.open {
+        if !self.may_be_joined() {
             fx.push(refuse("this node is not the active one, or its gate is not open"));
         } else if self.takeover.is_some() || self.handover.is_some() {
             fx.push(refuse("another procedure is under way here"));
@@ -440,10 +436,17 @@ impl Guard {
         }
     }
 
+    /// It serves; or, where it never goes alone, it would if it had a standby (R6), which only a rejoin may bring back.
+    fn may_be_joined(&self) -> bool {
+        let primary = self.pg.up && self.pg.report.as_ref().is_some_and(|r| !r.in_recovery);
+        let waits = self.setup.block && primary && self.role() == Role::Active;
+        self.durable.is_holder() && (self.gate.open || waits)
+    }
+
     /// A rejoin that came while the record or PostgreSQL was busy.
     fn try_waiting_rejoin(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let Some((ticket, id, until)) = self.durability.rejoin_waits else { return };
-        let able = self.durable.is_holder() && self.gate.open && self.takeover.is_none() && self.handover.is_none();
+        let able = self.may_be_joined() && self.takeover.is_none() && self.handover.is_none();
         if able && self.go_alone(now, AloneFor::Rejoin { ticket, id }, fx) {
             self.durability.rejoin_waits = None;
         } else if now.boot >= until {
@@ -456,14 +459,14 @@ impl Guard {
 
 /// What `synchronous_standby_names` amounts to.
 #[derive(Debug, PartialEq, Eq)]
-enum Listed<'a> {
+pub(super) enum Listed<'a> {
     Empty,
     One(&'a str),
     /// Anything the daemon never writes.
     Other,
 }
 
-fn listed(list: &str) -> Listed<'_> {
+pub(super) fn listed(list: &str) -> Listed<'_> {
     let list = list.trim();
     if list.is_empty() {
         return Listed::Empty;

@@ -116,6 +116,7 @@ pub(super) enum PeerAskedFor {
     Pulse,
     Takeover,
     Rejoin,
+    Alone,
     Forward { ticket: Ticket },
 }
 
@@ -456,6 +457,7 @@ impl Guard {
             PeerAskedFor::Pulse => {}
             PeerAskedFor::Takeover => self.on_takeover_peer(now, question, answer, fx),
             PeerAskedFor::Rejoin => self.on_rejoin_peer(now, question, answer, fx),
+            PeerAskedFor::Alone => self.on_alone_answered(now, question, answer, fx),
             PeerAskedFor::Forward { ticket } => self.on_forwarded(now, ticket, answer, fx),
         }
     }
@@ -465,6 +467,7 @@ impl Guard {
         self.peer.heard = Some(now.boot);
         self.peer.heard_wall = Some(now.rfc3339());
         self.see_epoch(state.seen.max(state.won), fx);
+        self.hear_of_sync(&state, fx);
         if state.digest != self.setup.digest && !self.peer.mismatch_noted {
             self.peer.mismatch_noted = true;
             let text =
@@ -514,6 +517,7 @@ impl Guard {
             }
             PeerQuestion::PutBack { attempt } => self.on_put_back(now, ticket, attempt, fx),
             PeerQuestion::PrepareRejoin { id } => self.on_prepare_rejoin(now, ticket, id, fx),
+            PeerQuestion::GoingAlone { epoch, since } => self.on_going_alone(ticket, epoch, since, fx),
             PeerQuestion::Run { command } => self.on_run_for_peer(now, ticket, command, fx),
         }
     }

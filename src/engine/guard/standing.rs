@@ -169,7 +169,7 @@ impl Guard {
     }
 
     /// R1 without PostgreSQL and the VIP.
-    fn lease_stands(&self, now: Now) -> Result<Instant, (GateState, String)> {
+    pub(super) fn lease_stands(&self, now: Now) -> Result<Instant, (GateState, String)> {
         use GateState::{Fenced, Lapsed, Shut};
         let shut = |reason: &str| Err((Shut, reason.to_owned()));
         if self.shutting_down {

@@ -42,7 +42,8 @@ const LOOK: &str = "WITH r AS MATERIALIZED (SELECT pg_is_in_recovery() AS rec), 
       coalesce((SELECT status = 'streaming' FROM w), false), \
       current_setting('synchronous_standby_names'), \
       (extract(epoch FROM pg_conf_load_time()) * 1000000)::bigint, \
-      current_setting('default_transaction_read_only') FROM r; \
+      current_setting('default_transaction_read_only'), \
+      CASE WHEN NOT r.rec THEN pg_current_wal_flush_lsn() END FROM r; \
     SELECT application_name, state, sync_state, flush_lsn, replay_lsn, pid FROM pg_stat_replication";
 
 /// The end of the last record, asked of a primary; for [`last_record_end`].
@@ -318,6 +319,7 @@ fn read_report(start: u64, messages: Vec<SimpleQueryMessage>) -> Option<PgReport
         } else {
             last_record_end(text(&head, 4)?)?
         },
+        flush_lsn: lsn(&head, 11),
         replay_lsn,
         receive_lsn,
         streaming: text(&head, 7)? == "t",

@@ -235,6 +235,8 @@ impl World {
             stonith: self.stonith,
             units: false,
             synchronous: !self.asynchronous,
+            block: self.block,
+            standby_timeout: secs(3),
             hold_limit: Duration::from_secs(30),
             fence_postgres: self.fence_postgres,
             digest: "same".into(),
