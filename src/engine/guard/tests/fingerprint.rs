@@ -103,6 +103,8 @@ impl Hash for World {
             stonith: _,
             shot: _,
             asynchronous: _,
+            block: _,
+            fuse: _,
             mode: _,
             dns_up,
             dns_cut,
@@ -114,6 +116,7 @@ impl Hash for World {
             loss_accepted,
             check_acked: _,
             wire_up,
+            streams_up,
             mute,
             second,
             deaf,
@@ -135,7 +138,7 @@ impl Hash for World {
         } = self;
         (now, nodes, record, dns_up, dns_cut, rng, acked, loss_accepted).hash(state);
         (wire_up, mute, second, deaf, lose_update_answers, hold_updates, held, ticket, owners).hash(state);
-        (gateway, lan_up).hash(state);
+        (gateway, lan_up, streams_up).hash(state);
         broken.as_ref().map(|(law, _)| law).hash(state);
         for ((at, _), delivery) in queue {
             (at, delivery).hash(state);

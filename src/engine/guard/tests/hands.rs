@@ -54,13 +54,22 @@ impl World {
             let last = pg.data.last_mut().expect("a branch");
             last.1 += 1;
             let (branch, count) = *last;
-            if synchronous && streams {
+            let flushes = streams && !self.nodes[1 - node].pg.hung;
+            if synchronous && flushes {
                 self.catch_up(1 - node);
             }
-            if !synchronous || streams {
+            if !synchronous || flushes {
                 self.acked.insert(branch, count);
                 self.acks += 1;
             }
+        }
+    }
+
+    /// The list is emptied: every commit that waited is a plain success.
+    fn release_commits(&mut self, node: usize) {
+        let pg = &self.nodes[node].pg;
+        if let Some((branch, count)) = pg.data.last().copied().filter(|_| pg.up && !pg.list.is_empty()) {
+            self.acked.insert(branch, count);
         }
     }
 
@@ -74,6 +83,9 @@ impl World {
     pub(super) fn effects(&mut self, node: usize, effects: Vec<Effect>) {
         let life = self.nodes[node].life;
         for (index, effect) in effects.into_iter().enumerate() {
+            if self.burn(node) {
+                return;
+            }
             match effect {
                 Effect::Cut { .. } => {
                     assert_eq!(index, 0, "a cut is the first effect of its turn");
@@ -235,6 +247,7 @@ impl World {
     pub(super) fn streams(&self, standby: usize) -> bool {
         let (s, p) = (&self.nodes[standby].pg, &self.nodes[1 - standby].pg);
         self.wire_up
+            && self.streams_up
             && self.mute == [false; 2]
             && s.up
             && p.up
@@ -248,7 +261,7 @@ impl World {
 
     pub(super) fn report(&mut self, node: usize) -> Option<PgReport> {
         let other = 1 - node;
-        if self.streams(node) {
+        if self.streams(node) && !self.nodes[node].pg.hung {
             self.catch_up(node);
         }
         let streaming = self.streams(node);
@@ -267,6 +280,7 @@ impl World {
             in_recovery: pg.in_recovery,
             timeline: TimelineId(pg.timeline),
             lsn: Lsn(pg.lsn),
+            flush_lsn: (!pg.in_recovery).then_some(Lsn(pg.lsn)),
             replay_lsn: pg.in_recovery.then_some(Lsn(pg.lsn)),
             receive_lsn: None,
             streaming,
@@ -278,8 +292,11 @@ impl World {
     }
 
     pub(super) fn run_pg(&mut self, node: usize, task: PgTask) -> Result<PgOutput, String> {
-        let streams = self.streams(1 - node);
+        let streams = self.streams(1 - node) && !self.nodes[1 - node].pg.hung;
         let other = self.nodes[1 - node].pg.clone();
+        if task == PgTask::SetSyncList(None) && self.is_open(node) && !self.nodes[node].pg.in_recovery {
+            self.release_commits(node);
+        }
         let n = &mut self.nodes[node];
         let pg = &mut n.pg;
         match task {
@@ -326,6 +343,7 @@ impl World {
                     lsn: other.lsn,
                     list: String::new(),
                     follows: true,
+                    hung: false,
                     start,
                     data: other.data,
                 };
@@ -386,6 +404,9 @@ impl World {
                     self.write_down(node, &entries);
                     if !self.lean {
                         self.nodes[node].disk.extend(entries);
+                    }
+                    if self.burn(node) {
+                        return;
                     }
                     self.give(node, Event::Recorded { seq });
                 }

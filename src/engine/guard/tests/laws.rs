@@ -16,6 +16,7 @@ pub(super) const ONE_OWNER: &str = "an epoch is won by one node only";
 pub(super) const UNRECORDED: &str = "what is recorded is never un-recorded";
 pub(super) const MISSING: &str = "no acknowledged write is missing on the active node";
 pub(super) const TRUE_RECORD: &str = "the node that the record calls in sync holds every acknowledged write";
+pub(super) const TOLD: &str = "commits pass without the standby only while the record says so";
 /// A gate is open only on a complete epoch above every fence, for a lease at most, and never long beside a higher one.
 pub(super) const OPEN_RIGHTLY: &str = "a gate is open only on a complete epoch, for a lease at most";
 pub(super) const SERVES_AGAIN: &str = "after all faults heal somebody can serve";
@@ -62,6 +63,13 @@ impl World {
             } else if beyond || beside {
                 let what = if beyond { "is open beyond a lease" } else { "serves beside a higher epoch" };
                 self.broke(OPEN_RIGHTLY, format!("{} {what}", name(node)));
+            }
+            let n = &self.nodes[node];
+            let mine = marker.as_ref().filter(|m| m.active == name(node) && m.epoch == n.shadow.complete);
+            let alone = n.pg.up && !n.pg.in_recovery && n.pg.list.is_empty() && !self.asynchronous;
+            if self.check_acked && alone && (self.block || mine.is_some_and(|m| m.sync.is_some())) {
+                let text = format!("{} commits alone; the record says {:?}", name(node), mine.map(|m| &m.sync));
+                self.broke(TOLD, text);
             }
         }
         self.check_record();

@@ -1,5 +1,6 @@
 //! Behaviour of two whole guards in the simulated world; one test per interleaving. `random` runs seeded schedules.
 
+mod alone;
 mod fence;
 mod fingerprint;
 mod hands;
@@ -522,7 +523,8 @@ fn a_consent_that_cannot_be_written_is_still_a_fence_that_unfence_lifts() {
 fn a_taker_that_was_overtaken_promotes_nothing() {
     let mut world = World::running();
     world.wire_up = false;
-    world.run_for(secs(3));
+    // Before a counts its standby as lost and changes the record itself.
+    world.run_for(MS * 200);
     let ticket = world.promote(1, false);
     world.run_until(secs(10), "b won", |w| w.durable(1).won == Epoch(2));
     world.run_for(MS * 100);

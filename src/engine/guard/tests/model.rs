@@ -15,7 +15,9 @@
 //! `PORTCULLIS_MODEL_DEVIATIONS` (k, 1 unless told), `PORTCULLIS_MODEL_SCENARIO` (one of them by name),
 //! `PORTCULLIS_MODEL_THREADS`.
 
-use super::laws::{MISSING, ONE_OWNER, OPEN_RIGHTLY, SERVES_AGAIN, TOO_EARLY, TRUE_RECORD, TWO_GATES, UNRECORDED};
+use super::laws::{
+    MISSING, ONE_OWNER, OPEN_RIGHTLY, SERVES_AGAIN, TOLD, TOO_EARLY, TRUE_RECORD, TWO_GATES, UNRECORDED,
+};
 use super::scenarios::{
     ALMOST, ALONE, CONSENTED, FAR, LATE, LEASE, LONG, MET, NEVER, RACE, SHORT, Scenario, State, UPDATE_LATE,
     UPDATE_LOST, at_work, scenarios,
@@ -368,7 +370,7 @@ impl Model for Guards {
                 })),*]
             };
         }
-        let mut all = laws![TWO_GATES, TOO_EARLY, ONE_OWNER, UNRECORDED, MISSING, TRUE_RECORD, OPEN_RIGHTLY];
+        let mut all = laws![TWO_GATES, TOO_EARLY, ONE_OWNER, UNRECORDED, MISSING, TRUE_RECORD, TOLD, OPEN_RIGHTLY];
         all.push(Property::<Self>::always(SERVES_AGAIN, |model, state| {
             if state.world.now < state.end || state.world.broken.is_some() {
                 return true;

@@ -34,6 +34,8 @@ pub(super) struct Pg {
     pub(super) lsn: u64,
     pub(super) list: String,
     pub(super) follows: bool,
+    /// Of a standby: its walreceiver is frozen; the session stands, and nothing is flushed any more.
+    pub(super) hung: bool,
     pub(super) start: u64,
     /// The writes this cluster holds: how many of each branch; every promotion begins a branch.
     pub(super) data: Data,
@@ -107,6 +109,8 @@ pub(super) enum Cut {
     Gateway(usize),
     /// The nodes do not hear each other's ARP.
     Lan,
+    /// The two PostgreSQLs do not reach each other; everything else does.
+    Streams,
 }
 
 /// What somebody or something does to the world.
@@ -117,6 +121,8 @@ pub(super) enum Act {
     Crash(usize),
     StopPg(usize),
     StartPg(usize),
+    /// Its standby hangs, or goes on.
+    Hang(usize, bool),
     Freeze(usize, Duration),
     Cut(Cut),
     Heal(Cut),

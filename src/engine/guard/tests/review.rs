@@ -228,10 +228,11 @@ fn s9_crash_recovery_inside_a_running_postmaster_holds_clients_until_the_standby
     world.wire_up = false;
     world.run_for(secs(1));
     world.give(0, Event::PgLost("the database system is in recovery mode".into()));
-    world.run_for(secs(5));
+    world.run_for(secs(2));
     assert!(!world.is_open(0), "R6: unreplicated commits may be visible now");
     world.wire_up = true;
     world.run_until(secs(5), "open again", |w| w.is_open(0));
+    assert_eq!(world.marker().and_then(|m| m.sync), Some(name(1)), "the standby came before its time was over");
 }
 
 #[test]

@@ -66,6 +66,8 @@ pub(super) struct World {
     pub(super) loss_accepted: bool,
     pub(super) check_acked: bool,
     pub(super) wire_up: bool,
+    /// The two PostgreSQLs reach each other, where the nodes do.
+    pub(super) streams_up: bool,
     /// Nothing from this node reaches the other.
     pub(super) mute: [bool; 2],
     pub(super) mode: Mode,
@@ -88,6 +90,10 @@ pub(super) struct World {
     pub(super) fence_postgres: FencePostgres,
     /// `replication.mode = "asynchronous"`.
     pub(super) asynchronous: bool,
+    /// `replication.on_standby_loss = "block"`.
+    pub(super) block: bool,
+    /// So many effects and journal lines of node a until its daemon dies, or its machine.
+    pub(super) fuse: Option<(u64, Act)>,
     pub(super) held: Vec<(RecordPair, RecordPair)>,
     pub(super) queue: BTreeMap<(Instant, u64), Delivery>,
     pub(super) order: u64,
@@ -126,6 +132,7 @@ impl World {
             lsn: 1000,
             list: String::new(),
             follows: in_recovery,
+            hung: false,
             start: 1,
             data: vec![(0, 0)],
         };
@@ -166,6 +173,7 @@ impl World {
             loss_accepted: false,
             check_acked: true,
             wire_up: true,
+            streams_up: true,
             mute: [false; 2],
             mode,
             second: (servers > 1).then(|| RecordPair::new(vec![address(0)], 5, Vec::new())),
@@ -179,6 +187,8 @@ impl World {
             hold_updates: false,
             fence_postgres: FencePostgres::Demote,
             asynchronous: false,
+            block: false,
+            fuse: None,
             held: Vec::new(),
             queue: BTreeMap::new(),
             order: 0,
@@ -268,6 +278,20 @@ impl World {
         self.note(|w| format!("{} starts: {}", name(node), w.state_of(node)));
     }
 
+    /// Burns by one; at the end node a dies, in the middle of whatever it does.
+    pub(super) fn burn(&mut self, node: usize) -> bool {
+        if node != 0 {
+            return false;
+        }
+        let Some((left, act)) = self.fuse.take() else { return false };
+        if left > 0 {
+            self.fuse = Some((left - 1, act));
+            return false;
+        }
+        self.act(act);
+        true
+    }
+
     /// kill -9 of the daemon: its gate goes with its process.
     pub(super) fn kill(&mut self, node: usize) {
         self.nodes[node].guard = None;
@@ -331,6 +355,7 @@ impl World {
                 self.nodes[node].pg.up = true;
                 self.nodes[node].pg.start += 1;
             }
+            Act::Hang(node, on) => self.nodes[node].pg.hung = on,
             Act::Freeze(node, time) => self.nodes[node].frozen_until = self.now + time,
             Act::Cut(cut) => self.cut(cut, true),
             Act::Heal(cut) => self.cut(cut, false),
@@ -354,6 +379,7 @@ impl World {
             Cut::Deaf(node) => self.deaf[node] = on,
             Cut::Gateway(node) => self.gateway[node] = !on,
             Cut::Lan => self.lan_up = !on,
+            Cut::Streams => self.streams_up = !on,
         }
     }
 
@@ -362,8 +388,9 @@ impl World {
         self.rng = None;
         (self.dns_up, self.dns_cut, self.deaf) = (true, [false; 2], [false; 2]);
         (self.wire_up, self.mute, self.lose_update_answers) = (true, [false; 2], false);
-        (self.gateway, self.lan_up) = ([true; 2], true);
+        (self.gateway, self.lan_up, self.streams_up) = ([true; 2], true, true);
         for node in 0..2 {
+            self.nodes[node].pg.hung = false;
             self.nodes[node].off = false;
             self.nodes[node].journal_broken = false;
             self.nodes[node].frozen_until = Instant::ZERO;
