@@ -384,7 +384,7 @@ impl Model for Guards {
         }));
         // In one scenario alone not everything can be met.
         if self.scenarios.len() > 1 {
-            all.extend(met![0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]);
+            all.extend(met![0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
         }
         all
     }

@@ -23,6 +23,8 @@ const ROUND: u64 = 120;
 struct Schedule {
     world: World,
     rng: Rng,
+    /// Losses of the standby alone come beside the other acts, so that the seeds of before play what they played.
+    standby: Rng,
     edited: Option<RecordPair>,
     edited_at: Instant,
 }
@@ -47,7 +49,7 @@ impl Schedule {
         }
         world.run_until(secs(40), "in sync", |w| w.snapshot(0).replication.in_sync);
         world.rng = Some(Rng(seed.wrapping_mul(7919)));
-        Schedule { world, rng, edited: None, edited_at: Instant::ZERO }
+        Schedule { world, rng, standby: Rng(seed.wrapping_mul(104_729)), edited: None, edited_at: Instant::ZERO }
     }
 
     fn act(&mut self) {
@@ -234,6 +236,19 @@ impl Schedule {
             };
             self.world.run_for(pause);
             self.act();
+            self.lose_the_standby();
+        }
+    }
+
+    /// A standby hangs or goes on; the PostgreSQLs lose each other or find each other again.
+    fn lose_the_standby(&mut self) {
+        let node = usize::try_from(self.standby.below(2)).expect("small");
+        match self.standby.below(16) {
+            0 => self.world.act(Act::Hang(node, true)),
+            1 => self.world.act(Act::Cut(Cut::Streams)),
+            2 | 3 => (0..2).for_each(|node| self.world.act(Act::Hang(node, false))),
+            4 | 5 => self.world.act(Act::Heal(Cut::Streams)),
+            _ => {}
         }
     }
 }

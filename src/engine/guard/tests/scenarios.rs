@@ -117,6 +117,19 @@ pub(super) fn scenarios() -> Vec<Scenario> {
             vec![],
             9000,
         ),
+        // It hangs, or only the PostgreSQLs are apart: the daemons go on talking. Alone is recorded at 4 to 5 s.
+        update(
+            "hung and armed",
+            vec![(200, Act::Hang(1, true)), (6000, Act::Hang(1, false)), (9500, promote(1))],
+            vec![],
+            9000,
+        ),
+        update(
+            "streams cut",
+            vec![(200, Act::Cut(Cut::Streams)), (6500, promote(1)), (7000, Act::Heal(Cut::Streams))],
+            vec![promote(1)],
+            8500,
+        ),
         Scenario {
             early: true,
             ..update("first arming", vec![(4500, Act::StopPg(1)), (7000, promote(1))], vec![], 9000)
@@ -178,7 +191,7 @@ pub(super) fn off(node: usize) -> Act {
 pub(super) type Met = (&'static str, fn(&State) -> bool);
 
 /// Things the model must have met, or it proved nothing.
-pub(super) const MET: [Met; 15] = [
+pub(super) const MET: [Met; 16] = [
     ("a failover completes", |s| {
         let w = &s.world;
         w.is_open(1) && w.nodes[1].shadow.complete >= Epoch(2) && w.nodes[0].guard.is_none()
@@ -197,6 +210,10 @@ pub(super) const MET: [Met; 15] = [
     ("a late update finds the record changed", |s| s.past & UPDATE_LATE != 0 && s.world.somebody_is_open()),
     ("alone and armed again", |s| {
         s.past & ALONE != 0 && s.world.marker().is_some_and(|m| m.sync.is_some()) && s.world.is_open(0)
+    }),
+    ("commits go on without a standby that was lost", |s| {
+        let (w, n) = (&s.world, &s.world.nodes[0]);
+        w.is_open(0) && n.pg.list.is_empty() && n.guard.as_ref().is_some_and(|g| g.counters.standby_losses > 0)
     }),
     ("two promotes run at once", |s| s.past & RACE != 0 && s.world.somebody_is_open()),
     ("a frozen node's lease has not run out", |s| {
