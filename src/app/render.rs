@@ -207,6 +207,10 @@ fn databases(out: &mut String, snapshot: &Snapshot, style: Style) {
         (None, None) => String::new(),
     };
     let state = match (&replication.alone_since, replication.in_sync, replication.mode.as_str()) {
+        (None, _, _) if replication.waiting_since.is_some() => {
+            let since = replication.waiting_since.as_deref().unwrap_or_default();
+            style.paint(Paint::Warn, &format!("commits wait: the standby has been silent since {}", clean(since)))
+        }
         (Some(since), _, _) => style.paint(Paint::Warn, &format!("alone since {}", clean(since))),
         (None, true, _) => style.paint(Paint::Good, "in sync: a promote of the standby loses nothing"),
         (None, false, "synchronous") => "not in sync".to_owned(),

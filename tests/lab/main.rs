@@ -6,6 +6,7 @@
 
 mod harness;
 
+mod alone;
 mod away;
 mod claims;
 mod claims_boot;

@@ -135,6 +135,8 @@ fn active(snapshot: &Snapshot, state: GateState, reason: &str, found: &mut Vec<(
     let replication = &snapshot.replication;
     if let Some(since) = &replication.alone_since {
         found.push((Level::Warning, format!("alone since {since}: a failover loses what came after")));
+    } else if let Some(since) = &replication.waiting_since {
+        found.push((Level::Warning, format!("commits wait: the standby has been silent since {since}")));
     } else if replication.mode == "synchronous" && !replication.in_sync {
         found.push((Level::Warning, "replication is not in sync".to_owned()));
     } else if replication.mode != "synchronous" && !any_standby_streams(snapshot) {

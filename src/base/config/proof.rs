@@ -152,13 +152,6 @@ fn place(nodes: &[Node], index: usize, key: &str) -> String {
 pub(super) fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     let replication = &config.replication;
-    if replication.mode == ReplicationMode::Synchronous && replication.on_standby_loss == OnStandbyLoss::Continue {
-        warnings.push(
-            "replication.on_standby_loss = \"continue\": going alone when the standby is lost later is not built yet; \
-             a lost standby blocks commits until it streams again"
-                .to_owned(),
-        );
-    }
     for node in config.nodes.iter().filter(|node| !node.voter) {
         warnings.push(format!(
             "node.{}: further standbys are not built yet; the node is shown, and neither followed nor promoted",
@@ -187,11 +180,13 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         }
     }
     if config.dns.is_none() {
-        warnings.push(
+        let continues =
+            replication.mode != ReplicationMode::Synchronous || replication.on_standby_loss == OnStandbyLoss::Continue;
+        let loss = if continues { ", and without the old primary's word --accept-data-loss" } else { "" };
+        warnings.push(format!(
             "without [dns] there is no third voter: a promote while the other node is silent needs --peer-is-off or \
-             fence.stonith, and without the old primary's word --accept-data-loss"
-                .to_owned(),
-        );
+             fence.stonith{loss}"
+        ));
     }
     if let Some(witness) = &config.witness {
         let servers = config.dns.as_ref().map(|dns| dns.servers.as_slice()).unwrap_or_default();

@@ -170,6 +170,8 @@ fn databases(registry: &mut Registry, snapshot: &Snapshot) {
     gauge(registry, "replication_in_sync", "1 while a promote of the standby loses nothing", None, in_sync);
     let alone = flag(replication.alone_since.is_some());
     gauge(registry, "replication_alone", "1 while the primary commits without its standby", None, alone);
+    let wait = flag(replication.waiting_since.is_some());
+    gauge(registry, "replication_commits_wait", "1 while commits wait for a standby that is silent", None, wait);
     let rows = snapshot.nodes.iter().map(|row| (label("node", row.name.as_str()), flag(row.status == "up")));
     family(registry, "node_up", "1 while the node's PostgreSQL is up", None, rows);
     let rows = snapshot.nodes.iter().map(|row| (label("node", row.name.as_str()), flag(row.attached)));
@@ -191,6 +193,7 @@ fn counters(registry: &mut Registry, snapshot: &Snapshot) {
         ("witness_silences", "Questions the witness left unanswered", c.witness_silent),
         ("peer_pledges", "Pledges from the peer", c.peer_pledges),
         ("vip_witness_proofs", "Answers of the VIP's witnesses that prolonged the lease", c.neighbour_proofs),
+        ("standby_losses", "Times the synchronous standby was lost", c.standby_losses),
         ("pauses_seen", "Pauses of this machine that the witness's signed time betrayed", c.pauses_seen),
         ("peer_refused_connections", "Peer connections refused", c.peer_refused_connections),
         ("sessions_accepted", "Client sessions since the daemon started", c.sessions_total),

@@ -63,6 +63,7 @@ pub fn active() -> Snapshot {
             mode: "synchronous".into(),
             in_sync: true,
             alone_since: None,
+            waiting_since: None,
             timeline: Some(3),
             lsn: Some("0/3000148".into()),
         },

@@ -225,6 +225,7 @@ fn snapshot() -> Snapshot {
             mode: "synchronous".to_owned(),
             in_sync: true,
             alone_since: None,
+            waiting_since: None,
             timeline: None,
             lsn: None,
         },
