@@ -73,6 +73,7 @@ fn a_lost_standby_costs_its_time_and_no_client_an_error_and_comes_back() {
     in_lab(Options::new("alone"), |lab| {
         lab.start_pair()?;
         let (a, b) = (&lab.a, &lab.b);
+        an_open_transaction_is_no_loss(lab)?;
         let watcher = record(lab.client.ns(), lab.witness.address())?;
         // One session for all of it: it ends with its first error.
         let writer = Writer::start_flowing(lab.client.ns(), WriterOptions::once(1, a.gate()?))?;
@@ -125,6 +126,27 @@ fn a_lost_standby_costs_its_time_and_no_client_an_error_and_comes_back() {
         wait_until(secs(60), "b to hold all that was acknowledged", || Ok(lost(&log, 1, &b.postgres)?.is_empty()))?;
         Ok(())
     });
+}
+
+/// What an open transaction has written lies in memory: no standby is sent it, and none owes it.
+fn an_open_transaction_is_no_loss(lab: &Lab) -> Outcome {
+    let a = &lab.a.postgres;
+    let unsent = || {
+        let sql = "SELECT pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn() > 0";
+        Ok(a.sql("app", sql)?.trim() == "t")
+    };
+    std::thread::scope(|scope| {
+        let sql = "BEGIN; CREATE TEMP TABLE gone AS SELECT 1 AS n; \
+                   INSERT INTO acks SELECT 99, n FROM generate_series(1, 3) n; SELECT pg_sleep(9); ROLLBACK";
+        let open = scope.spawn(move || a.sql("app", sql));
+        wait_until(secs(5), "WAL that is written and not flushed", unsent)?;
+        let said = || Ok(events(&lab.a)?.iter().any(|kind| kind == "standby_lost"));
+        let outcome = never(secs(6), "a standby lost for what it was never sent", said);
+        let still = unsent()?;
+        ensure!(still, "the WAL was flushed meanwhile, so this showed nothing");
+        open.join().map_err(|_| "the open transaction panicked")??;
+        outcome
+    })
 }
 
 fn events(node: &crate::harness::node::Node) -> Outcome<Vec<String>> {
