@@ -481,7 +481,8 @@ fn spawn_proxy(commands: Commands, doors: Doors) -> Result<tokio::runtime::Runti
     Ok(runtime)
 }
 
-/// R4: has the peer flushed past what PostgreSQL had written when this was asked, or does the record allow being alone?
+/// R4: has the peer flushed past what PostgreSQL had written when this was asked, or is this node alone? It is alone
+/// when the list is empty, which it is only by the guard's own record; a `sync=none` merely read may be overtaken.
 fn confirmation(
     peer: Option<NodeName>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
@@ -496,13 +497,16 @@ fn confirmation(
                 loop {
                     {
                         let replication = &snapshots.borrow().replication;
-                        if replication.mode != "synchronous" || replication.alone_since.is_some() {
+                        if replication.mode != "synchronous" {
                             return true;
                         }
                     }
                     let seen = reports.borrow_and_update().clone();
                     if let Some((at, report)) = seen.filter(|(at, _)| *at >= asked) {
                         let _ = at;
+                        if report.sync_list.trim().is_empty() {
+                            return true;
+                        }
                         let goal = *goal.get_or_insert(report.lsn);
                         let name = peer.as_ref().map_or("", NodeName::as_str);
                         let row = report.standbys.iter().find(|row| row.application_name == name);

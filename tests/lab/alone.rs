@@ -1,6 +1,7 @@
-//! R4 with real PostgreSQL: the synchronous standby is killed, hangs, or is cut off from its primary alone, under write
-//! load over one session that was open before. Commits wait for `standby_timeout`, then the record says `sync=none`, and
-//! only then are they acknowledged; no client sees an error. With `on_standby_loss = "block"` they wait for ever.
+//! R4 with real PostgreSQL: the synchronous standby is killed, hangs, or is cut off from its primary alone, under
+//! write load over one session that was open before. Commits wait for `standby_timeout`, then the record says
+//! `sync=none`, and only then are they acknowledged; no client sees an error. With `on_standby_loss = "block"` they
+//! wait for ever.
 
 use crate::ensure;
 use crate::harness::Lab;
@@ -9,10 +10,13 @@ use crate::harness::config::Options;
 use crate::harness::host::{continue_all, stop_all};
 use crate::harness::node::text_at;
 use crate::harness::sys::{Outcome, millis, ms, never, now, secs, wait_until};
-use crate::harness::watch::record;
+use crate::harness::watch::{Look, record};
 use crate::in_lab;
 use portcullis::base::time::{Duration, Instant};
 use rustix::process::Signal;
+
+/// The service's addresses and the marker, as one look saw them.
+type Record = (Vec<String>, String);
 
 /// Of the configuration.
 const STANDBY_TIMEOUT: Duration = secs(3);
@@ -54,12 +58,14 @@ fn goes_alone(lab: &Lab, how: &str, writer: &Writer, lose: impl FnOnce() -> Outc
 /// acknowledgement, and ended before the standby was back, saw it say otherwise.
 fn record_came_first(
     lab: &Lab,
-    looks: &[crate::harness::watch::Look<Option<(Vec<String>, String)>>],
+    looks: &[Look<Option<Record>>],
     log: &WriterLog,
     (from, until): (Instant, Instant),
 ) -> Outcome {
     let acks: Vec<Instant> = log.acks.iter().map(|ack| ack.at).filter(|at| *at >= from && *at <= until).collect();
-    let (Some(first), true) = (acks.first(), acks.len() > 10) else { return Err("nothing was acknowledged alone".into()) };
+    let (Some(first), true) = (acks.first(), acks.len() > 10) else {
+        return Err("nothing was acknowledged alone".into());
+    };
     let after = looks.iter().filter(|look| look.asked >= *first && look.answered <= until);
     let markers: Vec<&String> = after.filter_map(|look| look.seen.as_ref().map(|(_, marker)| marker)).collect();
     ensure!(markers.len() > 5, "only {} looks at the record of {}", markers.len(), lab.witness.address());

@@ -238,7 +238,7 @@ const REST: &str = r#"
 [replication]
 # mode = "synchronous"       # "synchronous" | "asynchronous"
 # on_standby_loss = "continue"             # "continue" (after recording it) | "block"
-# standby_timeout = "3s"     # silence of the standby after which on_standby_loss applies
+# standby_timeout = "3s"     # silence of the standby after which on_standby_loss applies; commits wait that long
 # user = "replicator"        # made by the active node when it is missing
 password_file = @PASSWORD@    # the password alone
 # conninfo = ""              # further libpq words: "sslmode=verify-full sslrootcert=..."

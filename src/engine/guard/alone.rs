@@ -1,13 +1,14 @@
-//! The way down (R4): when the synchronous standby counts as lost, and what this primary does then. The way up, and the
-//! list itself, are in `durability`.
+//! The way down (R4): when the synchronous standby counts as lost, and what this primary does then. The way up, and
+//! the list itself, are in `durability`.
 //!
 //! The evidence is what PostgreSQL's walsender says, because that is what commits wait for: whatever the peer's daemon
-//! claims, a commit goes on only when the walsender heard that its WAL was flushed. A standby with nothing to flush owes
-//! no sign of life, so an idle pair stays synchronous; one whose walsender is gone owes one from that moment on.
+//! claims, a commit goes on only when the walsender heard that its WAL was flushed. A standby with nothing to flush
+//! owes no sign of life, so an idle pair stays synchronous; one whose walsender is gone owes one from that moment on.
 //!
 //! **Invariants:** silence is counted over looks that follow each other closely, never over a time in which nobody
-//! looked. Nothing is acknowledged alone before our *own* update to `sync=none` succeeded, or (without a marker) before
-//! the peer acknowledged it or could not be asked and it is in our journal. `on_standby_loss = "block"` empties no list.
+//! looked. Nothing is acknowledged alone before our *own* update to `sync=none` succeeded, or (without a marker)
+//! before the peer acknowledged it or could not be asked and it is in our journal. `on_standby_loss = "block"` empties
+//! no list.
 
 use super::durability::{AloneFor, Listed, Phase, listed};
 use super::proofs::{PEER_LIMIT, PeerAskedFor};
@@ -63,6 +64,11 @@ impl StandbyMemory {
     /// Commits begin to wait for it, or the record says that they do.
     pub(super) fn armed(&mut self, now: Now) {
         self.armed_at = Some(now.boot);
+    }
+
+    /// A person has brought it back: what it did before says nothing.
+    pub(super) fn forgive(&mut self) {
+        self.losses = 0;
     }
 
     /// It streams, and has for long enough.
@@ -190,6 +196,12 @@ impl Guard {
         if let Err((_, why)) = self.lease_stands(now) {
             return Some(why);
         }
+        // No compare-and-swap would fail here if the service had moved while this machine stood still: somebody has to
+        // have vouched for it since.
+        let silent = self.durability.standby.silent.as_ref().map(|(since, _)| *since);
+        if self.setup.mode != Mode::Update && self.proofs.newest() < silent {
+            return Some("nobody has vouched for this node since the standby fell silent".to_owned());
+        }
         let report = self.pg.report.as_ref()?;
         let word = self.peer.state.as_ref().filter(|_| self.peer_reachable(now)).and_then(|p| p.pg.as_ref());
         let ahead = word.filter(|pg| {
@@ -197,7 +209,10 @@ impl Guard {
             pg.in_recovery && same && pg.lsn > report.lsn
         });
         ahead.filter(|_| !self.pg.barrier_passed).map(|pg| {
-            format!("{} has {}, this primary only {}: it has lost WAL; promote there", self.setup.peer, pg.lsn, report.lsn)
+            format!(
+                "{} has {}, this primary only {}: it has lost WAL; promote there",
+                self.setup.peer, pg.lsn, report.lsn
+            )
         })
     }
 
@@ -254,7 +269,8 @@ impl Guard {
     pub(super) fn on_silence_alone(&mut self, now: Now, result: Result<(), String>, fx: &mut Vec<Effect>) {
         match result {
             Ok(()) => {
-                let text = format!("alone: sync=none is recorded, commits do not wait for {} any more", self.setup.peer);
+                let text =
+                    format!("alone: sync=none is recorded, commits do not wait for {} any more", self.setup.peer);
                 self.note(now, fx, "alone", text);
             }
             Err(why) => {

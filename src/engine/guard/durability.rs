@@ -29,7 +29,10 @@ pub(super) enum AloneFor {
     Takeover,
     /// The standby is lost.
     Silence,
-    Rejoin { ticket: Ticket, id: u64 },
+    Rejoin {
+        ticket: Ticket,
+        id: u64,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -122,9 +125,7 @@ impl Guard {
         let list = listed(&report.sync_list);
         let agrees = match self.record_sync() {
             None => return Some("what the record says of synchronous standbys is not known yet".to_owned()),
-            Some(None) => {
-                (list == Listed::Empty && !self.setup.block) || list == Listed::One(self.setup.peer.as_str())
-            }
+            Some(None) => (list == Listed::Empty && !self.setup.block) || list == Listed::One(self.setup.peer.as_str()),
             Some(Some(name)) => list == Listed::One(name.as_str()),
         };
         (!agrees).then(|| "synchronous_standby_names does not agree with the record; it is being set".to_owned())
@@ -310,6 +311,7 @@ impl Guard {
                 let answer = match result {
                     Ok(PgOutput::Source(source)) => {
                         self.pg.prepared_start = self.pg.report.as_ref().map(|r| r.start);
+                        self.durability.standby.forgive();
                         PeerAnswer::Prepared { id, source }
                     }
                     Ok(_) => PeerAnswer::Refused { why: "the active node does not know its own size".to_owned() },

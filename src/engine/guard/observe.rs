@@ -52,12 +52,16 @@ impl Guard {
         let peer = self.peer.state.as_ref().filter(|_| alive);
         if let Some((_, since)) = self.durable.peer_alone.as_ref().filter(|_| peer.is_none_or(|p| !p.in_sync)) {
             let name = &self.setup.peer;
-            return Loss::Possible(format!("{name} is alone since {since}: what it acknowledged after that is not here"));
+            return Loss::Possible(format!(
+                "{name} is alone since {since}: what it acknowledged after that is not here"
+            ));
         }
         let Some(peer) = peer else {
             if self.setup.block && report.in_recovery {
                 let name = &self.setup.peer;
-                return Loss::None(format!("on_standby_loss = \"block\": {name} acknowledges nothing without this node"));
+                return Loss::None(format!(
+                    "on_standby_loss = \"block\": {name} acknowledges nothing without this node"
+                ));
             }
             let last = self.peer.heard_wall.clone().unwrap_or_else(|| "never in this life of the daemon".to_owned());
             let name = &self.setup.peer;

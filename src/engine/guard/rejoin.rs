@@ -182,7 +182,9 @@ impl Guard {
         let mine = self.durable.won.max(self.durable.complete);
         let refusal = if self.durable.is_holder() && self.fenced().is_none() {
             Some(format!("{} is the active node itself: the wrong direction", self.setup.me))
-        } else if !(peer.gate_open || self.setup.block && peer.role == Role::Active) || peer.complete == crate::base::ids::Epoch::NONE {
+        } else if !(peer.gate_open || self.setup.block && peer.role == Role::Active)
+            || peer.complete == crate::base::ids::Epoch::NONE
+        {
             Some(format!("{} does not serve: there is nothing to rejoin to", peer.node))
         } else if peer.complete < mine {
             Some(format!("{} serves epoch {}, this node held {mine}: the wrong direction", peer.node, peer.complete))

@@ -179,9 +179,11 @@ impl Guard {
             in_sync: self.in_sync(),
             // One that blocks never is: its list names the peer whatever the record says.
             alone_since: alone.filter(|_| !self.setup.block),
-            waiting_since: self.durability.standby.waiting_since().filter(|_| {
-                report.is_some_and(|r| !r.in_recovery && !r.sync_list.trim().is_empty())
-            }),
+            waiting_since: self
+                .durability
+                .standby
+                .waiting_since()
+                .filter(|_| report.is_some_and(|r| !r.in_recovery && !r.sync_list.trim().is_empty())),
             timeline: report.map(|r| r.timeline.0),
             lsn: report.map(|r| r.lsn.to_string()),
         }

@@ -152,7 +152,7 @@ impl Guard {
                 }
             }
             (Step::Promoting, Ok(_)) => {
-                // R6 is about what a start may show; one that never goes alone could not open before the other's rejoin.
+                // R6 is about what a start may show; who never goes alone could not open before a rejoin.
                 self.pg.barrier_passed |= self.setup.block;
                 self.say(now, "PostgreSQL is a writable primary", fx);
                 self.note(now, fx, "promoted", "PostgreSQL was promoted".to_owned());
