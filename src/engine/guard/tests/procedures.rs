@@ -217,7 +217,13 @@ impl Run {
         let life = self.world.nodes[node].life;
         let ticket = self.world.command(node, command);
         let gone = |w: &World| w.nodes[node].life != life || w.nodes[node].guard.is_none();
-        let over = self.until(HANGS, |w| w.nodes[node].ends.contains_key(&ticket) || gone(w));
+        let ended = |w: &World| w.nodes[node].ends.contains_key(&ticket) || gone(w);
+        let mut over = self.until(HANGS, ended);
+        if !over && self.world.mode == Mode::Observe && !self.world.dns_up {
+            // It waits for the authorities, without a limit: somebody brings them back.
+            self.world.dns_up = true;
+            over = self.until(HANGS, ended);
+        }
         if let Some((law, text)) = &self.world.broken {
             return Err(format!("{law}: {text}"));
         }
