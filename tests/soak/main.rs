@@ -1,7 +1,8 @@
 //! `make soak`: the long runs on real parts. `steady` is an hour of bad weather without a cut, `random` plays seeded
-//! faults against a pair and looks for two nodes that serve or a write that is gone, `race` promotes both at once.
+//! faults against a pair and looks for two nodes that serve or a write that is gone, `race` promotes both at once, `crash-points` has a daemon die
+//! at every record of every procedure.
 //!
-//! Without a word it runs all three with their defaults. It prints a line per step, a summary, and `figure:` lines, and
+//! Without a word it runs all with their defaults. It prints a line per step, a summary, and `figure:` lines, and
 //! ends with 1 on any violation; the logs of a failed run are kept below `target/soak`.
 
 #[path = "../lab/harness/mod.rs"]
@@ -14,6 +15,7 @@ use clap::{Parser, Subcommand};
 use harness::Lab;
 use harness::config::Options;
 use harness::sys::{Fail, Outcome, ms, now, pause, secs};
+use play::crash::{LINES, Point, crash_round};
 use play::race::{STARTS, race_round};
 use play::run::{Report, random_run};
 use play::stage::{Recovery, Stage};
@@ -65,6 +67,15 @@ enum What {
         #[arg(long, default_value_t = 100)]
         rounds: u64,
     },
+    /// kill -9 of a daemon at every record of promote, switchover and rejoin
+    CrashPoints {
+        /// Of each procedure and side the first record to begin with
+        #[arg(long, default_value_t = 1)]
+        from: u32,
+        /// Only every so manieth record
+        #[arg(long, default_value_t = 1)]
+        step: u32,
+    },
 }
 
 fn main() -> ExitCode {
@@ -76,6 +87,7 @@ fn main() -> ExitCode {
     play::stage::TELL_LIVE.store(args.story, Ordering::Relaxed);
     let all = [
         What::Race { rounds: 100 },
+        What::CrashPoints { from: 1, step: 1 },
         What::Random { runs: 200, seed: 1, parallel: 1 },
         What::Steady { minutes: 60, loss: 1, seed: 1 },
     ];
@@ -99,6 +111,7 @@ fn run(what: &What) -> Outcome<bool> {
         What::Random { runs, seed, parallel: 0 | 1 } => random(runs, seed),
         What::Random { runs, seed, parallel } => in_parallel(runs, seed, parallel.min(runs)),
         What::Race { rounds } => race(rounds),
+        What::CrashPoints { from, step } => crash_points(from.max(1), step.max(1)),
     }
 }
 
@@ -173,6 +186,41 @@ fn race(rounds: u64) -> Outcome<bool> {
         took[0],
         took[2]
     );
+    Ok(sum.bad.is_empty())
+}
+
+/// Every record of every procedure, until a round ends without a crash.
+fn crash_points(from: u32, step: u32) -> Outcome<bool> {
+    let mut pairs = Pairs::new("soakcrash");
+    let mut sum = Sum::default();
+    let watchdog = Watchdog::start(STEP_LIMIT);
+    let (mut rounds, mut counts) = (0, Vec::new());
+    for (what, on) in LINES {
+        let mut record = from;
+        let records = loop {
+            watchdog.feed();
+            rounds += 1;
+            let first_id = pairs.next_ids();
+            let mut round = crash_round(pairs.lab()?, Point { what, on, record }, first_id)?;
+            round.report.seed = rounds;
+            println!(
+                "crash {what:?} {on:?} at record {record}: exits {:?}, {} ms; {}",
+                round.exits,
+                round.took_ms,
+                line(&round.report)
+            );
+            sum.add(&round.report);
+            pairs.after(&round.report, &format!("crash-{what:?}-{on:?}-{record}"))?;
+            if let Some(records) = round.not_reached {
+                break records;
+            }
+            record += step;
+        };
+        counts.push(format!("{what:?} {on:?} {records}"));
+    }
+    sum.print("crash", rounds, &pairs);
+    println!("figure: crash: records of each: {}", counts.join(", "));
+    println!("figure: crash: {rounds} rounds, {} with a violation", sum.bad.len());
     Ok(sum.bad.is_empty())
 }
 

@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "the lab suite and the soak program each use their part")]
 
 pub mod clients;
+pub mod crash;
 pub mod eyes;
 pub mod plan;
 pub mod race;

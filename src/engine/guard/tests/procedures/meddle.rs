@@ -77,9 +77,7 @@ impl Kind {
             Effect::Update { .. } => Some(Kind::Update),
             Effect::AskPeer { ask, .. } if matches!(**ask, PeerQuestion::Pulse { .. }) => Some(Kind::Pulse),
             Effect::AskPeer { .. } => Some(Kind::Question),
-            Effect::AnswerPeer { answer, .. }
-                if matches!(**answer, crate::engine::turn::PeerAnswer::Pulse { .. }) =>
-            {
+            Effect::AnswerPeer { answer, .. } if matches!(**answer, crate::engine::turn::PeerAnswer::Pulse { .. }) => {
                 Some(Kind::PulseAnswered)
             }
             Effect::AnswerPeer { .. } => Some(Kind::Answer),
@@ -210,7 +208,10 @@ impl World {
                 self.post(MS * 100, Delivery::Revive(node));
                 false
             }
-            (Fault::KilledUntold | Fault::KilledAfter | Fault::Crashed | Fault::RecordFails, Effect::Record { seq, .. }) => {
+            (
+                Fault::KilledUntold | Fault::KilledAfter | Fault::Crashed | Fault::RecordFails,
+                Effect::Record { seq, .. },
+            ) => {
                 let seq = *seq;
                 if let Some(meddler) = self.meddler() {
                     meddler.write = Some((node, seq));
