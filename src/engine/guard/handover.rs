@@ -86,6 +86,11 @@ impl Guard {
                     let answer = Box::new(PeerAnswer::Ready { attempt });
                     fx.push(Effect::AnswerPeer { ticket, answer });
                 }
+                // A later attempt of the taker's: the one before is over there (its daemon was killed).
+                Stage::Draining { .. } | Stage::Held if handover.attempt < attempt => {
+                    self.end_handover(fx);
+                    self.on_prepare(now, ticket, attempt, epoch, fx);
+                }
                 _ => fx.push(refuse(ticket, "another switchover is under way")),
             }
         } else if !self.durable.is_holder() || self.fenced().is_some() {
@@ -249,7 +254,8 @@ impl Guard {
             fx.push(refuse(ticket, "the new epoch is not above its own"));
             return;
         }
-        if self.handover.as_ref().is_some_and(|h| h.attempt != attempt) {
+        // A later attempt of the taker's: the one before is over there (its daemon was killed).
+        if self.handover.as_ref().is_some_and(|h| h.attempt > attempt) {
             fx.push(refuse(ticket, "another switchover is under way"));
             return;
         }
