@@ -28,7 +28,7 @@ const BY_ITSELF: Duration = secs(90);
 /// Who edits the record by hand leaves an edit standing for W.
 const EDITS_APART: Duration = Duration::from_millis(3400);
 /// How often a person runs the command again.
-const AGAIN: usize = 5;
+const AGAIN: usize = 2;
 
 struct Procedure {
     name: &'static str,
