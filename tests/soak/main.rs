@@ -9,12 +9,15 @@
 #[macro_use]
 mod harness;
 mod play;
+mod power_off;
 mod steady;
+mod table;
 
 use clap::{Parser, Subcommand};
 use harness::Lab;
 use harness::config::Options;
 use harness::sys::{Fail, Outcome, ms, now, pause, secs};
+use harness::witness::Kind;
 use play::crash::{LINES, Point, crash_round};
 use play::race::{STARTS, race_round};
 use play::run::{Report, random_run};
@@ -67,6 +70,16 @@ enum What {
         #[arg(long, default_value_t = 100)]
         rounds: u64,
     },
+    /// The active node loses power under load; promote on the other, rejoin, and again the other way
+    PowerOff {
+        #[arg(long, default_value_t = 100)]
+        rounds: u64,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// The embedded witness instead of BIND
+        #[arg(long)]
+        embedded: bool,
+    },
     /// kill -9 of a daemon at every record of promote, switchover and rejoin
     CrashPoints {
         /// Of each procedure and side the first record to begin with
@@ -88,6 +101,7 @@ fn main() -> ExitCode {
     let all = [
         What::Race { rounds: 100 },
         What::CrashPoints { from: 1, step: 1 },
+        What::PowerOff { rounds: 100, seed: 1, embedded: false },
         What::Random { runs: 200, seed: 1, parallel: 1 },
         What::Steady { minutes: 60, loss: 1, seed: 1 },
     ];
@@ -111,6 +125,7 @@ fn run(what: &What) -> Outcome<bool> {
         What::Random { runs, seed, parallel: 0 | 1 } => random(runs, seed),
         What::Random { runs, seed, parallel } => in_parallel(runs, seed, parallel.min(runs)),
         What::Race { rounds } => race(rounds),
+        What::PowerOff { rounds, seed, embedded } => power_offs(rounds, seed, embedded),
         What::CrashPoints { from, step } => crash_points(from.max(1), step.max(1)),
     }
 }
@@ -189,6 +204,26 @@ fn race(rounds: u64) -> Outcome<bool> {
     Ok(sum.bad.is_empty())
 }
 
+fn power_offs(rounds: u64, seed: u64, embedded: bool) -> Outcome<bool> {
+    let witness = if embedded { Kind::Embedded } else { Kind::Bind };
+    let lab = started(Options { witness, ..Options::new("soakpower") })?;
+    let watchdog = Watchdog::start(STEP_LIMIT);
+    println!("power-off: {rounds} rounds, seed {seed}, witness {witness:?}, lease 3 s, poll 1 s, margin 200 ms");
+    judged(&lab, &format!("power-off-{seed}"), power_off::power_off(&lab, rounds, seed, || watchdog.feed()))
+}
+
+/// Prints what was violated, keeps what there is to look at, and says whether all was well.
+fn judged(lab: &Lab, name: &str, outcome: Outcome<Vec<String>>) -> Outcome<bool> {
+    let violations = outcome.unwrap_or_else(|error| vec![error.0]);
+    for violation in &violations {
+        println!("VIOLATION: {violation}");
+    }
+    if !violations.is_empty() {
+        keep(lab, name, &violations.join("\n"))?;
+    }
+    Ok(violations.is_empty())
+}
+
 /// Every record of every procedure, until a round ends without a crash.
 fn crash_points(from: u32, step: u32) -> Outcome<bool> {
     let mut pairs = Pairs::new("soakcrash");
@@ -246,7 +281,11 @@ fn in_parallel(runs: u64, seed: u64, parallel: u64) -> Outcome<bool> {
 }
 
 fn new_pair(name: &'static str) -> Outcome<Lab> {
-    let lab = Lab::new(Options::new(name))?;
+    started(Options::new(name))
+}
+
+fn started(options: Options) -> Outcome<Lab> {
+    let lab = Lab::new(options)?;
     match lab.start_pair() {
         Ok(()) => Ok(lab),
         Err(error) => Err(Fail(format!("the pair does not start: {error}\n{}", lab.diagnosis()))),

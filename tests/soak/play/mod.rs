@@ -9,6 +9,7 @@ pub mod crash;
 pub mod eyes;
 pub mod plan;
 pub mod race;
+pub mod readers;
 pub mod run;
 pub mod stage;
 pub mod trace;
