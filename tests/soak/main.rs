@@ -11,6 +11,7 @@ mod harness;
 mod play;
 mod power_off;
 mod steady;
+mod switchovers;
 mod table;
 
 use clap::{Parser, Subcommand};
@@ -80,6 +81,21 @@ enum What {
         #[arg(long)]
         embedded: bool,
     },
+    /// Switchovers there and back under load: failed transactions, and how long clients are held
+    Switchover {
+        #[arg(long, default_value_t = 20)]
+        rounds: u64,
+        #[arg(long, default_value_t = 16)]
+        clients: u32,
+        /// Sixteen clients of pgbench beside our own
+        #[arg(long)]
+        pgbench: bool,
+        /// A gigabyte of dirty shared buffers before each
+        #[arg(long)]
+        dirty: bool,
+        #[arg(long, default_value = "transaction")]
+        pool: Pool,
+    },
     /// kill -9 of a daemon at every record of promote, switchover and rejoin
     CrashPoints {
         /// Of each procedure and side the first record to begin with
@@ -89,6 +105,12 @@ enum What {
         #[arg(long, default_value_t = 1)]
         step: u32,
     },
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+enum Pool {
+    Transaction,
+    Session,
 }
 
 fn main() -> ExitCode {
@@ -102,6 +124,7 @@ fn main() -> ExitCode {
         What::Race { rounds: 100 },
         What::CrashPoints { from: 1, step: 1 },
         What::PowerOff { rounds: 100, seed: 1, embedded: false },
+        What::Switchover { rounds: 20, clients: 16, pgbench: false, dirty: false, pool: Pool::Transaction },
         What::Random { runs: 200, seed: 1, parallel: 1 },
         What::Steady { minutes: 60, loss: 1, seed: 1 },
     ];
@@ -126,6 +149,9 @@ fn run(what: &What) -> Outcome<bool> {
         What::Random { runs, seed, parallel } => in_parallel(runs, seed, parallel.min(runs)),
         What::Race { rounds } => race(rounds),
         What::PowerOff { rounds, seed, embedded } => power_offs(rounds, seed, embedded),
+        What::Switchover { rounds, clients, pgbench, dirty, pool } => {
+            switchover(switchovers::Wanted { rounds, clients, pgbench, dirty }, pool)
+        }
         What::CrashPoints { from, step } => crash_points(from.max(1), step.max(1)),
     }
 }
@@ -210,6 +236,27 @@ fn power_offs(rounds: u64, seed: u64, embedded: bool) -> Outcome<bool> {
     let watchdog = Watchdog::start(STEP_LIMIT);
     println!("power-off: {rounds} rounds, seed {seed}, witness {witness:?}, lease 3 s, poll 1 s, margin 200 ms");
     judged(&lab, &format!("power-off-{seed}"), power_off::power_off(&lab, rounds, seed, || watchdog.feed()))
+}
+
+fn switchover(wanted: switchovers::Wanted, pool: Pool) -> Outcome<bool> {
+    let extra = match pool {
+        Pool::Transaction => "[pool]\nmode = \"transaction\"\nsize = 40\n",
+        Pool::Session => "[pool]\nmode = \"session\"\nsize = 40\n",
+    };
+    let lab = Lab::new(Options { extra, ..Options::new("soakswitch") })?;
+    let watchdog = Watchdog::start(STEP_LIMIT);
+    let ready = lab.start_servers().and_then(|()| {
+        if wanted.dirty {
+            switchovers::make_room(&lab)?;
+        }
+        lab.b.start_daemon()?;
+        lab.a.start_daemon()?;
+        lab.a.wait_active(secs(60))?;
+        lab.a.wait_in_sync(secs(60)).map(drop)
+    });
+    ready.map_err(|error| Fail(format!("the pair does not start: {error}\n{}", lab.diagnosis())))?;
+    println!("switchover: {wanted:?}, pool {pool:?}");
+    judged(&lab, "switchover", switchovers::switchovers(&lab, wanted, || watchdog.feed()))
 }
 
 /// Prints what was violated, keeps what there is to look at, and says whether all was well.

@@ -4,6 +4,7 @@
 //! It is NOT the simulator: here are real daemons, real PostgreSQL, real BIND and real wires.
 #![allow(dead_code, reason = "the lab suite and the soak program each use their part")]
 
+pub mod bench;
 pub mod clients;
 pub mod crash;
 pub mod eyes;
