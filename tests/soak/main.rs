@@ -291,6 +291,9 @@ fn crash_points(from: u32, step: u32) -> Outcome<bool> {
                 round.took_ms,
                 line(&round.report)
             );
+            if round.exits.len() > 2 {
+                println!("{}", round.report.story);
+            }
             sum.add(&round.report);
             pairs.after(&round.report, &format!("crash-{what:?}-{on:?}-{record}"))?;
             if let Some(records) = round.not_reached {

@@ -202,7 +202,7 @@ fn pgbench(lab: &Lab, active: &Node) -> Outcome<Pgbench> {
         let line = out.lines().find_map(|line| line.strip_prefix(key));
         line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or_default()
     };
-    let aborted = err.lines().filter(|line| line.contains("aborted")).count() as u64;
+    let aborted = err.lines().filter(|line| line.contains("client ") && line.contains("aborted")).count() as u64;
     let (processed, failed) =
         (number("number of transactions actually processed: "), number("number of failed transactions: "));
     if processed == 0 && aborted == 0 {

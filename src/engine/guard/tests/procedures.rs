@@ -363,6 +363,97 @@ fn tell(world: &World, what: &Procedure, mode: Mode, fault: Option<(Option<usize
     eprintln!("record {:?}", world.record);
 }
 
+/// What the nodes do without being told.
+struct ByItself {
+    name: &'static str,
+    /// The pair just before it.
+    begin: fn(Mode) -> World,
+    because: Act,
+    done: fn(&World) -> bool,
+}
+
+/// The standby is there again: the list is armed, and the record says so last.
+const ARMING: ByItself = ByItself {
+    name: "arming",
+    begin: alone,
+    because: Act::PowerOn(1),
+    done: |world| in_sync_at(0)(world) && world.nodes[0].pg.list == "\"b\"",
+};
+
+/// a serves alone, as the record says; b is off.
+fn alone(mode: Mode) -> World {
+    let mut run = Run::new(World::with(mode, 1));
+    if mode == Mode::Update {
+        assert!(run.until(secs(30), |w| w.is_open(0)), "a pair of {mode:?}");
+        run.world.act(Act::PowerOff(1));
+    } else {
+        run.world.run_for(secs(5));
+        run.world.act(Act::PowerOff(1));
+        run.world.run_for(secs(8));
+        run.world.command(0, promote(mode, 0, true));
+    }
+    run.until(secs(15), |_| false);
+    let list = &run.world.nodes[0].pg.list;
+    assert!(run.world.is_open(0) && list.is_empty(), "alone in {mode:?}: {list:?}, {}", run.world.state_of(0));
+    run.world
+}
+
+fn play_by_itself(what: &ByItself, run: &mut Run, fault: Option<(Option<usize>, Fault)>) -> Result<Went, String> {
+    run.world.strict = false;
+    run.world.meddler = Some(Box::new(Meddler::with(fault)));
+    run.world.act(what.because.clone());
+    // Whatever a machine that failed took with it, it is there again.
+    let done = |w: &World| (what.done)(w) && w.nodes.iter().all(|node| node.guard.is_some());
+    let mut again = 0;
+    while !run.until(secs(60), done) {
+        run.lawful()?;
+        again += 1;
+        if again > 2 {
+            return Err(format!("it does not come to its end: {}", run.world.state_of(0)));
+        }
+        run.world.mend(None);
+    }
+    // What was late comes now.
+    run.until(secs(15), |_| false);
+    run.world.mend(None);
+    if !run.until(BY_ITSELF, done) {
+        run.lawful()?;
+        return Err(format!("it does not last: {}", run.world.state_of(0)));
+    }
+    let active = usize::from(run.world.is_open(1));
+    run.lawful().and(run.world.missing_on(active).map_or(Ok(Went { exit: None, again }), Err))
+}
+
+/// The same treatment of what nobody ordered.
+fn every_step_by_itself(what: &ByItself) {
+    let mut bad = Vec::new();
+    let (mut runs, mut steps) = (0, 0);
+    for mode in MODES {
+        let base = (what.begin)(mode);
+        let recorded = {
+            let mut run = Run::new(base.clone());
+            run.world.meddler = Some(Box::default());
+            run.world.act(what.because.clone());
+            assert!(run.until(secs(60), what.done), "{} in {mode:?}", what.name);
+            run.world.meddler.take().map(|m| m.steps).unwrap_or_default()
+        };
+        steps += recorded.len();
+        let each = recorded.iter().enumerate();
+        let each = each.flat_map(|(number, (_, kind))| kind.faults().iter().map(move |fault| (Some(number), *fault)));
+        for fault in std::iter::once((None, Fault::Twice)).chain(each) {
+            runs += 1;
+            let mut run = Run::new(base.clone());
+            let outcome = catch_unwind(AssertUnwindSafe(|| play_by_itself(what, &mut run, Some(fault))));
+            if let Err(why) = outcome.unwrap_or_else(|_| Err("a panic, see above".to_owned())) {
+                let step = fault.0.map(|number| recorded[number]);
+                bad.push(format!("{mode:?} {fault:?} at {step:?}: {why}"));
+            }
+        }
+    }
+    eprintln!("figure: {}: {steps} steps in 3 modes, {runs} runs, {} bad", what.name, bad.len());
+    assert!(bad.is_empty(), "{}: {} of {runs} runs:\n{}", what.name, bad.len(), bad.join("\n"));
+}
+
 /// The whole treatment of one procedure in all modes.
 fn every_step_of(what: &Procedure) {
     let mut bad = Vec::new();
@@ -428,4 +519,9 @@ fn rejoin_from_the_active_node_survives_every_fault_at_every_step() {
 #[test]
 fn unfence_survives_every_fault_at_every_step() {
     every_step_of(&UNFENCE);
+}
+
+#[test]
+fn arming_survives_every_fault_at_every_step() {
+    every_step_by_itself(&ARMING);
 }
