@@ -444,6 +444,11 @@ pub enum PeerAnswer {
         attempt: u64,
         epoch: Epoch,
     },
+    /// To [`PeerQuestion::Consent`]: cut and fenced, but that could not be written down, so it is no consent.
+    FencedUnwritten {
+        attempt: u64,
+        why: String,
+    },
     PutBack {
         attempt: u64,
     },

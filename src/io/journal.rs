@@ -2,6 +2,9 @@
 //!
 //! It does NOT decide what is written. **Invariants:** an append that returned `Ok` is on disk; one that failed left
 //! the file as it was (or the journal refuses every further append); two daemons never share a `state_dir`.
+//!
+//! Debug builds alone: a file `crash-at-record` under `state_dir` that holds a number n has the n-th append from now on
+//! end the daemon as kill -9 would, when it is on disk and before anybody is told. Nothing of that is in a release.
 
 use crate::engine::durable::{Durable, Entry};
 use crate::wire::journal as frame;
@@ -135,6 +138,8 @@ impl Journal {
         }
         self.len += bytes.len() as u64;
         self.next_sequence = sequence;
+        #[cfg(debug_assertions)]
+        crash_if_told(&self.dir);
         for entry in entries {
             self.state.apply(entry);
         }
@@ -160,6 +165,18 @@ impl Journal {
         self.next_sequence += 1;
         // Without the directory on disk a power cut could bring the old file back, and later entries be lost with it.
         sync_dir(&self.dir).inspect_err(|why| self.broken = Some(format!("{why}; restart the daemon")))
+    }
+}
+
+/// The crash points of the lab (tests/soak/play/crash.rs).
+#[cfg(debug_assertions)]
+fn crash_if_told(dir: &Path) {
+    let file = dir.join("crash-at-record");
+    let Ok(text) = std::fs::read_to_string(&file) else { return };
+    let left = text.trim().parse::<u32>().unwrap_or(0);
+    let _told_once = if left > 1 { std::fs::write(&file, (left - 1).to_string()) } else { std::fs::remove_file(&file) };
+    if left == 1 {
+        let _gone = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
 }
 

@@ -14,6 +14,7 @@ mod claims_pause;
 mod claims_postgres;
 mod claims_sessions;
 mod commands;
+mod crash_points;
 mod faults;
 mod harness_itself;
 mod ipv6;

@@ -2,7 +2,7 @@
 //! plays hundreds.
 
 #[path = "../soak/play/mod.rs"]
-mod play;
+pub(crate) mod play;
 
 use crate::ensure;
 use crate::harness::Lab;

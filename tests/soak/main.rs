@@ -1,19 +1,25 @@
 //! `make soak`: the long runs on real parts. `steady` is an hour of bad weather without a cut, `random` plays seeded
-//! faults against a pair and looks for two nodes that serve or a write that is gone, `race` promotes both at once.
+//! faults against a pair and looks for two nodes that serve or a write that is gone, `race` promotes both at once, `crash-points` has a daemon die
+//! at every record of every procedure.
 //!
-//! Without a word it runs all three with their defaults. It prints a line per step, a summary, and `figure:` lines, and
+//! Without a word it runs all with their defaults. It prints a line per step, a summary, and `figure:` lines, and
 //! ends with 1 on any violation; the logs of a failed run are kept below `target/soak`.
 
 #[path = "../lab/harness/mod.rs"]
 #[macro_use]
 mod harness;
 mod play;
+mod power_off;
 mod steady;
+mod switchovers;
+mod table;
 
 use clap::{Parser, Subcommand};
 use harness::Lab;
 use harness::config::Options;
 use harness::sys::{Fail, Outcome, ms, now, pause, secs};
+use harness::witness::Kind;
+use play::crash::{LINES, Point, crash_round};
 use play::race::{STARTS, race_round};
 use play::run::{Report, random_run};
 use play::stage::{Recovery, Stage};
@@ -65,6 +71,46 @@ enum What {
         #[arg(long, default_value_t = 100)]
         rounds: u64,
     },
+    /// The active node loses power under load; promote on the other, rejoin, and again the other way
+    PowerOff {
+        #[arg(long, default_value_t = 100)]
+        rounds: u64,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// The embedded witness instead of BIND
+        #[arg(long)]
+        embedded: bool,
+    },
+    /// Switchovers there and back under load: failed transactions, and how long clients are held
+    Switchover {
+        #[arg(long, default_value_t = 20)]
+        rounds: u64,
+        #[arg(long, default_value_t = 16)]
+        clients: u32,
+        /// Sixteen clients of pgbench beside our own
+        #[arg(long)]
+        pgbench: bool,
+        /// A gigabyte of dirty shared buffers before each
+        #[arg(long)]
+        dirty: bool,
+        #[arg(long, default_value = "transaction")]
+        pool: Pool,
+    },
+    /// kill -9 of a daemon at every record of promote, switchover and rejoin
+    CrashPoints {
+        /// Of each procedure and side the first record to begin with
+        #[arg(long, default_value_t = 1)]
+        from: u32,
+        /// Only every so manieth record
+        #[arg(long, default_value_t = 1)]
+        step: u32,
+    },
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+enum Pool {
+    Transaction,
+    Session,
 }
 
 fn main() -> ExitCode {
@@ -76,6 +122,9 @@ fn main() -> ExitCode {
     play::stage::TELL_LIVE.store(args.story, Ordering::Relaxed);
     let all = [
         What::Race { rounds: 100 },
+        What::CrashPoints { from: 1, step: 1 },
+        What::PowerOff { rounds: 100, seed: 1, embedded: false },
+        What::Switchover { rounds: 20, clients: 16, pgbench: false, dirty: false, pool: Pool::Transaction },
         What::Random { runs: 200, seed: 1, parallel: 1 },
         What::Steady { minutes: 60, loss: 1, seed: 1 },
     ];
@@ -99,6 +148,11 @@ fn run(what: &What) -> Outcome<bool> {
         What::Random { runs, seed, parallel: 0 | 1 } => random(runs, seed),
         What::Random { runs, seed, parallel } => in_parallel(runs, seed, parallel.min(runs)),
         What::Race { rounds } => race(rounds),
+        What::PowerOff { rounds, seed, embedded } => power_offs(rounds, seed, embedded),
+        What::Switchover { rounds, clients, pgbench, dirty, pool } => {
+            switchover(switchovers::Wanted { rounds, clients, pgbench, dirty }, pool)
+        }
+        What::CrashPoints { from, step } => crash_points(from.max(1), step.max(1)),
     }
 }
 
@@ -176,6 +230,85 @@ fn race(rounds: u64) -> Outcome<bool> {
     Ok(sum.bad.is_empty())
 }
 
+fn power_offs(rounds: u64, seed: u64, embedded: bool) -> Outcome<bool> {
+    let witness = if embedded { Kind::Embedded } else { Kind::Bind };
+    let lab = started(Options { witness, ..Options::new("soakpower") })?;
+    let watchdog = Watchdog::start(STEP_LIMIT);
+    println!("power-off: {rounds} rounds, seed {seed}, witness {witness:?}, lease 3 s, poll 1 s, margin 200 ms");
+    judged(&lab, &format!("power-off-{seed}"), power_off::power_off(&lab, rounds, seed, || watchdog.feed()))
+}
+
+fn switchover(wanted: switchovers::Wanted, pool: Pool) -> Outcome<bool> {
+    let extra = match pool {
+        Pool::Transaction => "[pool]\nmode = \"transaction\"\nsize = 40\n",
+        Pool::Session => "[pool]\nmode = \"session\"\nsize = 40\n",
+    };
+    let lab = Lab::new(Options { extra, ..Options::new("soakswitch") })?;
+    let watchdog = Watchdog::start(STEP_LIMIT);
+    let ready = lab.start_servers().and_then(|()| {
+        if wanted.dirty {
+            switchovers::make_room(&lab)?;
+        }
+        lab.b.start_daemon()?;
+        lab.a.start_daemon()?;
+        lab.a.wait_active(secs(60))?;
+        lab.a.wait_in_sync(secs(60)).map(drop)
+    });
+    ready.map_err(|error| Fail(format!("the pair does not start: {error}\n{}", lab.diagnosis())))?;
+    println!("switchover: {wanted:?}, pool {pool:?}");
+    judged(&lab, "switchover", switchovers::switchovers(&lab, wanted, || watchdog.feed()))
+}
+
+/// Prints what was violated, keeps what there is to look at, and says whether all was well.
+fn judged(lab: &Lab, name: &str, outcome: Outcome<Vec<String>>) -> Outcome<bool> {
+    let violations = outcome.unwrap_or_else(|error| vec![error.0]);
+    for violation in &violations {
+        println!("VIOLATION: {violation}");
+    }
+    if !violations.is_empty() {
+        keep(lab, name, &violations.join("\n"))?;
+    }
+    Ok(violations.is_empty())
+}
+
+/// Every record of every procedure, until a round ends without a crash.
+fn crash_points(from: u32, step: u32) -> Outcome<bool> {
+    let mut pairs = Pairs::new("soakcrash");
+    let mut sum = Sum::default();
+    let watchdog = Watchdog::start(STEP_LIMIT);
+    let (mut rounds, mut counts) = (0, Vec::new());
+    for (what, on) in LINES {
+        let mut record = from;
+        let records = loop {
+            watchdog.feed();
+            rounds += 1;
+            let first_id = pairs.next_ids();
+            let mut round = crash_round(pairs.lab()?, Point { what, on, record }, first_id)?;
+            round.report.seed = rounds;
+            println!(
+                "crash {what:?} {on:?} at record {record}: exits {:?}, {} ms; {}",
+                round.exits,
+                round.took_ms,
+                line(&round.report)
+            );
+            if round.exits.len() > 2 {
+                println!("{}", round.report.story);
+            }
+            sum.add(&round.report);
+            pairs.after(&round.report, &format!("crash-{what:?}-{on:?}-{record}"))?;
+            if let Some(records) = round.not_reached {
+                break records;
+            }
+            record += step;
+        };
+        counts.push(format!("{what:?} {on:?} {records}"));
+    }
+    sum.print("crash", rounds, &pairs);
+    println!("figure: crash: records of each: {}", counts.join(", "));
+    println!("figure: crash: {rounds} rounds, {} with a violation", sum.bad.len());
+    Ok(sum.bad.is_empty())
+}
+
 /// The runs dealt out to processes of their own, because the names of a lab hang on the process.
 fn in_parallel(runs: u64, seed: u64, parallel: u64) -> Outcome<bool> {
     let me = std::env::current_exe()?;
@@ -198,7 +331,11 @@ fn in_parallel(runs: u64, seed: u64, parallel: u64) -> Outcome<bool> {
 }
 
 fn new_pair(name: &'static str) -> Outcome<Lab> {
-    let lab = Lab::new(Options::new(name))?;
+    started(Options::new(name))
+}
+
+fn started(options: Options) -> Outcome<Lab> {
+    let lab = Lab::new(options)?;
     match lab.start_pair() {
         Ok(()) => Ok(lab),
         Err(error) => Err(Fail(format!("the pair does not start: {error}\n{}", lab.diagnosis()))),

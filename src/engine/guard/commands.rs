@@ -190,6 +190,10 @@ impl Guard {
                 watching.id = Some(id);
                 watching.heard = now.boot;
             }
+            // It is there, so that question or its answer was lost; it may well be at it.
+            Err(_) if self.peer.heard > Some(watching.heard) && now.boot < watching.heard + WATCH_LIMIT => {
+                watching.ask_at = Some(now.boot);
+            }
             Err(why) if now.boot >= watching.ask_until => {
                 self.watching.remove(at);
                 let text = format!("the daemon of {peer} does not answer ({why}); start it there");

@@ -76,8 +76,23 @@ impl Guard {
             fx.push(refuse(ticket, MAINTENANCE));
         } else if self.takeover.is_some() || self.rejoin.is_some() {
             fx.push(refuse(ticket, "another procedure is under way on the old node"));
-        } else if self.handover.is_some() {
-            fx.push(refuse(ticket, "another switchover is under way"));
+        } else if let Some(handover) = &mut self.handover {
+            // The same question once more: whoever asked last is answered.
+            match handover.stage {
+                Stage::Draining { op, .. } if handover.attempt == attempt => {
+                    handover.stage = Stage::Draining { op, ticket };
+                }
+                Stage::Held if handover.attempt == attempt => {
+                    let answer = Box::new(PeerAnswer::Ready { attempt });
+                    fx.push(Effect::AnswerPeer { ticket, answer });
+                }
+                // A later attempt of the taker's: the one before is over there (its daemon was killed).
+                Stage::Draining { .. } | Stage::Held if handover.attempt < attempt => {
+                    self.end_handover(fx);
+                    self.on_prepare(now, ticket, attempt, epoch, fx);
+                }
+                _ => fx.push(refuse(ticket, "another switchover is under way")),
+            }
         } else if !self.durable.is_holder() || self.fenced().is_some() {
             fx.push(refuse(ticket, "it is not the active node"));
         } else if epoch <= self.durable.complete {
@@ -116,6 +131,14 @@ impl Guard {
     }
 
     pub(super) fn on_stop_primary(&mut self, now: Now, ticket: Ticket, attempt: u64, fx: &mut Vec<Effect>) {
+        let handover = self.handover.as_mut().filter(|h| h.attempt == attempt);
+        if let Some(Stage::Checkpointing { ticket: waits } | Stage::Stopping { ticket: waits }) =
+            handover.map(|h| &mut h.stage)
+        {
+            // The same question once more.
+            *waits = ticket;
+            return;
+        }
         let Some(handover) = self.handover.as_mut().filter(|h| h.attempt == attempt && h.stage == Stage::Held) else {
             fx.push(refuse(ticket, "no switchover of that attempt is prepared there"));
             return;
@@ -231,7 +254,8 @@ impl Guard {
             fx.push(refuse(ticket, "the new epoch is not above its own"));
             return;
         }
-        if self.handover.as_ref().is_some_and(|h| h.attempt != attempt) {
+        // A later attempt of the taker's: the one before is over there (its daemon was killed).
+        if self.handover.as_ref().is_some_and(|h| h.attempt > attempt) {
             fx.push(refuse(ticket, "another switchover is under way"));
             return;
         }

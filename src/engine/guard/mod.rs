@@ -425,14 +425,18 @@ impl Guard {
                 self.on_sync_journaled(now, Err(format!("the journal cannot be written: {why}")), fx);
             }
             Then::Fenced { tries } => self.fence_retry = Some((now.boot + Duration::from_secs(1), entries, tries + 1)),
-            Then::Answer { ticket, .. } => {
+            Then::Answer { ticket, answer } => {
                 // A consent that cannot be written is not given, but the fence stands: it is tried again as a fence.
                 if let Some((number, reason)) = self.fence_now.clone() {
                     let entry = Entry::Fenced { number, reason, at: now.rfc3339() };
                     self.fence_retry = Some((now.boot + Duration::from_secs(1), vec![entry], 1));
                 }
-                let answer = Box::new(PeerAnswer::Refused { why: format!("the journal cannot be written: {why}") });
-                fx.push(Effect::AnswerPeer { ticket, answer });
+                let why = format!("the journal cannot be written: {why}");
+                let answer = match *answer {
+                    PeerAnswer::Consented { attempt, .. } => PeerAnswer::FencedUnwritten { attempt, why },
+                    _ => PeerAnswer::Refused { why },
+                };
+                fx.push(Effect::AnswerPeer { ticket, answer: Box::new(answer) });
             }
         }
     }

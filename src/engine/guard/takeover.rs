@@ -426,6 +426,12 @@ impl Guard {
                 }
                 let why = match answer {
                     Ok(PeerAnswer::Refused { why }) => format!("{} refused: {why}", self.setup.peer),
+                    // Nobody serves now: not "nothing was changed".
+                    Ok(PeerAnswer::FencedUnwritten { why, .. }) => format!(
+                        "{} shut its gate but could not write its consent down ({why}); put that right and run \
+                         promote again to finish",
+                        self.setup.peer
+                    ),
                     Ok(_) => format!("{} gave an answer to another question", self.setup.peer),
                     Err(why) => format!("{} fell silent ({why}); `promote` run again will fail over", self.setup.peer),
                 };

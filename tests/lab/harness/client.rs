@@ -154,6 +154,14 @@ impl Writer {
         find().ok_or_else(|| Fail("the acknowledgement vanished".to_owned()))
     }
 
+    /// The first acknowledgement through this gate after the moment, if it has come.
+    pub fn first_ack_via(&self, gate: SocketAddr, after: Instant) -> Option<Instant> {
+        let log = self.guard();
+        // The newest are looked at first: a log of hours is long.
+        let late = log.acks.iter().rev().take_while(|ack| ack.at > after);
+        late.filter(|ack| ack.via == gate).last().map(|ack| ack.at)
+    }
+
     /// Stops it and returns all it saw.
     pub fn finish(mut self) -> WriterLog {
         self.halt();
@@ -217,7 +225,7 @@ fn live(options: &WriterOptions, log: &Mutex<WriterLog>, stop: &AtomicBool) -> O
 }
 
 /// Where the service name points now; asked at the authority, so that no cache stands between.
-fn resolve(dns: &str) -> Outcome<SocketAddr> {
+pub fn resolve(dns: &str) -> Outcome<SocketAddr> {
     let kind = if dns.starts_with('[') { RecordType::AAAA } else { RecordType::A };
     let addresses = addresses_in(&ask_here(dns, SERVICE, kind)?);
     let address = addresses.first().ok_or("the service name has no address")?;

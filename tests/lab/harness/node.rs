@@ -155,6 +155,21 @@ impl Node {
         Ok(before)
     }
 
+    /// The n-th record that its daemon appends from now on is its last (a debug build: io/journal.rs); 0 takes that back.
+    /// Returns how many were left.
+    pub fn crash_at_record(&self, n: u32) -> Outcome<Option<u32>> {
+        let file = self.dir.join("state/crash-at-record");
+        let left = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
+        if n == 0 {
+            let _not_there = std::fs::remove_file(&file);
+            return Ok(left);
+        }
+        let fresh = self.dir.join("crash-at-record");
+        Template::once()?.write_secret(&fresh, &n.to_string())?;
+        std::fs::rename(fresh, file)?;
+        Ok(left)
+    }
+
     /// SIGTERM, and waits for a clean end.
     pub fn stop_daemon(&self) -> Outcome {
         let pid = self.daemon_pid()?;

@@ -292,7 +292,12 @@ impl Cluster {
 
     /// Numbers in the table of [`super::client::Writer`]s that the writer `id` wrote.
     pub fn numbers_of(&self, id: u32) -> Outcome<BTreeSet<u64>> {
-        let text = self.sql("app", &format!("SELECT n FROM acks WHERE w = {id}"))?;
+        self.numbers_since(id, 0)
+    }
+
+    /// The same from a number on.
+    pub fn numbers_since(&self, id: u32, from: u64) -> Outcome<BTreeSet<u64>> {
+        let text = self.sql("app", &format!("SELECT n FROM acks WHERE w = {id} AND n >= {from}"))?;
         text.lines().map(|line| line.parse::<u64>().map_err(Fail::from)).collect()
     }
 }

@@ -4,10 +4,13 @@
 //! It is NOT the simulator: here are real daemons, real PostgreSQL, real BIND and real wires.
 #![allow(dead_code, reason = "the lab suite and the soak program each use their part")]
 
+pub mod bench;
 pub mod clients;
+pub mod crash;
 pub mod eyes;
 pub mod plan;
 pub mod race;
+pub mod readers;
 pub mod run;
 pub mod stage;
 pub mod trace;

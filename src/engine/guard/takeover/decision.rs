@@ -107,9 +107,13 @@ impl Guard {
         for line in self.facts(now, &seen, alive, planned, &loss, epoch) {
             self.say(now, &line, fx);
         }
+        // One that stopped half-way is finished by the same command: nobody serves, and the old node says so itself.
+        let half_way = self.durable.won > self.durable.complete
+            || peer_state.as_ref().is_some_and(|p| p.role == Role::Fenced && !p.gate_open);
+        let finishes = alive && half_way && matches!(loss, Loss::None(_));
         let refusal = match (&loss, kind) {
             (Loss::NotPromotable(why), _) => Some(why.clone()),
-            (_, Kind::Switchover) if !planned => Some(format!(
+            (_, Kind::Switchover) if !planned && !finishes => Some(format!(
                 "a switchover needs both nodes alive and serving ({}); `promote` decides by itself which case it is",
                 if alive { "the peer is alive but does not serve" } else { "the peer does not answer" }
             )),

@@ -135,6 +135,8 @@ impl Hash for World {
             read: _,
             lean: _,
             log: _,
+            // None in the model.
+            meddler: _,
         } = self;
         (now, nodes, record, dns_up, dns_cut, rng, acked, loss_accepted).hash(state);
         (wire_up, mute, second, deaf, lose_update_answers, hold_updates, held, ticket, owners).hash(state);

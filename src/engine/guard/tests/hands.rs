@@ -86,6 +86,9 @@ impl World {
             if self.burn(node) {
                 return;
             }
+            if self.meddles_with(node, &effect) {
+                continue;
+            }
             match effect {
                 Effect::Cut { .. } => {
                     assert_eq!(index, 0, "a cut is the first effect of its turn");
@@ -301,10 +304,11 @@ impl World {
         let pg = &mut n.pg;
         match task {
             PgTask::SetSyncList(list) => pg.list = list.map(|n| format!("\"{n}\"")).unwrap_or_default(),
-            PgTask::RearmBarrier => return Ok(PgOutput::Lsn(Lsn(pg.lsn))),
+            PgTask::RearmBarrier if pg.up => return Ok(PgOutput::Lsn(Lsn(pg.lsn))),
             PgTask::Stop => {
+                // A standby writes no checkpoint of its own, and what is down is down.
+                pg.lsn += if pg.up && !pg.in_recovery { 10 } else { 0 };
                 pg.up = false;
-                pg.lsn += 10;
                 let (lsn, timeline) = (pg.lsn, pg.timeline);
                 if streams {
                     pg.up = true;
@@ -319,6 +323,14 @@ impl World {
                 };
                 return Ok(PgOutput::Control(data));
             }
+            // Running is started; a standby is only told whom to follow; a primary is promoted.
+            PgTask::Start if pg.up => {}
+            PgTask::Demote { follow_peer } if pg.up && pg.in_recovery => pg.follows = follow_peer,
+            PgTask::Promote if pg.up && !pg.in_recovery => {}
+            PgTask::Promote | PgTask::Checkpoint | PgTask::RearmBarrier if !pg.up => {
+                return Err("PostgreSQL does not run".to_owned());
+            }
+            PgTask::Clone(_) if !other.up || other.in_recovery => return Err("there is no primary to clone".to_owned()),
             PgTask::Start => {
                 pg.up = true;
                 pg.start += 1;
@@ -352,7 +364,7 @@ impl World {
                 let source = SourceFacts { system_id: SystemId(77), bytes: 1, tablespaces: 0 };
                 return Ok(PgOutput::Source(source));
             }
-            PgTask::Checkpoint | PgTask::Adopt | PgTask::Nudge => {}
+            PgTask::RearmBarrier | PgTask::Checkpoint | PgTask::Adopt | PgTask::Nudge => {}
         }
         Ok(PgOutput::Done)
     }
@@ -375,6 +387,7 @@ impl World {
     }
 
     pub(super) fn deliver(&mut self, delivery: Delivery) {
+        let Some(delivery) = self.meddles_with_delivery(delivery) else { return };
         if let Some(node) = Self::target(&delivery)
             && self.nodes[node].frozen_until > self.now
         {

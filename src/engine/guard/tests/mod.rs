@@ -8,6 +8,7 @@ mod laws;
 mod model;
 mod observe;
 mod parts;
+mod procedures;
 mod random;
 mod review;
 mod scenarios;

@@ -109,6 +109,8 @@ pub(super) struct World {
     pub(super) lean: bool,
     /// One line per transition, where somebody wants them.
     pub(super) log: Option<Vec<String>>,
+    /// What a generic test of the procedures does to one of their steps.
+    pub(super) meddler: Option<Box<super::procedures::Meddler>>,
 }
 
 impl World {
@@ -199,6 +201,7 @@ impl World {
             read: None,
             lean: false,
             log: None,
+            meddler: None,
         }
     }
 
