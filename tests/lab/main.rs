@@ -17,6 +17,7 @@ mod faults;
 mod harness_itself;
 mod ipv6;
 mod maintenance;
+mod night;
 mod observe;
 mod pause;
 mod planned;

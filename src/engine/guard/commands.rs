@@ -104,6 +104,10 @@ impl Guard {
                 let text = "paused; `portcullis resume` lets clients go".to_owned();
                 fx.push(Effect::End { ticket, exit: 0, text, flag: None });
             }
+            Command::Drilled { text } => {
+                self.note(now, fx, "drill", text.clone());
+                fx.push(Effect::End { ticket, exit: 0, text, flag: None });
+            }
             Command::Maintenance { on } => self.on_maintenance(now, ticket, on, fx),
             Command::Resume => {
                 self.gate.held = false;

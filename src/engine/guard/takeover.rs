@@ -261,6 +261,15 @@ impl Guard {
         }
     }
 
+    /// What is left of W, for everybody who waits.
+    fn count(&mut self, left: Duration, fx: &mut Vec<Effect>) {
+        let Some(t) = &self.takeover else { return };
+        let text = format!("{} may still hold a lease: {} s left", self.setup.peer, left.as_secs() + 1);
+        for ticket in &t.tickets {
+            fx.push(Effect::Count { ticket: *ticket, text: text.clone(), left });
+        }
+    }
+
     pub(super) fn step(&mut self, now: Now, step: Step, limit: Option<Duration>, fx: &mut Vec<Effect>) {
         let Some(t) = &mut self.takeover else { return };
         t.step = step;
@@ -352,14 +361,14 @@ impl Guard {
             }
             (Step::CheckingWitness { question: q }, Ok(record)) if *q == question => {
                 if !t.record.as_ref().is_some_and(|(pair, _)| pair.same_data(&record.0)) {
-                    self.fail_takeover(now, 1, "the record changed meanwhile; nothing was changed", fx);
+                    self.fail_takeover(now, 1, "the record changed meanwhile; nothing was changed, run it again to judge it anew", fx);
                     return;
                 }
                 self.say(now, "the witness answers", fx);
                 self.stop_old_primary(now, fx);
             }
             (Step::CheckingWitness { question: q }, Err(why)) if *q == question => {
-                let text = format!("the witness does not answer ({why}); nothing was changed");
+                let text = format!("the witness does not answer ({why}); nothing was changed, bring it back first");
                 self.fail_takeover(now, 3, &text, fx);
             }
             _ => {}
@@ -413,7 +422,7 @@ impl Guard {
                     self.say(now, &text, fx);
                     self.begin_recording(now, fx);
                 } else {
-                    self.fail_takeover(now, 1, "the peer consented to another epoch", fx);
+                    self.fail_takeover(now, 1, "the peer consented to another epoch; look at `portcullis status` on both nodes, then run it again", fx);
                 }
             }
             (
@@ -465,7 +474,8 @@ impl Guard {
                         }
                     }
                     let left = until.since(now.boot).as_secs_f64();
-                    let text = format!("the record is ours; waiting out the old node's lease, {left:.1} s");
+                    let sure = if self.setup.stonith { ", or until fence.stonith says that it is off" } else { "" };
+                    let text = format!("the record is ours; waiting out the old node's lease, {left:.1} s{sure}");
                     self.say(now, &text, fx);
                     self.step(now, Step::WaitingOut { until, said: u64::MAX }, None, fx);
                     if let Some(t) = &mut self.takeover {
@@ -518,7 +528,7 @@ impl Guard {
                     self.fail_takeover(
                         now,
                         1,
-                        "the standby did not replay the old primary's last checkpoint in time",
+                        "the standby did not replay the old primary's last checkpoint in time; look at PostgreSQL's log here",
                         fx,
                     );
                 }
@@ -529,7 +539,7 @@ impl Guard {
                 } else if late {
                     let left = until.since(now.boot).as_secs() + 1;
                     if left != said {
-                        self.say(now, &format!("{left} s"), fx);
+                        self.count(until.since(now.boot), fx);
                     }
                     let next = (now.boot + Duration::from_secs(1)).min(until);
                     if let Some(t) = &mut self.takeover {
