@@ -13,6 +13,7 @@ mod claims_pause;
 mod claims_postgres;
 mod claims_sessions;
 mod commands;
+mod drill;
 mod faults;
 mod harness_itself;
 mod ipv6;

@@ -35,6 +35,8 @@ const GOOD_FIRST: usize = 5;
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 /// How long the pair has to be in sync again after each way.
 const SYNC_LIMIT: Duration = Duration::from_secs(60);
+/// The standby knows by hearsay, a poll or two later, that the pair is in sync: so long nothing is refused for that.
+const HEARSAY_LIMIT: Duration = Duration::from_secs(3);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Failures of the past that the report lists.
 const FAILURES_LISTED: usize = 3;
@@ -119,8 +121,15 @@ async fn there_and_back(
     stage: &RefCell<Stage>,
     lines: &mut Lines<'_, '_>,
 ) -> Result<Report, Fault> {
-    let before = snapshot(target).await?;
-    let (home, away) = ends(&before, args.to.as_ref())?;
+    let deadline = clock::now() + HEARSAY_LIMIT;
+    let (before, home, away) = loop {
+        let before = snapshot(target).await?;
+        match ends(&before, args.to.as_ref()) {
+            Ok((home, away)) => break (before, home, away),
+            Err(fault) if clock::now() >= deadline => return Err(fault),
+            Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
+        }
+    };
     let rehearsal = json!({"to": away.as_str(), "dry_run": true});
     let dry = command(target, "switchover", &rehearsal, &mut |progress| lines.progress(progress)).await?;
     if dry.exit != ExitCode::Done {
