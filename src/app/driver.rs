@@ -7,7 +7,7 @@
 
 use crate::app::hands::Hands;
 use crate::app::lines::Lines;
-use crate::app::notices::{Notice, Notices};
+use crate::app::notices::{self, Notice, Notices};
 use crate::app::render::clean;
 use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
@@ -246,9 +246,13 @@ impl Driver {
 
     /// `[notify]`: handed over, never waited for.
     fn notify(&self, kind: &str, text: &str) {
-        let Some(severity) = self.notices.wants(kind) else { return };
+        if !self.notices.wants(kind) {
+            return;
+        }
         let now = read_clocks();
         let snapshot = self.guard.snapshot(now);
+        let procedure = snapshot.procedure.as_ref().map(|procedure| procedure.kind.as_str());
+        let Some(severity) = notices::severity_during(kind, procedure) else { return };
         self.notices.put(Notice {
             node: snapshot.node,
             service: self.service.clone(),
@@ -319,7 +323,9 @@ fn command(request: &ControlRequest) -> Result<Command, String> {
         "pause" => Ok(Command::Pause),
         "resume" => Ok(Command::Resume),
         "maintenance" => Ok(Command::Maintenance { on: flag("on") }),
-        "drilled" => Ok(Command::Drilled { text: clean(&text("text").unwrap_or_default()).chars().take(500).collect() }),
+        "drilled" => {
+            Ok(Command::Drilled { text: clean(&text("text").unwrap_or_default()).chars().take(500).collect() })
+        }
         other => Err(format!("{other} is not built yet in this daemon")),
     }
 }

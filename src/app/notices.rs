@@ -17,7 +17,7 @@ use crate::app::render::clean;
 use crate::base::config::Notify;
 use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
-use crate::engine::status::Role;
+use crate::engine::status::{EventRow, Role};
 use crate::io::{clock, outside};
 use serde::Serialize;
 use std::collections::{HashMap, VecDeque};
@@ -95,6 +95,27 @@ pub const KINDS: [(&str, Severity); 31] = [
 /// `None`: this kind wakes nobody.
 pub fn severity(kind: &str) -> Option<Severity> {
     KINDS.iter().find(|(known, _)| *known == kind).map(|(_, severity)| *severity)
+}
+
+/// The same while a switchover hands the service over: what belongs to it wakes nobody in earnest.
+pub fn severity_during(kind: &str, procedure: Option<&str>) -> Option<Severity> {
+    let planned = procedure == Some("switchover") && matches!(kind, "gate_cut" | "gate_suspended" | "postgres_down");
+    severity(kind).map(|severity| if planned { Severity::Info } else { severity })
+}
+
+/// The failures among these events, oldest first, without what belongs to a switchover.
+pub fn failures(events: &[EventRow]) -> Vec<&EventRow> {
+    let mut planned = false;
+    let is_failure = |event: &&EventRow| {
+        match event.kind.as_str() {
+            "switchover_prepared" => planned = true,
+            "consented" | "put_back" | "put_back_failed" => planned = false,
+            _ => {}
+        }
+        let during = severity_during(&event.kind, planned.then_some("switchover"));
+        matches!(during, Some(Severity::Warning | Severity::Critical))
+    };
+    events.iter().filter(is_failure).collect()
 }
 
 /// One event as it is told: the JSON on standard input.
@@ -176,8 +197,8 @@ impl Notices {
     }
 
     /// Is anybody told of this kind?
-    pub fn wants(&self, kind: &str) -> Option<Severity> {
-        severity(kind).filter(|_| !nobody(&self.0.queue().settings))
+    pub fn wants(&self, kind: &str) -> bool {
+        severity(kind).is_some() && !nobody(&self.0.queue().settings)
     }
 
     /// Hands one over. Never waits.
@@ -388,6 +409,17 @@ mod tests {
         assert!(head.starts_with("To: dba@example.org, root\nSubject: [portcullis] db.example.org alp critical: why"));
         assert!(head.is_ascii() && !head.lines().any(|line| line.starts_with("Bcc")), "{head}");
         assert!(body.contains("role passive, epoch 7, critical, fenced, at 2026-11-20T15:11:00Z"), "{body}");
+    }
+
+    #[test]
+    fn what_belongs_to_a_switchover_is_no_failure() {
+        let row = |kind: &str| EventRow { at: String::new(), kind: kind.to_owned(), text: String::new() };
+        let events = ["gate_cut", "switchover_prepared", "gate_cut", "postgres_down", "vip_conflict", "consented"];
+        let events: Vec<EventRow> = events.iter().chain(&["postgres_up", "postgres_down"]).map(|k| row(k)).collect();
+        let kinds: Vec<&str> = failures(&events).iter().map(|event| event.kind.as_str()).collect();
+        assert_eq!(kinds, ["gate_cut", "vip_conflict", "postgres_down"]);
+        assert_eq!(severity_during("gate_cut", Some("switchover")), Some(Severity::Info));
+        assert_eq!(severity_during("gate_cut", Some("promote")), Some(Severity::Critical));
     }
 
     #[test]

@@ -56,13 +56,7 @@ pub struct Reloader {
 
 impl Reloader {
     /// For a daemon that was started with this configuration.
-    pub fn new(
-        file: PathBuf,
-        rules: Arc<Rules>,
-        commands: Commands,
-        notices: Notices,
-        running: Config,
-    ) -> Reloader {
+    pub fn new(file: PathBuf, rules: Arc<Rules>, commands: Commands, notices: Notices, running: Config) -> Reloader {
         Reloader { file, rules, commands, notices, running: Mutex::new(running) }
     }
 

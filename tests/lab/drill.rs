@@ -17,7 +17,8 @@ fn a_drill_goes_there_and_back_and_measures_what_clients_felt() {
         let dsn = format!("host=db.example.org port={GATE_PORT} user=app dbname=app password={APP_PASSWORD}");
         let said = b.cli(&["drill", "--dsn", &dsn])?.expect(0)?;
         eprintln!("{}", said.out);
-        for words in ["drill: a to b: ", " ms without an answer", "and back: ", "acknowledged, 0 lost", "would lose nothing"]
+        for words in
+            ["drill: a to b: ", " ms without an answer", "and back: ", "acknowledged, 0 lost", "would lose nothing"]
         {
             ensure!(said.out.contains(words), "{words:?} is not in:\n{}", said.out);
         }

@@ -53,7 +53,11 @@ fn a_promote_over_a_dead_node_says_what_it_knows_and_what_comes_next() {
             "b serves alone. When a is back: portcullis rejoin a",
         ];
         expect_in_order(&said.out, &facts)?;
-        ensure!(!said.out.contains('\r') && !said.out.contains('\x1b'), "a pipe got a terminal's codes: {:?}", said.out);
+        ensure!(
+            !said.out.contains('\r') && !said.out.contains('\x1b'),
+            "a pipe got a terminal's codes: {:?}",
+            said.out
+        );
         ensure!(said.err.is_empty(), "on standard error: {}", said.err);
         let missing = lost(&writer.finish(), 1, &b.postgres)?;
         ensure!(missing.is_empty(), "acknowledged but missing on b: {missing:?}");

@@ -92,7 +92,10 @@ pub(super) fn next_step(now: &Snapshot) -> (String, bool) {
         return (format!("{active} serves alone. When {other} is back: portcullis rejoin {other}"), true);
     }
     if streams {
-        return (format!("{other} follows as standby; it is synchronous again when `portcullis status` says so"), false);
+        return (
+            format!("{other} follows as standby; it is synchronous again when `portcullis status` says so"),
+            false,
+        );
     }
     let why = if role == Some(Role::Fenced) { "is fenced" } else { "does not follow yet" };
     (format!("{active} serves alone; {other} {why}. If it stays so: portcullis rejoin {other}"), false)

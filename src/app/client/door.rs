@@ -1,7 +1,7 @@
 //! The front door, found and tried as a client finds it: what does the authority say, and does a gate answer there?
 //!
-//! What it is NOT: no login. A gate whose sockets are open has passed every condition of R1; what is checked here is what
-//! lies between it and a client: the record, the address, the port. A warning never fails what was done.
+//! What it is NOT: no login. A gate whose sockets are open has passed every condition of R1; what is checked here is
+//! what lies between it and a client: the record, the address, the port. A warning never fails what was done.
 
 use crate::base::config::{Config, DnsMode};
 use crate::base::time::{Duration, Instant};

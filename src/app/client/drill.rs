@@ -12,7 +12,7 @@
 
 use super::door::Door;
 use super::{Lines, Out, Target, command, snapshot};
-use crate::app::notices::{Severity, severity};
+use crate::app::notices::failures;
 use crate::app::probe::{self, LostWrites, ProbeArgs, Summary};
 use crate::app::render;
 use crate::base::fault::{ExitCode, Fault};
@@ -155,7 +155,8 @@ async fn there_and_back(
     *stage.borrow_mut() = Stage::Between(home.clone(), away.clone());
     let stuck = |why: String| {
         let text = format!(
-            "{why}; the service is on {away}, it was on {home} before: `portcullis switchover --to {home}` brings it back"
+            "{why}; the service is on {away}, it was on {home} before: `portcullis switchover --to {home}` brings it \
+             back"
         );
         Fault::new(ExitCode::HalfWay, text)
     };
@@ -175,18 +176,13 @@ async fn there_and_back(
         Err(_) => snapshot(target).await?,
     };
     let summary = prober.finish().await?;
-    let began = before.events.last().map(|event| event.at.clone()).unwrap_or_default();
-    let failures = before.events.iter().rev().filter(|event| is_failure(&event.kind) && event.at <= began);
-    let failures = failures.take(FAILURES_LISTED).map(render::event_line).collect();
+    let failures = failures(&before.events);
+    let failures = failures.into_iter().rev().take(FAILURES_LISTED).map(render::event_line).collect();
     let in_sync = now.replication.in_sync;
     let report = Report { home, away, there, back, summary, in_sync, wait: args.wait, failures };
     // The report stands without it.
     let _only_for_the_log = command(target, "drilled", &json!({"text": report.headline()}), &mut |_| {}).await;
     Ok(report)
-}
-
-fn is_failure(kind: &str) -> bool {
-    matches!(severity(kind), Some(Severity::Warning | Severity::Critical))
 }
 
 /// From where to where.
@@ -507,11 +503,7 @@ impl Prober {
 }
 
 /// The door alone, until told to stop.
-async fn knocking(
-    door: Door,
-    seen: Sightings,
-    mut stopped: oneshot::Receiver<()>,
-) -> Result<Option<Summary>, Fault> {
+async fn knocking(door: Door, seen: Sightings, mut stopped: oneshot::Receiver<()>) -> Result<Option<Summary>, Fault> {
     loop {
         let answer = door.answers().await;
         seen.add(answer.is_ok(), answer.err());
@@ -553,7 +545,8 @@ mod tests {
     fn the_prober_is_read_tick_by_tick() {
         let sightings = Sightings::default();
         let mut listening = Listening { seen: sightings.clone(), line: Vec::new() };
-        let text = "{\"tick\":1,\"health\":true,\"select\":true,\"update\":true,\"error\":null}\n{\"tick\":2,\"health\":\
+        let text = "{\"tick\":1,\"health\":true,\"select\":true,\"update\":true,\"error\":null}\n\
+                    {\"tick\":2,\"health\":\
                     true,\"select\":true,\"update\":false,\"error\":\"update: late\"}\n{\"summary\":true}\n";
         for part in text.as_bytes().chunks(7) {
             listening.write_all(part).expect("never fails");

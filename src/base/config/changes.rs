@@ -3,7 +3,8 @@
 //! What it is NOT: it reads no file and knows no daemon; which keys a reload can apply it says once, in [`is_live`].
 
 use super::{
-    Auth, Cluster, Config, Dns, Fence, Node, NodePostgres, Notify, Pool, Postgres, Replication, Service, Tsig, Vip, Witness,
+    Auth, Cluster, Config, Dns, Fence, Node, NodePostgres, Notify, Pool, Postgres, Replication, Service, Tsig, Vip,
+    Witness,
 };
 
 /// Notes the keys of one section that differ. A field that is forgotten here does not compile.

@@ -361,7 +361,12 @@ impl Guard {
             }
             (Step::CheckingWitness { question: q }, Ok(record)) if *q == question => {
                 if !t.record.as_ref().is_some_and(|(pair, _)| pair.same_data(&record.0)) {
-                    self.fail_takeover(now, 1, "the record changed meanwhile; nothing was changed, run it again to judge it anew", fx);
+                    self.fail_takeover(
+                        now,
+                        1,
+                        "the record changed meanwhile; nothing was changed, run it again to judge it anew",
+                        fx,
+                    );
                     return;
                 }
                 self.say(now, "the witness answers", fx);
@@ -422,7 +427,8 @@ impl Guard {
                     self.say(now, &text, fx);
                     self.begin_recording(now, fx);
                 } else {
-                    self.fail_takeover(now, 1, "the peer consented to another epoch; look at `portcullis status` on both nodes, then run it again", fx);
+                    let why = "the peer consented to another epoch; see `portcullis status` there, then run it again";
+                    self.fail_takeover(now, 1, why, fx);
                 }
             }
             (
@@ -525,12 +531,9 @@ impl Guard {
                     }
                     self.begin_refusing(now, true, fx);
                 } else if late {
-                    self.fail_takeover(
-                        now,
-                        1,
-                        "the standby did not replay the old primary's last checkpoint in time; look at PostgreSQL's log here",
-                        fx,
-                    );
+                    let why = "the standby did not replay the old primary's last checkpoint in time; see \
+                               PostgreSQL's log here";
+                    self.fail_takeover(now, 1, why, fx);
                 }
             }
             Step::WaitingOut { until, said } => {
