@@ -2,10 +2,12 @@
 
 use crate::ensure;
 use crate::harness::config::Options;
+use crate::harness::host::{is_alive, send};
 use crate::harness::node::{GATE_PORT, text_at};
 use crate::harness::postgres::APP_PASSWORD;
-use crate::harness::sys::secs;
+use crate::harness::sys::{secs, wait_until};
 use crate::in_lab;
+use rustix::process::Signal;
 use serde_json::Value;
 
 #[test]
@@ -36,6 +38,24 @@ fn a_drill_goes_there_and_back_and_measures_what_clients_felt() {
         ensure!(last["exit"] == 0 && last.pointer("/data/drill/writes") == Some(&Value::Null), "ended with {last}");
         let gap = last.pointer("/data/drill/there/gap_ms").and_then(Value::as_u64).unwrap_or_default();
         ensure!(gap > 0, "no gap was measured: {last}");
+        a.wait_active(secs(60))?;
+        a.wait_in_sync(secs(60))?;
+
+        // Ctrl-C in the middle: the daemon finishes the switchover, and the last word says how to get back.
+        let log = lab.dir.join("drill.log");
+        let line = a.command_line(&["drill"]);
+        let words: Vec<&str> = line.iter().map(String::as_str).collect();
+        let pid = a.host.spawn(&log, &[], &words)?;
+        let read = || std::fs::read_to_string(&log).unwrap_or_default();
+        wait_until(secs(60), "the drill to begin", || Ok(read().contains("a to b:")))?;
+        send(pid, Signal::INT)?;
+        wait_until(secs(60), "the drill to end", || Ok(!is_alive(pid)))?;
+        let text = read();
+        ensure!(text.contains("portcullis: the drill was broken off; "), "it said: {text}");
+        ensure!(text.contains("`portcullis switchover --to a` brings"), "it said: {text}");
+        b.wait_active(secs(60))?;
+        b.wait_in_sync(secs(60))?;
+        a.cli(&["switchover", "--to", "a"])?.expect(0)?;
         a.wait_active(secs(60))?;
         a.wait_in_sync(secs(60))?;
 

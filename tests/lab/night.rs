@@ -26,8 +26,10 @@ fn a_promote_over_a_dead_node_says_what_it_knows_and_what_comes_next() {
         let told = b.dir.join("state/told");
         let command = format!("\n[notify]\ncommand = [\"/bin/sh\", \"-c\", \"cat >> {}\"]\n", told.display());
         let text = std::fs::read_to_string(&b.config)?;
-        std::fs::write(&b.config, text + &command)?;
         lab.start_pair()?;
+        std::fs::write(&b.config, text + &command)?;
+        let reloaded = b.cli(&["reload"])?.expect(0)?;
+        ensure!(reloaded.out.contains("notify.command"), "a reload does not apply it: {}", reloaded.out);
         let writer = Writer::start_flowing(client, WriterOptions::service(1, lab.witness.address()))?;
         a.power_off()?;
         // What the daemon knows by itself: the peer has been silent for these 2 s.
