@@ -7,10 +7,11 @@ use crate::engine::turn::Command;
 #[test]
 fn a_promote_before_the_first_look_waits_for_it() {
     let mut world = World::running();
-    world.act(Act::PowerOff(0));
+    // Both answers are there long before the next look.
+    world.look_every = secs(2);
+    world.run_for(secs(1));
     world.kill(1);
     world.start(1);
-    // The next look is due within `look_every`; the command comes before it.
     let command = Command::Promote { dry_run: true, yes: false, accept_data_loss: false, peer_is_off: None };
     let ticket = world.command(1, command);
     let (exit, text) = world.end_of(1, ticket);
