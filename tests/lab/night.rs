@@ -3,6 +3,8 @@
 use crate::ensure;
 use crate::harness::client::{Writer, WriterOptions, lost};
 use crate::harness::config::Options;
+use crate::harness::net::VIP;
+use crate::harness::node::GATE_PORT;
 use crate::harness::sys::{Outcome, ms, pause, secs, wait_until};
 use crate::in_lab;
 use serde_json::Value;
@@ -106,5 +108,36 @@ fn a_promote_right_after_the_start_waits_for_the_first_look() {
         let said = b.cli(&["promote", "--yes"])?.expect(0)?;
         ensure!(!said.out.contains("not seen yet"), "{}", said.out);
         b.wait_active(secs(60)).map(drop)
+    });
+}
+
+/// A VIP and no DNS: the word of the person who switched the old node off replaces the wait, and only that.
+#[test]
+fn with_a_vip_alone_the_door_is_the_vip_and_a_node_that_is_off_is_not_waited_for() {
+    in_lab(Options::vip_only("nightvip"), |lab| {
+        let (a, b) = (&lab.a, &lab.b);
+        lab.start_servers()?;
+        b.start_daemon()?;
+        a.start_daemon()?;
+        b.wait_peer()?;
+        let door = format!("the front door answers at {VIP}:{GATE_PORT} after ");
+        let first = a.cli(&["promote", "--yes"])?.expect(0)?;
+        expect_in_order(&first.out, &["is active at epoch 1", &door])?;
+        a.wait_in_sync(secs(60))?;
+        // The standby has heard that it is in sync: else what is lost is unknown.
+        b.wait_in_sync(secs(60))?;
+        a.power_off()?;
+        let silent = b.cli(&["promote", "--yes"])?.expect(3)?;
+        ensure!(silent.err.contains("--peer-is-off a"), "{}", silent.err);
+        let words = ["promote", "--yes", "--accept-data-loss", "--peer-is-off", "a"];
+        let early = b.cli(&words)?.expect(3)?;
+        ensure!(early.err.contains("less than W ago"), "{}", early.err);
+        // W without a word of it.
+        pause(secs(4));
+        let said = b.cli(&words)?.expect(0)?;
+        let facts = ["unknown since the last contact with a", "a is off, as you say, so nothing is waited for", &door];
+        expect_in_order(&said.out, &facts)?;
+        ensure!(!said.out.contains("s left"), "it counted down: {}", said.out);
+        expect_in_order(&said.out, &["b serves alone. When a is back: portcullis rejoin a"])
     });
 }

@@ -67,7 +67,8 @@ impl Guard {
                     let command = Command::Switchover { to: Some(target), dry_run };
                     self.forward(now, ticket, command, Duration::from_secs(2), fx);
                 } else {
-                    let text = format!("refused: there is no voter named {target}");
+                    let text =
+                        format!("refused: no voter is named {target}; name {} or {}", self.setup.me, self.setup.peer);
                     fx.push(Effect::End { ticket, exit: 3, text, flag: None });
                 }
             }

@@ -45,7 +45,7 @@ impl Guard {
         };
         if marker.sysid != report.system_id {
             return Loss::NotPromotable(format!(
-                "this PostgreSQL has system identifier {}, the record says {}: other data",
+                "this PostgreSQL has system identifier {}, the record says {}: other data; rejoin it",
                 report.system_id, marker.sysid
             ));
         }
@@ -96,12 +96,12 @@ impl Guard {
         }
         if marker.is_none() && !alive {
             return Some(format!(
-                "without a marker only {}'s word lifts a fence, and it does not answer",
+                "without a marker only {}'s word lifts a fence, and it does not answer; start its daemon",
                 self.setup.peer
             ));
         }
         let held = self.peer.state.as_ref().filter(|_| alive).filter(|p| p.won > self.durable.won);
-        held.map(|p| format!("{} holds the higher epoch {}", p.node, p.won))
+        held.map(|p| format!("{} holds the higher epoch {}; `portcullis status` there", p.node, p.won))
     }
 
     /// What is known, for a person who has to decide.

@@ -232,7 +232,7 @@ impl Guard {
         });
         if let Some(name) = peer_is_off {
             if name != self.setup.peer {
-                let text = format!("--peer-is-off {name}: the peer of this node is {}", self.setup.peer);
+                let text = format!("--peer-is-off {name}: the peer of this node is {}; name that one", self.setup.peer);
                 self.end_takeover(now, 3, &text, fx);
                 return;
             }

@@ -120,10 +120,14 @@ impl Guard {
             _ if self.setup.mode == Mode::Observe
                 && peer_state.as_ref().is_some_and(|p| p.digest != self.setup.digest) =>
             {
-                Some("the configurations of the two nodes differ (nodes, timers or dns.servers)".to_owned())
+                Some(
+                    "the configurations of the two nodes differ (nodes, timers or dns.servers); make them one, restart \
+                     both daemons"
+                        .to_owned(),
+                )
             }
             _ if !self.vips.is_empty() && !self.link_up => {
-                Some("the link of the VIP's interface is down here, so the VIP could not be bound".to_owned())
+                Some("the link of the VIP's interface is down here, so the VIP could not be bound; mend it".to_owned())
             }
             _ if peer_state.as_ref().is_some_and(|p| p.maintenance) => Some(format!(
                 "maintenance is on at {0}, which leaves its PostgreSQL alone; `portcullis maintenance off` there first",
