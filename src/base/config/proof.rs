@@ -159,12 +159,6 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
                 .to_owned(),
         );
     }
-    for node in config.nodes.iter().filter(|node| !node.voter) {
-        warnings.push(format!(
-            "node.{}: further standbys are not built yet; the node is shown, and neither followed nor promoted",
-            node.name
-        ));
-    }
     let on_node = |address: IpAddr| config.nodes.iter().find(|node| node.addresses.contains(&address));
     if let Some(dns) = &config.dns {
         for server in &dns.servers {

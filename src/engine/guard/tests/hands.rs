@@ -181,6 +181,8 @@ impl World {
                 | Effect::HoldClients
                 | Effect::LetClientsGo
                 | Effect::AnnounceVip { .. }
+                | Effect::AskNode { .. }
+                | Effect::FollowFrom { .. }
                 | Effect::KernelGate { .. }
                 | Effect::Units { .. } => {}
                 Effect::Stonith { op, .. } => {
