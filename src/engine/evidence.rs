@@ -246,6 +246,13 @@ mod tests {
         Reading { pair: RecordPair::written(&addresses, 5, &marker), ..Reading::default() }
     }
 
+    /// A node without a vote is never active: its address is a mistake, as that of no node is, and nobody is fenced.
+    #[test]
+    fn the_address_of_a_node_without_a_vote_says_nothing() {
+        let seen = see(&setup(), &reading(7, "b", &[13]));
+        assert!(matches!(&seen, Seen::Nothing { why, .. } if why.contains("192.0.2.13")), "{seen:?}");
+    }
+
     #[test]
     fn a_secondary_that_lags_counts_for_nothing_even_when_it_shows_an_old_mistake() {
         let setup = setup();

@@ -84,7 +84,12 @@ fn a_third_node_follows_whoever_is_active() {
 
         // Never promoted, whoever asks.
         let said = c.cli(&["promote", "--yes"])?.expect(3)?;
-        ensure!(said.err.contains("voter") && said.err.contains("a or b"), "promote on c said {}{}", said.out, said.err);
+        ensure!(
+            said.err.contains("voter") && said.err.contains("a or b"),
+            "promote on c said {}{}",
+            said.out,
+            said.err
+        );
         c.cli(&["switchover", "--to", "c"])?.expect(3)?;
         a.cli(&["switchover", "--to", "c"])?.expect(3)?;
         a.cli(&["switchover"])?.expect(3)?;
@@ -140,7 +145,8 @@ fn a_third_node_that_cannot_follow_says_so_and_is_rejoined() {
 
         // c has WAL that b never got, and b takes over.
         lab.switch.cut_between(&a.host.plug, &b.host.plug)?;
-        a.postgres.sql("app", "SET synchronous_commit = local; CREATE TABLE ahead AS SELECT generate_series(1, 9999)")?;
+        a.postgres
+            .sql("app", "SET synchronous_commit = local; CREATE TABLE ahead AS SELECT generate_series(1, 9999)")?;
         let there = "SELECT count(*) FROM pg_class WHERE relname = 'ahead'";
         wait_until(secs(60), "c to have it", || Ok(c.postgres.sql("app", there)? == "1"))?;
         ensure!(b.postgres.sql("app", there)? == "0", "b has it as well: the cut is none");

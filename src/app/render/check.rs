@@ -133,9 +133,10 @@ fn active(snapshot: &Snapshot, state: GateState, reason: &str, found: &mut Vec<(
         found.push((Level::Critical, "active, but PostgreSQL here is a standby".to_owned()));
     }
     // Of the peer the sentences below speak.
-    let further = snapshot.nodes.iter().filter(|row| {
-        row.name != snapshot.node && snapshot.peer.as_ref().is_some_and(|peer| peer.name != row.name)
-    });
+    let further = snapshot
+        .nodes
+        .iter()
+        .filter(|row| row.name != snapshot.node && snapshot.peer.as_ref().is_some_and(|peer| peer.name != row.name));
     for row in further.filter(|row| row.replication_state.as_deref() != Some("streaming")) {
         found.push((Level::Warning, format!("the further standby {} is not streaming", row.name)));
     }

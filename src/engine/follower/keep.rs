@@ -18,6 +18,8 @@ const NUDGE_EVERY: Duration = Duration::from_secs(1);
 const NUDGE_LATER: Duration = Duration::from_secs(10);
 /// Without a stream for so long although the active node is there: something is wrong, and a person is told.
 const DRY_LIMIT: Duration = Duration::from_secs(10);
+/// So long after that the switch point is surely looked up, which may say more.
+const JUDGE_LIMIT: Duration = Duration::from_secs(2);
 
 impl Follower {
     /// Every turn: one thing at most is begun.
@@ -102,13 +104,7 @@ impl Follower {
         }
     }
 
-    pub(super) fn on_kept(
-        &mut self,
-        now: Now,
-        owner: Owner,
-        result: Result<PgOutput, String>,
-        fx: &mut Vec<Effect>,
-    ) {
+    pub(super) fn on_kept(&mut self, now: Now, owner: Owner, result: Result<PgOutput, String>, fx: &mut Vec<Effect>) {
         match (owner, result) {
             (Owner::Follow(name), Ok(_)) => {
                 (self.pg.dry_since, self.pg.judged, self.pg.diverged) = (None, false, false);
@@ -137,8 +133,14 @@ impl Follower {
     fn find_trouble(&self, now: Now) -> Option<String> {
         let me = &self.setup.me;
         let rejoin = format!("`portcullis rejoin {me}` makes it a standby");
+        let unfinished = self.durable.rejoining && self.rejoin.is_none();
+        let unfinished = unfinished.then(|| format!("the data here is not known to be the active node's; {rejoin}"));
         let Some(report) = self.report() else {
-            return self.pg.start_refused.then(|| {
+            if unfinished.is_some() {
+                return unfinished;
+            }
+            // Where there is no data at all, the advice says as much.
+            return (self.pg.start_refused && self.pg.present).then(|| {
                 format!("PostgreSQL here was not started: its data is no standby's, and {me} has no vote; {rejoin}")
             });
         };
@@ -148,8 +150,8 @@ impl Follower {
         if !report.in_recovery {
             return Some(format!("PostgreSQL here is writable, and {me} has no vote; {rejoin}"));
         }
-        if self.durable.rejoining && self.rejoin.is_none() {
-            return Some(format!("the data here is not known to be the active node's; {rejoin}"));
+        if unfinished.is_some() {
+            return unfinished;
         }
         let facts = self.active()?;
         let theirs = facts.state.pg.as_ref()?;
@@ -167,7 +169,8 @@ impl Follower {
                 report.lsn, report.timeline, theirs.timeline
             ));
         }
-        let dry = self.pg.dry_since.filter(|since| !report.streaming && now.boot.since(*since) >= DRY_LIMIT);
+        let limit = DRY_LIMIT + JUDGE_LIMIT;
+        let dry = self.pg.dry_since.filter(|since| !report.streaming && now.boot.since(*since) >= limit);
         dry.map(|_| {
             format!("PostgreSQL here does not stream from {name}; its log says why; if WAL it needs is gone, {rejoin}")
         })

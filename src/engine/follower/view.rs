@@ -6,8 +6,8 @@ use crate::engine::evidence;
 use crate::engine::report::StandbyRow;
 use crate::engine::setup::NodeSetup;
 use crate::engine::status::{
-    GateState, GateStatus, JournalStatus, NodeRow, PeerStatus, PostgresStatus, ProcedureStatus, ReplicationStatus, Role,
-    ServerStatus, Snapshot, VerdictWord, VipStatus, WitnessStatus,
+    GateState, GateStatus, JournalStatus, NodeRow, PeerStatus, PostgresStatus, ProcedureStatus, ReplicationStatus,
+    Role, ServerStatus, Snapshot, VerdictWord, VipStatus, WitnessStatus,
 };
 use crate::engine::turn::{FollowerState, Now, PeerPg};
 

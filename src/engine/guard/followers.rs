@@ -182,9 +182,7 @@ impl Guard {
     pub(super) fn advance_followers(&mut self, now: Now, fx: &mut Vec<Effect>) {
         self.followers.wishes.retain(|w| {
             let (exit, text) = match w.taken {
-                None if now.boot >= w.until => {
-                    (1, format!("the daemon of {} does not answer; start it there", w.node))
-                }
+                None if now.boot >= w.until => (1, format!("the daemon of {} does not answer; start it there", w.node)),
                 Some(_) if now.boot.since(w.heard) > WATCH_LIMIT => {
                     let node = &w.node;
                     (4, format!("{node} says nothing of it any more; look there with `portcullis status`"))

@@ -163,3 +163,17 @@ pub(super) fn write_signal(data_dir: &Path) -> Result<(), PgError> {
     }
     files::remove(&data_dir.join("recovery.signal"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_file_says_where_each_timeline_was_left() {
+        let text = "1\t0/3000148\tno recovery target specified\n\n2\t0/60BF860\tno recovery target specified\n";
+        assert_eq!(left_at(text, TimelineId(1)), Some(Lsn(0x300_0148)));
+        assert_eq!(left_at(text, TimelineId(2)), Some(Lsn(0x60B_F860)));
+        assert_eq!(left_at(text, TimelineId(3)), None);
+        assert_eq!(left_at("", TimelineId(1)), None);
+    }
+}

@@ -336,7 +336,8 @@ impl World {
                 let source = SourceFacts { system_id: SystemId(77), bytes: 1, tablespaces: 0 };
                 return Ok(PgOutput::Source(source));
             }
-            PgTask::Checkpoint | PgTask::Adopt | PgTask::Nudge => {}
+            PgTask::Checkpoint | PgTask::Adopt | PgTask::Nudge | PgTask::DropIdleSlots | PgTask::SwitchPoint { .. } => {
+            }
         }
         Ok(PgOutput::Done)
     }
