@@ -348,7 +348,8 @@ fn spawn_senses(
         }
     };
     tokio::spawn(peer_listen(node.peer_listen, Arc::clone(&secrets.identity), counters, handler));
-    if let Some(vip) = &config.vip {
+    // A node without a vote never has the VIP, and perhaps not its interface either.
+    if let Some(vip) = config.vip.as_ref().filter(|_| node.voter) {
         tokio::spawn(watch_links(vip.addresses.clone(), parts.vip_interface.clone(), to.events.clone()));
     }
 }

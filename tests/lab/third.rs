@@ -79,7 +79,17 @@ fn a_third_node_follows_whoever_is_active() {
             })?;
         }
         ensure!(c.may_start_primary()?, "a standby may not start");
-        c.cli(&["check"])?.expect(0)?;
+        for node in [a, b, c] {
+            node.cli(&["check"])?.expect(0)?;
+            let page = node.http("/pool_nodes")?.1;
+            let right = page.lines().count() == 3
+                && ["1", "2"].iter().any(|up| page.contains(&format!("2,192.0.2.13,5432,{up},0.333333,standby\n")));
+            ensure!(right, "/pool_nodes on {}: {page}", node.name());
+        }
+        for (path, code) in [("/replica", 200), ("/read-only", 200), ("/active", 503), ("/health", 200)] {
+            let answered = c.http(path)?.0;
+            ensure!(answered == code, "{path} on c answers {answered}");
+        }
         c.cli(&["rejoin", "c", "--dry-run"])?.expect(0)?;
 
         // Never promoted, whoever asks.

@@ -39,11 +39,7 @@ impl Follower {
                 return;
             }
             Command::Promote { .. } => {
-                let text = format!(
-                    "refused: {me} is no voter (voter = false) and is never promoted; promote one of {voters}, on that \
-                     node, or make {me} a voter in the files of all nodes first"
-                );
-                (3, text)
+                (3, format!("refused: {me} is no voter (voter = false) and is never promoted; promote {voters}, there"))
             }
             Command::Switchover { .. } => {
                 (3, format!("refused: {me} is no voter (voter = false); give this command on {voters}"))

@@ -1,20 +1,21 @@
 //! A node without a vote (`voter = false`): its PostgreSQL follows whichever voter is active, and that is all.
 //!
-//! What it is: a pure state machine beside the guard, with the same events in and effects out. It asks both voters with
-//! every poll, learns who is active, keeps `primary_conninfo` pointed there, and is rejoined on a person's word. What it
-//! is NOT: it holds no epoch, pledges nothing, is never promoted, opens no gate, binds no VIP, changes no record.
+//! What it is: a pure state machine beside the guard, with the same events in and effects out. It asks both voters
+//! with every poll, learns who is active, keeps `primary_conninfo` pointed there, and is rejoined on a person's word.
+//! What it is NOT: it holds no epoch, pledges nothing, is never promoted, opens no gate, binds no VIP, and changes no
+//! record.
 //!
 //! ```text
-//!               one voter's gate is open at the highest epoch            another one's is, at a higher epoch
-//!   as it stands ------------------------------------------> follows it ------------------------------------> follows that
-//!        ^  nobody, or two of one epoch: stays as it is          |
-//!        |                                                       | streams no more: ahead of the switch point, WAL gone
-//!        +---------------------- rejoin <--------- in trouble <--+ was found writable; another system identifier
+//!               one voter's gate is open at the highest epoch         another's is, at a higher epoch
+//!   as it stands --------------------------------------> follows it ---------------------------------> follows that
+//!        ^   nobody, or two of one epoch: stays as it is      |
+//!        |                                                    | streams no more: ahead of the switch point, WAL gone
+//!        +---------------------- rejoin <------ in trouble <--+ was found writable; another system identifier
 //! ```
 //!
-//! **Invariants:** no effect of this machine opens a gate, promotes PostgreSQL, or updates the record. It follows only a
-//! node of the highest epoch it ever heard of. From `RejoinStarted` to `RejoinDone` it follows nobody by itself. Rooms:
-//! `keep` (PostgreSQL kept following), `rejoin`, `commands` (what a person asks), `view`.
+//! **Invariants:** no effect of this machine opens a gate, promotes PostgreSQL, or updates the record. It follows only
+//! a node of the highest epoch it ever heard of. From `RejoinStarted` to `RejoinDone` it follows nobody by itself.
+//! Rooms: `keep` (PostgreSQL kept following), `rejoin`, `commands` (what a person asks), `view`.
 
 mod commands;
 mod keep;

@@ -65,6 +65,7 @@ fn pg(in_recovery: bool, system: u64, timeline: u32, lsn: u64) -> PeerPg {
 /// A voter that serves this epoch, or (zero) does not.
 fn voter(node: &str, serves: u64) -> Facts {
     let epoch = Epoch(serves);
+    let timeline = u32::try_from(serves.max(1)).expect("small");
     let state = PeerState {
         node: name(node),
         version: "test".into(),
@@ -78,7 +79,7 @@ fn voter(node: &str, serves: u64) -> Facts {
         fence: Epoch::NONE,
         seen: epoch,
         digest: "same".into(),
-        pg: Some(pg(serves == 0, 77, serves.max(1) as u32, 1000)),
+        pg: Some(pg(serves == 0, 77, timeline, 1000)),
         pg_present: true,
         in_sync: true,
         prepared: serves > 0,

@@ -18,8 +18,8 @@
 //! the journal is emitted before `Recorded`. The submodules are rooms of this one machine:
 //! `proofs` (witness and peer evidence), `standing` (R1: what opens, suspends and cuts), `fence`, `vip`, `record`
 //! (updates and their settling), `durability` (R4), `observe` (records edited by hand), `unmarked` (takeovers no marker
-//! decides), `followers` (nodes without a vote), `pledge`, `pause`, `units`, `housekeeping`, `takeover` (promote, switchover, unfence), `handover` (the old
-//! side of a switchover), `rejoin`, `view`.
+//! decides), `followers` (nodes without a vote), `pledge`, `pause`, `units`, `housekeeping`, `takeover` (promote,
+//! switchover, unfence), `handover` (the old side of a switchover), `rejoin`, `view`.
 
 mod commands;
 mod durability;
