@@ -6,7 +6,8 @@
 //! | state | level |
 //! |---|---|
 //! | active, gate open, in sync as configured | OK |
-//! | active, not in sync or alone, a further standby that does not stream; paused, or a database of it; maintenance | WARNING |
+//! | active, a further standby does not stream | WARNING |
+//! | active, not in sync or alone; paused, or a database of it; maintenance | WARNING |
 //! | passive, standby streaming, the active peer reachable | OK |
 //! | passive, peer unreachable or not streaming | WARNING |
 //! | active without an open gate, lapsed, fenced, holder without proof | CRITICAL |

@@ -365,9 +365,9 @@ impl Config {
         Duration::from_millis(u64::try_from(wait.div_ceil(1_000_000)).unwrap_or(u64::MAX))
     }
 
-    /// A short hash over what both voters must agree on before one pledges to the other: lease, max_drift, margin, names
-    /// and addresses of the voters, the DNS mode, zone and servers, the service name and the VIP. A node without a vote
-    /// is no part of it: to add one never touches a pledge.
+    /// A short hash over what both voters must agree on before one pledges to the other: lease, max_drift, margin,
+    /// names and addresses of the voters, the DNS mode, zone and servers, the service name and the VIP. A node without
+    /// a vote is no part of it: to add one never touches a pledge.
     pub fn shared_digest(&self) -> String {
         let servers = self.dns.as_ref().map(|dns| dns.servers.clone()).unwrap_or_default();
         self.shared_digest_with(&servers)
