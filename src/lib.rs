@@ -46,8 +46,10 @@ pub mod wire {
 pub mod engine {
     pub mod durable;
     pub mod evidence;
+    pub mod follower;
     pub mod guard;
     pub mod lease;
+    pub mod machine;
     pub mod report;
     pub mod setup;
     pub mod status;

@@ -11,7 +11,7 @@ use crate::base::config::{Auth, Config, DnsMode, Node};
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
-use crate::engine::guard::Guard;
+use crate::engine::machine::Machine;
 use crate::engine::report::PgReport;
 use crate::engine::setup::Setup;
 use crate::engine::status::{EventRow, Snapshot};
@@ -30,6 +30,7 @@ use crate::serve::peer::{PeerClient, PeerCounters, PeerIdentity, listen as peer_
 use crate::serve::tls;
 use crate::wire::dns::{ServiceNames, TsigKey};
 use crate::wire::hba::HbaFile;
+use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -60,6 +61,10 @@ pub struct Parts {
     pub peer: Option<Arc<PeerClient>>,
     pub cluster: Arc<Cluster>,
     pub peer_cluster: Option<Peer>,
+    /// All other nodes: each gets its slot here, and a node without a vote follows any of them.
+    pub nodes: Vec<Peer>,
+    /// To both voters, where this node is none.
+    pub voters: HashMap<NodeName, Arc<PeerClient>>,
     pub vips: Vec<ipnet::IpNet>,
     pub vip_interface: Option<String>,
     pub vip_witnesses: Vec<std::net::IpAddr>,
@@ -181,7 +186,7 @@ async fn serve(
     let present = node.postgres.data_dir.join("PG_VERSION").exists();
     let now = read_clocks();
     let peer_name = setup.peer.clone();
-    let mut guard = Guard::start(setup, durable, present, now, &mut first);
+    let mut guard = Machine::start(setup, durable, present, now, &mut first);
     let event_log = config.state_dir.join("events.log");
     guard.remember(past_events(&event_log));
     let event_log = open_event_log(event_log).map_err(|error| bad(format!("no thread for the event log: {error}")))?;
@@ -254,7 +259,9 @@ fn make_parts(
         }
     }
     let other = config.node(&setup.peer).filter(|n| n.name != node.name);
-    let peer = other.map(|n| Arc::new(PeerClient::new(Arc::clone(&secrets.identity), n.name.clone(), n.peer_listen)));
+    let client = |n: &Node| Arc::new(PeerClient::new(Arc::clone(&secrets.identity), n.name.clone(), n.peer_listen));
+    let peer = other.map(client);
+    let asked = config.voters().into_iter().filter(|_| !node.voter);
     Ok(Parts {
         gate,
         authorities,
@@ -262,6 +269,8 @@ fn make_parts(
         peer,
         cluster: Arc::clone(&secrets.cluster),
         peer_cluster: other.map(Peer::from_node),
+        nodes: config.nodes.iter().filter(|n| n.name != node.name).map(Peer::from_node).collect(),
+        voters: asked.map(|n| (n.name.clone(), client(n))).collect(),
         vips: config.vip.as_ref().map(|vip| vip.addresses.clone()).unwrap_or_default(),
         vip_witnesses: config.vip.as_ref().map(|vip| vip.witness.clone()).unwrap_or_default(),
         units: config.service.units.clone(),
@@ -320,24 +329,32 @@ fn spawn_senses(
     }));
     let counters = Arc::clone(to.counters);
     let requests = to.requests.clone();
-    let peer = peer.clone();
+    let (peer, votes) = (peer.clone(), node.voter);
     let handler = move |from: NodeName, question: PeerQuestion| {
         let requests = requests.clone();
-        let known = from == peer;
+        // A node without a vote is answered apart, so that nothing it says can pass for the peer's word.
+        let only_follows = matches!(question, PeerQuestion::Follow { .. } | PeerQuestion::PrepareFollower { .. });
+        let known = votes && (from == peer) != only_follows;
         async move {
             let refused = |why: &str| PeerAnswer::Refused { why: why.to_owned() };
             if !known {
-                return refused("only the other voter is listened to");
+                return refused("only the other voter is listened to, and nodes without a vote when they only follow");
             }
             let (reply, answer) = oneshot::channel();
-            if requests.send(Request::Peer(from, Box::new(question), reply)).await.is_err() {
+            let question = Box::new(question);
+            let request = match only_follows {
+                true => Request::Follower(from, question, reply),
+                false => Request::Peer(from, question, reply),
+            };
+            if requests.send(request).await.is_err() {
                 return refused("the daemon is shutting down");
             }
             answer.await.unwrap_or_else(|_| refused("the daemon dropped the question"))
         }
     };
     tokio::spawn(peer_listen(node.peer_listen, Arc::clone(&secrets.identity), counters, handler));
-    if let Some(vip) = &config.vip {
+    // A node without a vote never has the VIP, and perhaps not its interface either.
+    if let Some(vip) = config.vip.as_ref().filter(|_| node.voter) {
         tokio::spawn(watch_links(vip.addresses.clone(), parts.vip_interface.clone(), to.events.clone()));
     }
 }

@@ -11,7 +11,7 @@ use crate::app::notices::{self, Notice, Notices};
 use crate::app::render::clean;
 use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
-use crate::engine::guard::Guard;
+use crate::engine::machine::Machine;
 use crate::engine::status::{EventRow, Snapshot};
 use crate::engine::turn::{Command, Effect, Event, Now, PeerAnswer, PeerQuestion, Ticket};
 use crate::io::clock;
@@ -49,6 +49,8 @@ const STOPPING: &str =
 pub enum Request {
     Control(ControlRequest, mpsc::Sender<ControlReply>),
     Peer(NodeName, Box<PeerQuestion>, oneshot::Sender<PeerAnswer>),
+    /// Of a node without a vote.
+    Follower(NodeName, Box<PeerQuestion>, oneshot::Sender<PeerAnswer>),
 }
 
 /// How far the end is.
@@ -63,7 +65,7 @@ enum Ending {
 
 /// The crank.
 pub struct Driver {
-    pub guard: Guard,
+    pub guard: Machine,
     pub hands: Hands,
     pub gate: Arc<Gate>,
     pub events: mpsc::Receiver<Event>,
@@ -293,6 +295,10 @@ impl Driver {
             Request::Peer(_, question, reply) => {
                 self.hands.expect_question(ticket, reply);
                 Event::PeerAsked { ticket, question }
+            }
+            Request::Follower(from, question, reply) => {
+                self.hands.expect_question(ticket, reply);
+                Event::FollowerAsked { ticket, from, question }
             }
         }
     }

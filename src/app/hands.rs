@@ -6,7 +6,7 @@
 
 use crate::app::daemon::Parts;
 use crate::app::wall::WallHand;
-use crate::base::ids::OpId;
+use crate::base::ids::{NodeName, OpId};
 use crate::base::time::Duration;
 use crate::engine::durable::Entry;
 use crate::engine::report::SourceFacts;
@@ -73,6 +73,8 @@ pub struct Hands {
     journal: std::sync::mpsc::Sender<(u64, Vec<Entry>, UnderWay)>,
     cluster: Arc<Cluster>,
     peer_cluster: Option<Peer>,
+    nodes: Arc<[Peer]>,
+    voters: HashMap<NodeName, Arc<PeerClient>>,
     vips: HashMap<IpAddr, mpsc::Sender<(VipTask, UnderWay)>>,
     vip_nets: Vec<ipnet::IpNet>,
     vip_interface: Option<String>,
@@ -117,6 +119,8 @@ impl Hands {
             journal: entries,
             cluster: Arc::clone(&parts.cluster),
             peer_cluster: parts.peer_cluster.clone(),
+            nodes: parts.nodes.clone().into(),
+            voters: parts.voters.clone(),
             vips,
             vip_nets: parts.vips.clone(),
             vip_interface: parts.vip_interface.clone(),
@@ -160,7 +164,13 @@ impl Hands {
                     Event::UpdateAnswered { op, outcome }
                 });
             }
-            Effect::AskPeer { question, ask, limit } => self.ask_peer(question, *ask, limit),
+            Effect::AskPeer { question, ask, limit } => self.ask_peer(self.peer.clone(), question, *ask, limit),
+            Effect::AskNode { question, node, ask, limit } => {
+                self.ask_peer(self.voters.get(&node).cloned(), question, *ask, limit);
+            }
+            Effect::FollowFrom { node } => {
+                self.peer_cluster = self.nodes.iter().find(|other| other.name == node).cloned();
+            }
             Effect::AnswerPeer { ticket, answer } => {
                 if let Some(reply) = self.questions.remove(&ticket) {
                     let _asker_gone = reply.send(*answer);
@@ -234,8 +244,8 @@ impl Hands {
         self.spawn(async move { Event::WitnessAnswered { question, answer: authority.ask(limit).await } });
     }
 
-    fn ask_peer(&self, question: u64, ask: PeerQuestion, limit: Duration) {
-        let Some(peer) = self.peer.clone() else { return };
+    fn ask_peer(&self, peer: Option<Arc<PeerClient>>, question: u64, ask: PeerQuestion, limit: Duration) {
+        let Some(peer) = peer else { return };
         self.spawn(async move {
             let answer: Result<PeerAnswer, _> = peer.ask(&ask, limit).await;
             Event::PeerAnswered { question, answer: answer.map(Box::new).map_err(|error| error.to_string()) }
@@ -284,7 +294,7 @@ impl Hands {
 
     /// One task at a time: one that is still under way was given up by the guard, and is over before the next begins.
     fn pg(&mut self, op: OpId, task: PgTask) {
-        let (cluster, peer) = (Arc::clone(&self.cluster), self.peer_cluster.clone());
+        let (cluster, peer, nodes) = (Arc::clone(&self.cluster), self.peer_cluster.clone(), Arc::clone(&self.nodes));
         let events = self.events.clone();
         let given_up = self.pg_task.take();
         let work = async move {
@@ -293,7 +303,7 @@ impl Hands {
                 let _how_it_ended = given_up.await;
             }
             let name = task.clone();
-            let result = run_pg(&cluster, peer.as_ref(), op, task, &events).await;
+            let result = run_pg(&cluster, peer.as_ref(), &nodes, op, task, &events).await;
             if let Err(error) = &result {
                 tracing::warn!("PostgreSQL task {name:?} failed: {error}");
             }
@@ -318,6 +328,7 @@ async fn idle_within(gate: &Gate, limit: Duration) -> bool {
 async fn run_pg(
     cluster: &Cluster,
     peer: Option<&Peer>,
+    nodes: &[Peer],
     op: OpId,
     task: PgTask,
     events: &mpsc::Sender<Event>,
@@ -346,9 +357,17 @@ async fn run_pg(
             cluster.ensure_replication_role(PG_LIMIT).await?;
             if let Some(peer) = peer.filter(|_| cluster.replication.slots) {
                 cluster.ensure_slot(&slot_name(&peer.name), PG_LIMIT).await?;
+                // The pair waits for no further standby: one whose slot finds no room says so, and streams without.
+                for other in nodes.iter().filter(|other| other.name != peer.name) {
+                    if let Err(error) = cluster.ensure_slot(&slot_name(&other.name), PG_LIMIT).await {
+                        tracing::warn!("no slot for {}: {error}; raise max_replication_slots", other.name);
+                    }
+                }
             }
             cluster.source_facts(PG_LIMIT).await.map(PgOutput::Source)
         }
+        PgTask::SwitchPoint { from, to } => cluster.switch_point(from, to).map(PgOutput::Lsn),
+        PgTask::DropIdleSlots => cluster.drop_idle_slots(PG_LIMIT).await.map(|()| PgOutput::Done),
         PgTask::Nudge => cluster.nudge(PG_LIMIT).await.map(|()| PgOutput::Done),
         PgTask::Adopt => cluster.follow(Some(peer.ok_or_else(no_peer)?), PG_LIMIT).await.map(|()| PgOutput::Done),
     }

@@ -34,6 +34,10 @@ pub async fn may_start(config: &Config, node: &Node) -> Result<Result<String, St
     if node.postgres.data_dir.join("standby.signal").exists() {
         return Ok(Ok("it starts as a standby".to_owned()));
     }
+    if !node.voter {
+        let me = &node.name;
+        return Ok(Err(format!("{me} has no vote (voter = false) and is never a primary; `portcullis rejoin {me}`")));
+    }
     let durable = match replay(&config.state_dir) {
         Ok(Some(durable)) => durable,
         Ok(None) => Durable::default(),

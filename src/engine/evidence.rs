@@ -217,7 +217,8 @@ mod tests {
             service: "db.example.org".into(),
             me: "b".parse().unwrap(),
             peer: "a".parse().unwrap(),
-            nodes: vec![node("a", 11), node("b", 12)],
+            nodes: vec![node("a", 11), node("b", 12), node("c", 13)],
+            voters: vec!["a".parse().unwrap(), "b".parse().unwrap()],
             timing: Timing { lease: Duration::from_secs(3), max_drift: 0.01, margin: Duration::ZERO },
             poll: Duration::from_secs(1),
             mode: Mode::Update,
@@ -245,6 +246,13 @@ mod tests {
         );
         let addresses: Vec<IpAddr> = addresses.iter().map(|last| IpAddr::from([192, 0, 2, *last])).collect();
         Reading { pair: RecordPair::written(&addresses, 5, &marker), ..Reading::default() }
+    }
+
+    /// A node without a vote is never active: its address is a mistake, as that of no node is, and nobody is fenced.
+    #[test]
+    fn the_address_of_a_node_without_a_vote_says_nothing() {
+        let seen = see(&setup(), &reading(7, "b", &[13]));
+        assert!(matches!(&seen, Seen::Nothing { why, .. } if why.contains("192.0.2.13")), "{seen:?}");
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub struct Setup {
     /// The other voter.
     pub peer: NodeName,
     pub nodes: Vec<NodeSetup>,
+    /// The two that vote and can be active; a node that is not among them only follows.
+    pub voters: Vec<NodeName>,
     pub timing: Timing,
     pub poll: Duration,
     pub mode: Mode,
@@ -94,6 +96,7 @@ impl Setup {
                     weight: if total > 0.0 { n.weight / total } else { 0.0 },
                 })
                 .collect(),
+            voters: config.voters().into_iter().map(|n| n.name.clone()).collect(),
             timing: Timing {
                 lease: config.fence.lease,
                 max_drift: config.fence.max_drift,
@@ -123,9 +126,24 @@ impl Setup {
         }
     }
 
-    /// The node that publishes this address.
+    /// The voter that publishes this address; a node without a vote is never active and publishes none.
     pub fn node_of(&self, address: IpAddr) -> Option<&NodeName> {
-        self.nodes.iter().find(|n| n.addresses.contains(&address)).map(|n| &n.name)
+        self.nodes.iter().find(|n| n.addresses.contains(&address)).map(|n| &n.name).filter(|name| self.is_voter(name))
+    }
+
+    /// May this node ever be active?
+    pub fn is_voter(&self, name: &NodeName) -> bool {
+        self.voters.contains(name)
+    }
+
+    /// The configured nodes without a vote.
+    pub fn followers(&self) -> impl Iterator<Item = &NodeName> {
+        self.nodes.iter().map(|n| &n.name).filter(|name| !self.is_voter(name))
+    }
+
+    /// The voters for people: `alp or midna`.
+    pub fn voters_named(&self) -> String {
+        self.voters.iter().map(NodeName::as_str).collect::<Vec<_>>().join(" or ")
     }
 
     /// Addresses of one node.

@@ -7,7 +7,7 @@
 use crate::base::ids::{Epoch, Lsn, NodeName, OpId, SystemId, TimelineId};
 use crate::base::time::Instant;
 use crate::engine::durable::Entry;
-use crate::engine::report::{ControlData, PgReport, SourceFacts};
+use crate::engine::report::{ControlData, PgReport, SourceFacts, StandbyRow};
 use crate::engine::status::Role;
 use crate::wire::dns::{Reading, RecordPair, UpdateOutcome};
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,12 @@ pub enum Event {
     /// The peer asks; answered with [`Effect::AnswerPeer`].
     PeerAsked {
         ticket: Ticket,
+        question: Box<PeerQuestion>,
+    },
+    /// A node without a vote asks; answered with [`Effect::AnswerPeer`]. What it says is evidence of nothing.
+    FollowerAsked {
+        ticket: Ticket,
+        from: NodeName,
         question: Box<PeerQuestion>,
     },
     /// `asked` is when the look began.
@@ -204,6 +210,10 @@ pub enum PgTask {
     Adopt,
     /// A standby whose primary is back: look for it now, not after `wal_retrieve_retry_interval`.
     Nudge,
+    /// On a standby that does not stream: where timeline `to` left `from`, by the history file that was fetched.
+    SwitchPoint { from: TimelineId, to: TimelineId },
+    /// On a standby: slots of ours that nobody uses any more, and that would keep WAL for ever.
+    DropIdleSlots,
 }
 
 /// What a PostgreSQL task answered.
@@ -261,9 +271,20 @@ pub enum Effect {
         ask: Box<PeerQuestion>,
         limit: Duration,
     },
+    /// A question to the node of this name: a node without a vote asks both voters.
+    AskNode {
+        question: u64,
+        node: NodeName,
+        ask: Box<PeerQuestion>,
+        limit: Duration,
+    },
     AnswerPeer {
         ticket: Ticket,
         answer: Box<PeerAnswer>,
+    },
+    /// A node without a vote: this is whom `Adopt` and `Clone` mean by the peer from here on.
+    FollowFrom {
+        node: NodeName,
     },
     Pg {
         op: OpId,
@@ -393,6 +414,40 @@ pub struct ProcedureBrief {
     pub ended: Option<(u8, String)>,
 }
 
+/// What a node without a vote tells the voters about itself. A type of its own, so that it can never be taken for a
+/// peer's state: it is shown, and proves nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FollowerState {
+    pub node: NodeName,
+    pub version: String,
+    /// Whom its PostgreSQL was told to stream from.
+    pub follows: Option<NodeName>,
+    pub pg: Option<PeerPg>,
+    /// Why it cannot follow by itself.
+    pub trouble: Option<String>,
+    pub procedure: Option<ProcedureBrief>,
+}
+
+/// What a voter tells a node without a vote.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Facts {
+    pub state: PeerState,
+    /// Rows of `pg_stat_replication` of the node whose gate is open.
+    pub standbys: Vec<StandbyRow>,
+    /// The other nodes without a vote, as heard lately.
+    pub others: Vec<FollowerState>,
+    /// A person there wants the asker rejoined.
+    #[serde(default)]
+    pub wish: Option<Wish>,
+}
+
+/// `rejoin` of a node without a vote, given on a voter; the node that asks takes it as its procedure's number.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Wish {
+    pub id: u64,
+    pub dry_run: bool,
+}
+
 /// Questions on the peer channel.
 // A few per second: one allocation less is not worth a box in every match.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -421,6 +476,10 @@ pub enum PeerQuestion {
     GoingAlone { epoch: Epoch, since: String },
     /// Run this procedure on your side (a command given on the wrong node).
     Run { command: Command },
+    /// From a node without a vote: here is what I am; what are you? Never a pulse: it proves nothing to anybody.
+    Follow { state: FollowerState },
+    /// From a node without a vote that is being rejoined: role, slot, facts for a clone. The record stays as it is.
+    PrepareFollower { id: u64 },
 }
 
 /// "I do not take over from epoch e before L from your question."
@@ -471,6 +530,7 @@ pub enum PeerAnswer {
     },
     /// It is on disk here that the asker goes alone.
     Acknowledged,
+    Facts(Box<Facts>),
     Refused {
         why: String,
     },

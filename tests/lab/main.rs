@@ -30,6 +30,7 @@ mod record;
 mod restart;
 mod side_doors;
 mod stonith;
+mod third;
 mod turns;
 mod units;
 mod vip;
@@ -67,7 +68,8 @@ fn run_in_lab(_turn: Turn, options: Options, test: impl FnOnce(&Lab) -> Outcome)
     let ended = harness::sys::now();
     if let Err(error) = &outcome {
         // All machines go on again, or the diagnosis waits for the stopped ones.
-        for host in [&lab.a.host, &lab.b.host, &lab.witness.host] {
+        let third = lab.c.as_ref().map(|node| &node.host);
+        for host in [&lab.a.host, &lab.b.host, &lab.witness.host].into_iter().chain(third) {
             let _ = host.thaw();
         }
         eprintln!("\n##### {name} failed: {error}\n{}##### {name} failed: {error}", lab.diagnosis());

@@ -14,7 +14,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 const LABS: usize = 2;
 
 /// Those that last longest (30 to 80 s) go first, or the others would wait for them in the end.
-const LONG: [&str; 15] = [
+const LONG: [&str; 17] = [
     "dnssilent",
     "dnsnothing",
     "pauses",
@@ -25,6 +25,8 @@ const LONG: [&str; 15] = [
     "boot",
     "sixknot",
     "viponly",
+    "thirdahead",
+    "third",
     "rejoins",
     "six",
     "sixown",

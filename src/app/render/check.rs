@@ -6,6 +6,7 @@
 //! | state | level |
 //! |---|---|
 //! | active, gate open, in sync as configured | OK |
+//! | active, a further standby does not stream | WARNING |
 //! | active, not in sync or alone; paused, or a database of it; maintenance | WARNING |
 //! | passive, standby streaming, the active peer reachable | OK |
 //! | passive, peer unreachable or not streaming | WARNING |
@@ -131,6 +132,14 @@ fn active(snapshot: &Snapshot, state: GateState, reason: &str, found: &mut Vec<(
     }
     if snapshot.postgres.up && snapshot.postgres.role.as_deref() == Some("standby") {
         found.push((Level::Critical, "active, but PostgreSQL here is a standby".to_owned()));
+    }
+    // Of the peer the sentences below speak.
+    let further = snapshot
+        .nodes
+        .iter()
+        .filter(|row| row.name != snapshot.node && snapshot.peer.as_ref().is_some_and(|peer| peer.name != row.name));
+    for row in further.filter(|row| row.replication_state.as_deref() != Some("streaming")) {
+        found.push((Level::Warning, format!("the further standby {} is not streaming", row.name)));
     }
     let replication = &snapshot.replication;
     if let Some(since) = &replication.alone_since {

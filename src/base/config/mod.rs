@@ -383,8 +383,9 @@ impl Config {
         Duration::from_millis(u64::try_from(wait.div_ceil(1_000_000)).unwrap_or(u64::MAX))
     }
 
-    /// A short hash over what both nodes must agree on before one pledges to the other: lease, max_drift, margin, names
-    /// and addresses of the nodes, the voters, the DNS mode, zone and servers, the service name and the VIP.
+    /// A short hash over what both voters must agree on before one pledges to the other: lease, max_drift, margin,
+    /// names and addresses of the voters, the DNS mode, zone and servers, the service name and the VIP. A node without
+    /// a vote is no part of it: to add one never touches a pledge.
     pub fn shared_digest(&self) -> String {
         let servers = self.dns.as_ref().map(|dns| dns.servers.clone()).unwrap_or_default();
         self.shared_digest_with(&servers)
@@ -413,7 +414,7 @@ impl Config {
             let addresses = sorted(node.addresses.iter().map(ToString::to_string).collect());
             format!("node {} {} {addresses}", node.name, node.voter)
         };
-        lines.push(sorted(self.nodes.iter().map(node).collect()));
+        lines.push(sorted(self.nodes.iter().filter(|n| n.voter).map(node).collect()));
         let hash = ring::digest::digest(&ring::digest::SHA256, lines.join("\n").as_bytes());
         let short = hash.as_ref().get(..8).unwrap_or_default();
         data_encoding::HEXLOWER.encode(short)

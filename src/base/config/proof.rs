@@ -152,12 +152,6 @@ fn place(nodes: &[Node], index: usize, key: &str) -> String {
 pub(super) fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     let replication = &config.replication;
-    for node in config.nodes.iter().filter(|node| !node.voter) {
-        warnings.push(format!(
-            "node.{}: further standbys are not built yet; the node is shown, and neither followed nor promoted",
-            node.name
-        ));
-    }
     let on_node = |address: IpAddr| config.nodes.iter().find(|node| node.addresses.contains(&address));
     if let Some(dns) = &config.dns {
         for server in &dns.servers {

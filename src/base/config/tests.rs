@@ -275,6 +275,9 @@ fn more_nodes_than_two_are_no_voters_by_default() {
     assert_eq!(names, ["alp", "midna"]);
     assert_eq!(config.index(&"third".parse().expect("a name")), Some(2));
     assert!(config.node(&"fourth".parse().expect("a name")).is_none());
+    assert!(config.warnings.iter().all(|warning| !warning.contains("third")), "{:?}", config.warnings);
+    // It is no part of what the voters agree on: adding one leaves every pledge as it is.
+    assert_eq!(config.shared_digest(), good().shared_digest());
 }
 
 #[test]

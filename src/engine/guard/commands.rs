@@ -10,7 +10,7 @@ use crate::engine::durable::Entry;
 use crate::engine::turn::{Command, Effect, Now, PeerAnswer, PeerQuestion, ProcedureBrief, Ticket};
 
 /// How long a forwarded procedure may be silent before the watcher gives up.
-const WATCH_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const WATCH_LIMIT: Duration = Duration::from_secs(30);
 
 /// A procedure that runs on the peer while somebody waits here.
 #[derive(Debug, Clone, Hash)]
@@ -56,6 +56,16 @@ impl Guard {
         match command {
             Command::Promote { dry_run, yes, accept_data_loss, peer_is_off } => {
                 self.begin_takeover(now, ticket, Kind::Promote, dry_run, yes, accept_data_loss, peer_is_off, fx);
+            }
+            Command::Switchover { to: None, .. } if self.setup.nodes.len() > 2 => {
+                let voters = self.setup.voters_named();
+                let text = format!("refused: there is more than one standby; name the one with --to ({voters})");
+                fx.push(Effect::End { ticket, exit: 3, text, flag: None });
+            }
+            Command::Switchover { to: Some(to), .. } if self.setup.followers().any(|name| *name == to) => {
+                let voters = self.setup.voters_named();
+                let text = format!("refused: {to} has no vote (voter = false) and is never active; name {voters}");
+                fx.push(Effect::End { ticket, exit: 3, text, flag: None });
             }
             Command::Switchover { to, dry_run } => {
                 let target = to.unwrap_or_else(|| {

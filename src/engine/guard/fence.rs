@@ -77,7 +77,7 @@ impl Guard {
             return;
         }
         // What only prepares or arms hangs with a PostgreSQL that hangs, for a minute: the fence does not wait for it.
-        let gives_way = |owner| matches!(owner, PgOwner::Durability | PgOwner::Housekeeping);
+        let gives_way = |owner| matches!(owner, PgOwner::Durability | PgOwner::Housekeeping | PgOwner::Followers);
         if self.pg.task.is_some_and(|(_, owner)| self.fenced().is_none() || !gives_way(owner)) {
             return;
         }
@@ -110,7 +110,7 @@ impl Guard {
             FencePostgres::Demote if primary || down => PgTask::Demote { follow_peer: false },
             FencePostgres::Demote => return,
         };
-        while let Some((op, PgOwner::Durability | PgOwner::Housekeeping)) = self.pg.task {
+        while let Some((op, PgOwner::Durability | PgOwner::Housekeeping | PgOwner::Followers)) = self.pg.task {
             self.on_pg_done(now, op, Err("given up for the fence".to_owned()), fx);
         }
         self.pg_task(PgOwner::Demotion, task, fx);

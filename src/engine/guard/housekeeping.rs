@@ -61,6 +61,8 @@ impl Guard {
         {
             self.pg.retry_at = now.boot + NUDGE_EVERY;
             self.pg_task(PgOwner::Housekeeping, PgTask::Nudge, fx);
+        } else if report.in_recovery && report.streaming && self.slots_may_be_left(now) {
+            self.pg_task(PgOwner::Housekeeping, PgTask::DropIdleSlots, fx);
         }
     }
 

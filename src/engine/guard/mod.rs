@@ -18,13 +18,14 @@
 //! the journal is emitted before `Recorded`. The submodules are rooms of this one machine:
 //! `proofs` (witness and peer evidence), `standing` (R1: what opens, suspends and cuts), `fence`, `vip`, `record`
 //! (updates and their settling), `durability` and `alone` (R4), `observe` (records edited by hand), `unmarked`
-//! (takeovers no marker decides), `pledge`, `pause`, `units`, `housekeeping`, `takeover` (promote, switchover,
-//! unfence), `handover` (the old side of a switchover), `rejoin`, `view`.
+//! (takeovers no marker decides), `followers` (nodes without a vote), `pledge`, `pause`, `units`, `housekeeping`,
+//! `takeover` (promote, switchover, unfence), `handover` (the old side of a switchover), `rejoin`, `view`.
 
 mod alone;
 mod commands;
 mod durability;
 mod fence;
+mod followers;
 mod handover;
 mod housekeeping;
 mod judge;
@@ -99,6 +100,8 @@ enum PgOwner {
     Follow,
     Durability,
     Housekeeping,
+    /// Role and slots for a node without a vote that is being rejoined.
+    Followers,
 }
 
 /// What is known of the local PostgreSQL.
@@ -187,6 +190,7 @@ pub struct Guard {
     handover: Option<handover::Handover>,
     rejoin: Option<rejoin::Rejoin>,
     watching: Vec<commands::Watching>,
+    followers: followers::FollowersMemory,
     neighbours: vip::NeighbourMemory,
     units: units::UnitsMemory,
     last_ended: Option<crate::engine::turn::ProcedureBrief>,
@@ -234,6 +238,7 @@ impl Guard {
             handover: None,
             rejoin: None,
             watching: Vec::new(),
+            followers: followers::FollowersMemory::default(),
             neighbours: vip::NeighbourMemory::default(),
             units: units::UnitsMemory::new(now.boot + setup.timing.lease),
             last_ended: None,
@@ -291,6 +296,9 @@ impl Guard {
             Event::UpdateAnswered { op, outcome } => self.on_update_answered(now, op, outcome, fx),
             Event::PeerAnswered { question, answer } => self.on_peer_answered(now, question, answer, fx),
             Event::PeerAsked { ticket, question } => self.on_peer_asked(now, ticket, *question, fx),
+            Event::FollowerAsked { ticket, from, question } => {
+                self.on_follower_asked(now, ticket, &from, *question, fx);
+            }
             Event::PgObserved { asked, report } => self.on_pg_observed(now, asked, *report, fx),
             Event::PgLost(why) => self.on_pg_lost(now, why, fx),
             Event::PgSilent(why) => self.pg.error = Some(why),
@@ -339,6 +347,7 @@ impl Guard {
             self.advance_durability(now, fx);
             self.advance_housekeeping(now, fx);
             self.advance_watching(now, fx);
+            self.advance_followers(now, fx);
             self.decide(now, fx);
         }
     }
@@ -517,6 +526,7 @@ impl Guard {
             PgOwner::Handover => self.on_handover_pg(now, op, result, fx),
             PgOwner::Rejoin => self.on_rejoin_pg(now, result, fx),
             PgOwner::Durability => self.on_durability_pg(now, result, fx),
+            PgOwner::Followers => self.on_followers_pg(result, fx),
             PgOwner::Demotion | PgOwner::Follow => self.on_demoted(now, owner, result, fx),
             PgOwner::Housekeeping => {
                 if let Err(why) = result {

@@ -308,9 +308,11 @@ impl Guard {
         } else if *node == self.setup.peer {
             let command = Command::Rejoin { node: node.clone(), dry_run };
             self.forward(now, ticket, command, NODE_LIMIT, fx);
+        } else if self.setup.followers().any(|name| name == node) {
+            self.wish_rejoin(now, ticket, node, dry_run, fx);
         } else {
-            let text =
-                format!("there is no voter named {node}; the nodes are {} and {}", self.setup.me, self.setup.peer);
+            let names: Vec<&str> = self.setup.nodes.iter().map(|n| n.name.as_str()).collect();
+            let text = format!("refused: there is no node named {node}; the nodes are {}", names.join(", "));
             fx.push(Effect::End { ticket, exit: 3, text, flag: None });
         }
     }

@@ -215,7 +215,7 @@ impl Guard {
             (_, Some(pg)) if !pg.in_recovery => Some(pg.lsn),
             _ => None,
         };
-        let row = self.standby_row();
+        let peer_row = self.standby_row();
         self.setup
             .nodes
             .iter()
@@ -223,6 +223,7 @@ impl Guard {
             .map(|(index, node)| {
                 let me = node.name == self.setup.me;
                 let peer = node.name == self.setup.peer;
+                let row = if peer { peer_row } else { self.follower_row(&node.name) };
                 let (up, standby, lsn, streaming) = if me {
                     (
                         mine.is_some(),
@@ -241,19 +242,19 @@ impl Guard {
                         row.is_some_and(|r| r.state == "streaming"),
                     )
                 } else {
-                    (false, None, None, false)
+                    self.follower_seen(now, &node.name)
                 };
                 // Only the active node's PostgreSQL is called primary; a fenced one that still runs is not.
                 let role = if me {
                     if standby == Some(false) && self.role() != Role::Fenced { "primary" } else { "standby" }
-                } else if standby == Some(false) && peer_state.is_some_and(|p| p.role != Role::Fenced) {
+                } else if peer && standby == Some(false) && peer_state.is_some_and(|p| p.role != Role::Fenced) {
                     "primary"
                 } else {
                     "standby"
                 };
                 let is_standby = role == "standby";
                 // The walsender's own view is of one moment; the peer's word is up to a poll old.
-                let lsn = match row.filter(|_| peer && is_standby) {
+                let lsn = match row.filter(|_| !me && is_standby) {
                     Some(row) => row.replay_lsn.or(row.flush_lsn).or(lsn),
                     None => lsn,
                 };
@@ -262,7 +263,7 @@ impl Guard {
                     (false, ..) => Some(0),
                     _ => None,
                 };
-                let view = row.filter(|_| peer && is_standby);
+                let view = row.filter(|_| !me && is_standby);
                 let state = match view {
                     Some(row) => Some(row.state.clone()),
                     None => (is_standby && streaming).then(|| "streaming".to_owned()),

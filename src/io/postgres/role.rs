@@ -86,7 +86,10 @@ impl Cluster {
     }
 
     /// Drops the slots of ours that nobody uses: on a standby they are left over from when it was the primary.
-    pub(super) async fn drop_idle_slots(&self, limit: Duration) -> Result<(), PgError> {
+    ///
+    /// # Errors
+    /// PostgreSQL does not answer within `limit`.
+    pub async fn drop_idle_slots(&self, limit: Duration) -> Result<(), PgError> {
         let sql = "SELECT count(pg_drop_replication_slot(slot_name)) FROM pg_replication_slots \
             WHERE slot_type = 'physical' AND NOT active AND slot_name LIKE 'portcullis\\_%'";
         self.session(limit).await?.value(sql, limit).await.map(|_| ())

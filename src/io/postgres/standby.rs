@@ -4,6 +4,7 @@
 
 use super::control::{StopMode, Stopped};
 use super::{Cluster, Peer, PgError, files};
+use crate::base::ids::{Lsn, TimelineId};
 use crate::io::clock;
 use std::path::Path;
 use std::time::Duration;
@@ -135,6 +136,18 @@ impl Cluster {
         Ok(())
     }
 
+    /// Where timeline `to` left timeline `from`, by the history file of `to`, which a standby fetches when it finds its
+    /// primary there.
+    ///
+    /// # Errors
+    /// The file is not there (yet), or does not name `from`: then `from` is no part of the history of `to`.
+    pub fn switch_point(&self, from: TimelineId, to: TimelineId) -> Result<Lsn, PgError> {
+        let path = self.settings.data_dir.join(format!("pg_wal/{:08X}.history", to.0));
+        let text = std::fs::read_to_string(&path).map_err(|error| files::failed("read", &path, &error))?;
+        let strange = || PgError::Failed(format!("{} does not say where timeline {from} ended", path.display()));
+        left_at(&text, from).ok_or_else(strange)
+    }
+
     /// Ends every client's session. A session that waits for its standby ends too, and what it wrote becomes visible
     /// (protocol-review S10): only behind a cut gate.
     ///
@@ -157,6 +170,15 @@ impl Cluster {
     }
 }
 
+/// A line of a history file: timeline, the position at which it was left, a reason.
+fn left_at(history: &str, timeline: TimelineId) -> Option<Lsn> {
+    let mut lines = history.lines().map(|line| line.split_whitespace());
+    lines.find_map(|mut words| {
+        let here = words.next()?.parse() == Ok(timeline.0);
+        words.next().filter(|_| here)?.parse().ok()
+    })
+}
+
 /// Writes `standby.signal` and removes `recovery.signal`, which would end recovery by itself.
 pub(super) fn write_signal(data_dir: &Path) -> Result<(), PgError> {
     let signal = data_dir.join("standby.signal");
@@ -164,4 +186,18 @@ pub(super) fn write_signal(data_dir: &Path) -> Result<(), PgError> {
         files::replace(&signal, b"", 0o600)?;
     }
     files::remove(&data_dir.join("recovery.signal"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_file_says_where_each_timeline_was_left() {
+        let text = "1\t0/3000148\tno recovery target specified\n\n2\t0/60BF860\tno recovery target specified\n";
+        assert_eq!(left_at(text, TimelineId(1)), Some(Lsn(0x300_0148)));
+        assert_eq!(left_at(text, TimelineId(2)), Some(Lsn(0x60B_F860)));
+        assert_eq!(left_at(text, TimelineId(3)), None);
+        assert_eq!(left_at("", TimelineId(1)), None);
+    }
 }

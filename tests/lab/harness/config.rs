@@ -12,6 +12,8 @@ use std::path::Path;
 pub const DNS: u8 = 53;
 pub const SECONDARY: u8 = 54;
 pub const RELAY: u8 = 55;
+/// Of the third node, which is called c and has no vote.
+pub const THIRD: u8 = 13;
 
 /// What varies from lab to lab.
 #[derive(Debug, Clone)]
@@ -45,6 +47,8 @@ pub struct Options {
     pub service: &'static str,
     /// The first node runs systemd as its PID 1 (see [`super::host::Boot`]).
     pub systemd: bool,
+    /// There is a third node without a vote; nothing runs on it at first.
+    pub third: bool,
 }
 
 impl Options {
@@ -69,6 +73,7 @@ impl Options {
             service: "",
             stepped_clock: false,
             systemd: false,
+            third: false,
         }
     }
 
@@ -121,11 +126,12 @@ pub fn write_secrets(lab_dir: &Path, keys: &Keys) -> Outcome {
     Ok(())
 }
 
-/// The text of the configuration file as the node `own` (an index, or 2 for the witness host) reads it.
+/// The text of the configuration file as the node `own` (an index, 2 for the witness host, 3 for the third node) reads
+/// it.
 pub fn text(options: &Options, lab_dir: &Path, own: usize) -> Outcome<String> {
     let bin_dir = Template::once()?.bin_dir.display().to_string();
     let dir = lab_dir.display();
-    let own_dir = options.nodes.get(own).copied().unwrap_or("witness");
+    let own_dir = options.nodes.get(own).copied().unwrap_or(if own == 3 { "c" } else { "witness" });
     let any = if options.ipv6 { "[::]" } else { "0.0.0.0" };
     let dns_door = at(&address_of(options.ipv6, DNS), 53);
     let first = if options.relay { at(&address_of(options.ipv6, RELAY), 53) } else { dns_door.clone() };
@@ -138,7 +144,8 @@ pub fn text(options: &Options, lab_dir: &Path, own: usize) -> Outcome<String> {
         "state_dir   = \"{dir}/{own_dir}/state\"\nruntime_dir = \"{dir}/{own_dir}/run\"\n\n\
          [service]\nname   = \"{SERVICE}\"\nlisten = [\"{any}:6432\"]\n{service}\n"
     );
-    for (name, last) in options.nodes.iter().zip([11, 12]) {
+    let third = options.third.then_some("c");
+    for (name, last) in options.nodes.iter().chain(&third).zip([11, 12, THIRD]) {
         let address = address_of(options.ipv6, last);
         text.push_str(&format!(
             "[[node]]\nname = \"{name}\"\naddress = \"{address}\"\n[node.postgres]\nhost = \"{address}\"\n\

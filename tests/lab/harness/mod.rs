@@ -39,6 +39,8 @@ static LABS_MADE: AtomicU32 = AtomicU32::new(0);
 pub struct Lab {
     pub a: Node,
     pub b: Node,
+    /// With `third` in the options.
+    pub c: Option<Node>,
     pub witness: Witness,
     /// With `secondary` in the options; not running at first.
     pub secondary: Option<Witness>,
@@ -63,8 +65,10 @@ impl Lab {
         let plug = |name: &str, last| Plug::of_family(&prefix, name, last, options.ipv6);
         let plugs = [plug(first, 11), plug(second, 12), plug("dns", config::DNS), plug("client", 20)];
         let (plug_second, plug_relay) = (plug("dns2", config::SECONDARY), plug("relay", config::RELAY));
+        let plug_third = plug("c", config::THIRD);
         let mut namespaces: Vec<String> = plugs.iter().map(|plug| plug.ns.clone()).collect();
         namespaces.extend([format!("{prefix}-sw"), plug_second.ns.clone(), plug_relay.ns.clone()]);
+        namespaces.push(plug_third.ns.clone());
         let lifeline = Lifeline::new(&dir, &namespaces)?;
         fs::create_dir(&dir)?;
         fs::write(dir.join("owner"), pid.to_string())?;
@@ -77,12 +81,19 @@ impl Lab {
         let init = if options.systemd { Boot::Systemd } else { Boot::Shell };
         let a = Node::new(Host::new(first, plug_a, &switch, &dir, lifeline.reader()?, init)?)?;
         let b = Node::new(boot(second, plug_b)?)?;
+        let mut c = None;
+        if options.third {
+            c = Some(Node::new(boot("c", plug_third)?)?);
+        }
         let dns = boot("dns", plug_dns)?;
         let client = boot("client", plug_client)?;
         let keys = Keys::new()?;
         config::write_secrets(&dir, &keys)?;
         fs::write(&a.config, config::text(&options, &dir, 0)?)?;
         fs::write(&b.config, config::text(&options, &dir, 1)?)?;
+        if let Some(c) = &c {
+            fs::write(&c.config, config::text(&options, &dir, 3)?)?;
+        }
         let witness_config = dir.join("witness.toml");
         fs::write(&witness_config, config::text(&options, &dir, 2)?)?;
         let witness = match options.witness {
@@ -98,7 +109,7 @@ impl Lab {
         if options.relay {
             relay = Some(DnsRelay::start(plug_relay, &switch, witness.address(), &keys.tsig)?);
         }
-        Ok(Lab { a, b, witness, secondary, relay, client, switch, dir, options, lifeline })
+        Ok(Lab { a, b, c, witness, secondary, relay, client, switch, dir, options, lifeline })
     }
 
     /// The DNS server, a primary on a with the writers' table, and a streaming standby on b; no daemon yet.
@@ -133,9 +144,10 @@ impl Lab {
             (addresses, marker) => format!("A {addresses:?} marker {marker:?}"),
         };
         format!(
-            "{}{}=== the record\n{records}\n=== DNS server log\n{}\n",
+            "{}{}{}=== the record\n{records}\n=== DNS server log\n{}\n",
             self.a.diagnosis(),
             self.b.diagnosis(),
+            self.c.as_ref().map(Node::diagnosis).unwrap_or_default(),
             sys::tail(&self.witness.log, 40)
         )
     }

@@ -197,6 +197,8 @@ impl World {
                 | Effect::HoldClients
                 | Effect::LetClientsGo
                 | Effect::AnnounceVip { .. }
+                | Effect::AskNode { .. }
+                | Effect::FollowFrom { .. }
                 | Effect::KernelGate { .. }
                 | Effect::Units { .. } => {}
                 Effect::Stonith { op, .. } => {
@@ -366,6 +368,7 @@ impl World {
                 return Ok(PgOutput::Source(source));
             }
             PgTask::RearmBarrier | PgTask::Checkpoint | PgTask::Adopt | PgTask::Nudge => {}
+            PgTask::DropIdleSlots | PgTask::SwitchPoint { .. } => {}
         }
         Ok(PgOutput::Done)
     }

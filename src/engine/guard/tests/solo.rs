@@ -1,6 +1,7 @@
 //! One guard alone, its events given by hand: what it asks of its hands, effect by effect. Whatever needs two nodes is
 //! in the simulated world.
 
+mod followers;
 mod suspended;
 
 use crate::base::config::FencePostgres;
@@ -35,7 +36,8 @@ fn setup(mode: Mode) -> Setup {
         service: "db.example.org".into(),
         me: "a".parse().expect("valid"),
         peer: "b".parse().expect("valid"),
-        nodes: vec![node("a", 11), node("b", 12)],
+        nodes: vec![node("a", 11), node("b", 12), node("c", 13)],
+        voters: vec!["a".parse().expect("valid"), "b".parse().expect("valid")],
         timing: Timing { lease: MS * 3000, max_drift: 0.01, margin: MS * 200 },
         poll: MS * 1000,
         mode,

@@ -234,6 +234,7 @@ impl World {
             me: name(node),
             peer: name(1 - node),
             nodes: vec![entry(0), entry(1)],
+            voters: vec![name(0), name(1)],
             timing: self.timing,
             poll: self.poll,
             mode: self.mode,

@@ -76,7 +76,7 @@ impl Kind {
             Effect::Pg { .. } => Some(Kind::Task),
             Effect::Update { .. } => Some(Kind::Update),
             Effect::AskPeer { ask, .. } if matches!(**ask, PeerQuestion::Pulse { .. }) => Some(Kind::Pulse),
-            Effect::AskPeer { .. } => Some(Kind::Question),
+            Effect::AskPeer { .. } | Effect::AskNode { .. } => Some(Kind::Question),
             Effect::AnswerPeer { answer, .. } if matches!(**answer, crate::engine::turn::PeerAnswer::Pulse { .. }) => {
                 Some(Kind::PulseAnswered)
             }
@@ -94,6 +94,8 @@ impl Kind {
             | Effect::KernelGate { .. }
             | Effect::Units { .. }
             | Effect::Say { .. }
+            | Effect::Count { .. }
+            | Effect::FollowFrom { .. }
             | Effect::End { .. }
             | Effect::Note { .. } => None,
         }
