@@ -224,7 +224,9 @@ impl Driver {
                 Effect::Cut { reason } => self.gate.cut(&reason),
                 Effect::Suspend { until, reason } => self.gate.suspend(until, &reason),
                 Effect::Extend { until } => self.gate.extend(until),
+                Effect::CarryOver { epoch, reason } => self.gate.carry_over(epoch, &reason),
                 Effect::HoldClients => self.gate.pause(),
+                Effect::HoldToCarry => self.gate.pause_to_carry(),
                 Effect::LetClientsGo => self.gate.resume(),
                 Effect::Note { kind, text } => {
                     tracing::info!(kind, "{text}");

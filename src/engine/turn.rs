@@ -127,9 +127,10 @@ pub enum Event {
         address: IpAddr,
         bound: bool,
     },
-    /// The bounded drain of a switchover ended; `busy` sessions are left.
+    /// The bounded drain of a switchover ended: so many sessions' statements were cancelled for it, and `busy` are left.
     Drained {
         op: OpId,
+        cancelled: u64,
         busy: u64,
     },
     Command {
@@ -184,7 +185,7 @@ pub enum PgTask {
     RearmBarrier,
     /// Fast stop, bounded, then immediate; answers pg_controldata.
     Stop,
-    /// CHECKPOINT, so that the stop that follows is short.
+    /// CHECKPOINT, so that a stop that follows is short.
     Checkpoint,
     /// Start as whatever its signal files say.
     Start,
@@ -228,8 +229,16 @@ pub enum Effect {
         until: Instant,
         reason: String,
     },
+    /// What a suspended gate still keeps goes on at the peer's gate, which is open at this epoch: sessions at a
+    /// transaction boundary that need nothing of PostgreSQL here each become a tunnel, all others end with `reason`.
+    CarryOver {
+        epoch: Epoch,
+        reason: String,
+    },
     /// Hold clients at their next transaction boundary.
     HoldClients,
+    /// The same for a switchover: each session finds out at its boundary what of it could go on at the other node.
+    HoldToCarry,
     LetClientsGo,
     /// Wait (bounded) until no session is inside a transaction, then cancel those that are.
     Drain {
@@ -357,6 +366,9 @@ pub struct PeerState {
     #[serde(default)]
     pub maintenance: bool,
     pub procedure: Option<ProcedureBrief>,
+    /// The old side of a switchover: whose attempt, and what it is at.
+    #[serde(default)]
+    pub handing_over: Option<(u64, String)>,
 }
 
 /// The peer's PostgreSQL, in the peer's own words.
@@ -390,9 +402,9 @@ pub struct ProcedureBrief {
 pub enum PeerQuestion {
     /// Here is my state; what is yours; and (when `pledge` is set) will you keep your hands off this epoch?
     Pulse { state: PeerState, pledge: Option<PledgeAsk> },
-    /// Switchover, step 1: hold clients and drain. Answered when done.
+    /// Switchover, step 1: checkpoint while clients run, then hold them and drain. Answered when done.
     Prepare { attempt: u64, epoch: Epoch },
-    /// Switchover, step 2: cut, checkpoint, stop PostgreSQL; answered with pg_controldata.
+    /// Switchover, step 2: nothing passes any more, stop PostgreSQL; answered with pg_controldata.
     StopPrimary { attempt: u64 },
     /// The last step before the compare-and-swap: fence yourself durably at `epoch` (design.md R2, consent).
     Consent {
@@ -432,6 +444,14 @@ pub enum PeerAnswer {
     },
     Ready {
         attempt: u64,
+        /// Sessions whose open transactions were cancelled, and those that will be ended all the same.
+        #[serde(default)]
+        cancelled: u64,
+        #[serde(default)]
+        busy: u64,
+        /// Where its WAL stood at its last look.
+        #[serde(default)]
+        lsn: Option<Lsn>,
     },
     Stopped {
         attempt: u64,

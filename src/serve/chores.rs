@@ -5,6 +5,10 @@
 //!
 //! **Invariant:** a backend that does not answer as expected, in time, at rest and without an error, is not used again.
 
+mod survey;
+
+pub(crate) use survey::{Found, Survey, survey};
+
 use super::pool::{Lease, Settings};
 use super::socket::Socket;
 use crate::wire::pg::{self, HEADER};

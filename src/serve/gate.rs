@@ -8,6 +8,8 @@
 //! session admitted before a cut or a lapse never passes anything again ([`Pass`] carries the generation), even when
 //! the gate was extended in the meantime.
 
+mod carry;
+
 use super::slot::{Entry, Slot};
 use crate::base::time::Instant;
 use std::collections::{HashMap, hash_map};
@@ -36,6 +38,7 @@ pub struct Gate {
     /// `fence.kernel_gate`: when a lease runs out, the kernel stops passing this host's packets too.
     walled: AtomicBool,
     paused: AtomicBool,
+    carry: carry::Carry,
     /// Sockets on which clients are accepted now.
     doors: AtomicU32,
     draining: AtomicBool,
@@ -74,6 +77,7 @@ impl Gate {
             ran_out: AtomicBool::new(false),
             walled: AtomicBool::new(false),
             paused: AtomicBool::new(false),
+            carry: carry::Carry::default(),
             doors: AtomicU32::new(0),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -245,12 +249,14 @@ impl Gate {
     /// Holds clients at their next transaction boundary, new ones before their login.
     pub fn pause(&self) {
         self.paused.store(true, Ordering::SeqCst);
+        self.carry.hold();
         self.wake();
     }
 
     /// Lets held clients go.
     pub fn resume(&self) {
         self.paused.store(false, Ordering::SeqCst);
+        self.carry.forget();
         let goes_on = self.is_stopping();
         self.draining.store(goes_on, Ordering::SeqCst);
         self.view.send_modify(|view| view.drain = view.drain.take().filter(|_| goes_on));

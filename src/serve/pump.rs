@@ -13,8 +13,9 @@
 //! back only at rest, without a cancel request on its way to it.
 //!
 //! The parts: `lend` (when there is a backend), `up` and `down` (the two directions), `statement` (their names),
-//! `console` (the gate's own statements).
+//! `console` (the gate's own statements), `carry` (a session at a switchover).
 
+mod carry;
 mod console;
 mod down;
 mod lend;
@@ -78,6 +79,8 @@ type Chore = Pin<Box<dyn Future<Output = Option<(Lease, Done)>>>>;
 enum Done {
     Tuned,
     Learnt(chores::Learnt),
+    /// In this pause of the gate.
+    Surveyed(u64, chores::Survey),
 }
 
 /// What only a client that shares backends has.
@@ -89,7 +92,6 @@ struct Sharing {
     /// A setting may have changed that outlives the transaction.
     is_dirty: bool,
     options: Options,
-    chore: Option<Chore>,
     /// Bytes of the gate's own or rewritten ones, to go before what passes; and how many of them went.
     out: Vec<u8>,
     out_at: usize,
@@ -112,6 +114,9 @@ pub(crate) struct Pump {
     shape: Shape,
     exchange: Exchange,
     sharing: Option<Box<Sharing>>,
+    chore: Option<Chore>,
+    /// What session mode knows for a switchover.
+    baggage: Option<Box<carry::Baggage>>,
     up: Flow,
     down: Flow,
     /// The gate's own answer, sent before anything else goes down; only made when nothing is under way there.
@@ -128,6 +133,8 @@ pub(crate) struct Pump {
     client_asleep: bool,
     backend_asleep: bool,
     busy: bool,
+    /// The last transaction began with a Parse of the unnamed statement (session mode).
+    parses_unnamed: bool,
     doing: Doing,
     /// What the client cancelled before it had a backend, and is still to be dropped.
     skipping: Option<Skipping>,
@@ -163,7 +170,6 @@ impl Pump {
                 settings,
                 is_dirty: false,
                 options: Options::default(),
-                chore: None,
                 out: Vec::new(),
                 out_at: 0,
                 own: Vec::new(),
@@ -183,6 +189,8 @@ impl Pump {
             shape,
             exchange: Exchange::new(b'I'),
             sharing,
+            chore: None,
+            baggage: None,
             up: Flow::default(),
             down: Flow::default(),
             answer: BytesMut::new(),
@@ -195,6 +203,7 @@ impl Pump {
             client_asleep: false,
             backend_asleep: false,
             busy: false,
+            parses_unnamed: false,
             doing: Doing::Idle,
             skipping: None,
             console: None,
@@ -275,7 +284,11 @@ impl Pump {
             self.slot().register(cx.waker());
         }
         if self.pass.is_over() {
-            return Poll::Ready(End::Shut);
+            let carried = self.pass.carried().filter(|_| self.is_free());
+            return Poll::Ready(carried.map_or(End::Shut, End::Carried));
+        }
+        if let Err(end) = self.let_go_for_switchover() {
+            return Poll::Ready(end);
         }
         if let Some(order) = self.slot().order()
             && self.obeys(order)
@@ -292,6 +305,9 @@ impl Pump {
                 Err(end) => return Poll::Ready(end),
             };
             if !progress {
+                if self.has_begun_to_settle() {
+                    continue;
+                }
                 return Poll::Pending;
             }
         }
@@ -314,7 +330,7 @@ impl Pump {
 
     /// One turn of both directions; `Ok(false)`: nothing to do until woken.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        if self.sharing.as_ref().is_some_and(|sharing| sharing.chore.is_some()) {
+        if self.chore.is_some() {
             return self.poll_chore(cx);
         }
         let up = self.poll_up(cx)?;

@@ -97,6 +97,8 @@ impl Pump {
                 Look::Success(header) => {
                     if self.sharing.is_some() && header.kind == b'C' {
                         self.note_tag(at + HEADER, header.body);
+                    } else if header.kind == b'C' && self.down.bytes()[at + HEADER..].starts_with(b"SET\0") {
+                        self.note_set();
                     }
                     self.pass_down(header);
                     if header.kind == b'Z' {

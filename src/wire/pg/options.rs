@@ -142,6 +142,16 @@ impl Options {
         true
     }
 
+    /// Whether anything was seen that sets something.
+    pub fn has_noted(&self) -> bool {
+        self.in_doubt || !self.names.is_empty() || self.understood > 0 || self.local != Local::None
+    }
+
+    /// The names, and whether there is doubt.
+    pub fn peek(&self) -> (Vec<String>, bool) {
+        (self.names.clone(), self.in_doubt)
+    }
+
     /// The names, and whether there was doubt since this was last asked.
     pub fn take(&mut self) -> (Vec<String>, bool) {
         (self.names.clone(), std::mem::take(&mut self.in_doubt))

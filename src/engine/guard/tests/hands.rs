@@ -84,6 +84,14 @@ impl World {
                     assert!(until > self.clocks(node).boot, "nobody waits for a lease that has run out");
                     self.nodes[node].gate_until = Instant::ZERO;
                 }
+                Effect::CarryOver { epoch, .. } => {
+                    assert_eq!(index, 0, "sessions are carried before anything else");
+                    assert!(!self.is_open(node), "only what is suspended is carried");
+                    self.nodes[node].gate_until = Instant::ZERO;
+                    if !self.lean {
+                        self.nodes[node].said.push(format!("carried over at {epoch}"));
+                    }
+                }
                 Effect::Extend { until } => {
                     self.openings += u64::from(!self.is_open(node));
                     self.nodes[node].gate_until = until;
@@ -148,7 +156,7 @@ impl World {
                     self.post(after, Delivery::Pg { node, life, op, task });
                 }
                 Effect::Drain { op, .. } => {
-                    self.post(MS * 5, Delivery::To(node, life, Event::Drained { op, busy: 0 }));
+                    self.post(MS * 5, Delivery::To(node, life, Event::Drained { op, cancelled: 0, busy: 0 }));
                 }
                 Effect::Say { text, .. } if !self.lean => self.nodes[node].said.push(text),
                 Effect::End { ticket, exit, text, .. } => {
@@ -179,6 +187,7 @@ impl World {
                 Effect::Say { .. }
                 | Effect::Note { .. }
                 | Effect::HoldClients
+                | Effect::HoldToCarry
                 | Effect::LetClientsGo
                 | Effect::AnnounceVip { .. }
                 | Effect::KernelGate { .. }

@@ -1,5 +1,6 @@
 //! Behaviour of two whole guards in the simulated world; one test per interleaving. `random` runs seeded schedules.
 
+mod carry;
 mod fence;
 mod fingerprint;
 mod hands;
