@@ -209,6 +209,7 @@ impl Hands {
             Effect::Extend { .. }
             | Effect::Cut { .. }
             | Effect::Suspend { .. }
+            | Effect::Forward { .. }
             | Effect::HoldClients
             | Effect::LetClientsGo
             | Effect::Note { .. } => {}

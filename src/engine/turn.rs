@@ -228,6 +228,11 @@ pub enum Effect {
         until: Instant,
         reason: String,
     },
+    /// The other node is known to serve at this epoch: clients of this node may be forwarded to its gate, those of
+    /// another epoch are not any longer. `None`: nobody is.
+    Forward {
+        epoch: Option<Epoch>,
+    },
     /// Hold clients at their next transaction boundary.
     HoldClients,
     LetClientsGo,
@@ -356,6 +361,9 @@ pub struct PeerState {
     /// Its PostgreSQL is left alone, so it consents to nothing.
     #[serde(default)]
     pub maintenance: bool,
+    /// It lets clients in through tunnels of the peer channel.
+    #[serde(default)]
+    pub tunnels: bool,
     pub procedure: Option<ProcedureBrief>,
 }
 

@@ -19,11 +19,12 @@
 //! `proofs` (witness and peer evidence), `standing` (R1: what opens, suspends and cuts), `fence`, `vip`, `record`
 //! (updates and their settling), `durability` (R4), `observe` (records edited by hand), `unmarked` (takeovers no marker
 //! decides), `pledge`, `pause`, `units`, `housekeeping`, `takeover` (promote, switchover, unfence), `handover` (the old
-//! side of a switchover), `rejoin`, `view`.
+//! side of a switchover), `rejoin`, `forward` (where clients of a passive node may go), `view`.
 
 mod commands;
 mod durability;
 mod fence;
+mod forward;
 mod handover;
 mod housekeeping;
 mod judge;
@@ -190,6 +191,8 @@ pub struct Guard {
     units: units::UnitsMemory,
     last_ended: Option<crate::engine::turn::ProcedureBrief>,
     shutting_down: bool,
+    /// The epoch at which the other node is known to serve, as last said.
+    forwards: Option<Epoch>,
     events: VecDeque<EventRow>,
     counters: Counters,
 }
@@ -237,6 +240,7 @@ impl Guard {
             units: units::UnitsMemory::new(now.boot + setup.timing.lease),
             last_ended: None,
             shutting_down: false,
+            forwards: None,
             events: VecDeque::new(),
             counters: Counters::default(),
             setup,
@@ -340,6 +344,7 @@ impl Guard {
             self.advance_watching(now, fx);
             self.decide(now, fx);
         }
+        self.advance_forward(now, fx);
     }
 
     /// When [`Event::DeadlinePassed`] is wanted at the latest.
