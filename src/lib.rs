@@ -85,6 +85,7 @@ pub mod serve {
     pub mod data;
     pub mod end;
     pub mod flow;
+    pub mod forward;
     pub mod gate;
     pub mod http;
     pub mod listener;
@@ -98,6 +99,7 @@ pub mod serve {
     pub mod slot;
     pub mod socket;
     pub mod tls;
+    pub mod tunnel;
 }
 
 /// Floor 5: wires everything together.

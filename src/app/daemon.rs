@@ -6,7 +6,7 @@ use crate::app::hands::{Hands, mac_text};
 use crate::app::pools;
 use crate::app::reload::Reloader;
 use crate::app::wall::{Wall, WallHand};
-use crate::base::config::{Auth, Config, DnsMode, Node};
+use crate::base::config::{Auth, Config, DnsMode, Node, Passive};
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
@@ -22,10 +22,11 @@ use crate::io::postgres::{Cluster, Peer, PgLost};
 use crate::io::vip::VipHand;
 use crate::io::{clock, fd_store, files, postgres, privileges};
 use crate::serve::command::Commands;
+use crate::serve::forward::Forwarder;
 use crate::serve::gate::Gate;
 use crate::serve::http::{Ask, Views, bind_control, control_router, router, serve_tcp};
 use crate::serve::listener::{self, Confirm, Doors, ProxyOptions, Rules};
-use crate::serve::peer::{PeerClient, PeerCounters, PeerIdentity, listen as peer_listen};
+use crate::serve::peer::{PeerClient, PeerCounters, PeerIdentity, listen_with};
 use crate::serve::tls;
 use crate::wire::dns::{ServiceNames, TsigKey};
 use crate::wire::hba::HbaFile;
@@ -190,9 +191,12 @@ async fn serve(
 
     let peer_counters = Arc::new(PeerCounters::default());
     let senses = Senses { events: &event_tx, requests: &request_tx, counters: &peer_counters };
-    spawn_senses(&config, &node, &secrets, &parts, &senses, report_tx, &peer_name);
-    let rules = Arc::clone(&secrets.rules);
-    let commands = make_commands(&config, &node, secrets, &gate, snapshot_rx.clone(), report_rx);
+    spawn_senses(&config, &secrets, &parts, &senses, report_tx);
+    let (rules, identity) = (Arc::clone(&secrets.rules), Arc::clone(&secrets.identity));
+    let forwards = config.service.passive == Passive::Forward;
+    let forward = parts.peer.as_ref().map(|peer| Forwarder::new(Arc::clone(peer), forwards));
+    let commands = make_commands(&config, &node, secrets, &gate, snapshot_rx.clone(), report_rx, forward);
+    spawn_peer(&node, identity, &senses, &peer_name, &commands);
     let reloader = Arc::new(Reloader::new(config_file, rules, commands.clone(), config.clone()));
     let people = People { requests: &request_tx, commands: &commands, reloader: &reloader };
     spawn_pages(&config, control, &gate, &beat, &snapshot_rx, people);
@@ -275,12 +279,10 @@ struct Senses<'a> {
 
 fn spawn_senses(
     config: &Config,
-    node: &Node,
     secrets: &Secrets,
     parts: &Parts,
     to: &Senses<'_>,
     reports: watch::Sender<Option<(Instant, PgReport)>>,
-    peer: &NodeName,
 ) {
     let sender = to.events.clone();
     let refused = config.state_dir.join(START_REFUSED);
@@ -313,8 +315,16 @@ fn spawn_senses(
         // Full: the next look comes in a quarter of a second.
         let _full = sender.try_send(event);
     }));
+    if let Some(vip) = &config.vip {
+        tokio::spawn(watch_links(vip.addresses.clone(), parts.vip_interface.clone(), to.events.clone()));
+    }
+}
+
+/// The other node's questions, and its clients' tunnels.
+fn spawn_peer(node: &Node, identity: Arc<PeerIdentity>, to: &Senses<'_>, peer: &NodeName, commands: &Commands) {
     let counters = Arc::clone(to.counters);
     let requests = to.requests.clone();
+    let tunnels = commands.tunnels(peer.clone());
     let peer = peer.clone();
     let handler = move |from: NodeName, question: PeerQuestion| {
         let requests = requests.clone();
@@ -331,10 +341,7 @@ fn spawn_senses(
             answer.await.unwrap_or_else(|_| refused("the daemon dropped the question"))
         }
     };
-    tokio::spawn(peer_listen(node.peer_listen, Arc::clone(&secrets.identity), counters, handler));
-    if let Some(vip) = &config.vip {
-        tokio::spawn(watch_links(vip.addresses.clone(), parts.vip_interface.clone(), to.events.clone()));
-    }
+    tokio::spawn(listen_with(node.peer_listen, identity, counters, tunnels, handler));
 }
 
 /// Finds the VIPs' interfaces (again and again until they are there) and translates what happens to them.
@@ -450,6 +457,7 @@ fn make_commands(
     gate: &Arc<Gate>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     reports: watch::Receiver<Option<(Instant, PgReport)>>,
+    forward: Option<Arc<Forwarder>>,
 ) -> Commands {
     let options = ProxyOptions {
         listen: config.service.listen.clone(),
@@ -461,6 +469,7 @@ fn make_commands(
         mock_secret: secrets.mock,
         pool: config.pool.clone(),
         node: node.name.clone(),
+        forward,
     };
     let peer = config.voters().into_iter().map(|n| n.name.clone()).find(|n| *n != node.name);
     let confirm = confirmation(peer, snapshots.clone(), reports);

@@ -215,6 +215,7 @@ impl Hands {
             | Effect::Cut { .. }
             | Effect::Suspend { .. }
             | Effect::CarryOver { .. }
+            | Effect::Forward { .. }
             | Effect::HoldClients
             | Effect::HoldToCarry
             | Effect::LetClientsGo

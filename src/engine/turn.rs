@@ -235,6 +235,11 @@ pub enum Effect {
         epoch: Epoch,
         reason: String,
     },
+    /// The other node is known to serve at this epoch: clients of this node may be forwarded to its gate, those of
+    /// another epoch are not any longer. `None`: nobody is.
+    Forward {
+        epoch: Option<Epoch>,
+    },
     /// Hold clients at their next transaction boundary.
     HoldClients,
     /// The same for a switchover: each session finds out at its boundary what of it could go on at the other node.
@@ -365,6 +370,9 @@ pub struct PeerState {
     /// Its PostgreSQL is left alone, so it consents to nothing.
     #[serde(default)]
     pub maintenance: bool,
+    /// It lets clients in through tunnels of the peer channel.
+    #[serde(default)]
+    pub tunnels: bool,
     pub procedure: Option<ProcedureBrief>,
     /// The old side of a switchover: whose attempt, and what it is at.
     #[serde(default)]

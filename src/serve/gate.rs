@@ -11,6 +11,7 @@
 mod carry;
 
 use super::slot::{Entry, Slot};
+use crate::base::ids::Epoch;
 use crate::base::time::Instant;
 use std::collections::{HashMap, hash_map};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -31,6 +32,8 @@ pub struct Gate {
     /// Nanoseconds of the moment until which clients stay although nothing passes; zero: they do not.
     suspended_until: AtomicU64,
     suspensions: AtomicU64,
+    /// What the guard opened it for; said to the other node, decides nothing here.
+    epoch: AtomicU64,
     /// Grows by one with every cut and every lapse that somebody noticed.
     generation: AtomicU64,
     /// The last generation ended by its lease, not by a cut before that.
@@ -73,6 +76,7 @@ impl Gate {
             serve_until: AtomicU64::new(0),
             suspended_until: AtomicU64::new(0),
             suspensions: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
             generation: AtomicU64::new(0),
             ran_out: AtomicBool::new(false),
             walled: AtomicBool::new(false),
@@ -92,6 +96,16 @@ impl Gate {
     /// The kernel gate stands before this one.
     pub fn stand_behind_the_wall(&self) {
         self.walled.store(true, Ordering::SeqCst);
+    }
+
+    /// The epoch for which it is opened or prolonged next.
+    pub fn at_epoch(&self, epoch: Epoch) {
+        self.epoch.store(epoch.0, Ordering::SeqCst);
+    }
+
+    /// The epoch it was opened for last.
+    pub fn epoch(&self) -> Epoch {
+        Epoch(self.epoch.load(Ordering::SeqCst))
     }
 
     /// Opens the gate or prolongs it: it passes until `until`, a deadline on CLOCK_BOOTTIME. Where the former deadline

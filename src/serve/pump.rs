@@ -22,6 +22,8 @@ mod lend;
 mod statement;
 mod up;
 
+pub(crate) use carry::Apart;
+
 use super::cancel;
 use super::chores;
 use super::data::Data;
@@ -30,6 +32,7 @@ use super::flow::{BUFFER, Flow};
 use super::gate::{Gate, Pass};
 use super::listener::Proxy;
 use super::pool::{Lease, Pool, Settings, Shape, Waiting};
+use super::session::Resumed;
 use super::slot::{Doing, Entry, Order, Slot};
 use super::tls::ClientStream;
 use crate::wire::pg::options::Options;
@@ -221,6 +224,18 @@ impl Pump {
         if let Some(lease) = link {
             self.attach(lease);
         }
+    }
+
+    /// The session goes on where the other node left it. Before it is first polled.
+    pub(crate) fn resume(&mut self, resumed: Resumed) -> Result<(), pg::Malformed> {
+        let Some(sharing) = self.sharing.as_deref_mut() else { return Ok(()) };
+        sharing.options.adopt(resumed.settings.iter().flat_map(|pairs| pairs.iter()).map(|(name, _)| name.as_str()));
+        sharing.settings = resumed.settings;
+        let mut catalogue = self.data.catalogue.borrow_mut();
+        // A DEALLOCATE is known by what it takes.
+        let (mut last, first): (Vec<_>, Vec<_>) = resumed.statements.iter().partition(|one| one.is_deallocate());
+        last.splice(0..0, first);
+        last.iter().try_for_each(|one| sharing.names.adopt(&one.name, &one.text, &mut catalogue))
     }
 
     pub(crate) fn user(&self) -> Arc<str> {

@@ -7,6 +7,7 @@
 mod harness;
 
 mod away;
+mod carried;
 mod claims;
 mod claims_boot;
 mod claims_pause;

@@ -94,7 +94,7 @@ impl Guard {
         let Some(epoch) = self.hold_over.as_ref().and_then(|hold| hold.epoch) else { return };
         let written = self.durable.consented && self.durable.fence == epoch;
         let state = self.peer.state.as_ref();
-        let open = state.is_some_and(|p| p.gate_open && p.complete == epoch && p.won == epoch);
+        let open = state.is_some_and(|p| p.gate_open && p.tunnels && p.complete == epoch && p.won == epoch);
         if !written || !open || self.holds_over(now).is_none() {
             return;
         }

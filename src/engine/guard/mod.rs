@@ -19,12 +19,13 @@
 //! `proofs` (witness and peer evidence), `standing` (R1: what opens, suspends and cuts), `fence`, `vip`, `record`
 //! (updates and their settling), `durability` (R4), `observe` (records edited by hand), `unmarked` (takeovers no marker
 //! decides), `pledge`, `pause`, `units`, `housekeeping`, `takeover` (promote, switchover, unfence), `handover` (the old
-//! side of a switchover) and `carry` (its clients), `rejoin`, `view`.
+//! side of a switchover) and `carry` (its clients), `rejoin`, `forward` (where clients of a passive node may go), `view`.
 
 mod carry;
 mod commands;
 mod durability;
 mod fence;
+mod forward;
 mod handover;
 mod housekeeping;
 mod judge;
@@ -193,6 +194,8 @@ pub struct Guard {
     units: units::UnitsMemory,
     last_ended: Option<crate::engine::turn::ProcedureBrief>,
     shutting_down: bool,
+    /// The epoch at which the other node is known to serve, as last said.
+    forwards: Option<Epoch>,
     events: VecDeque<EventRow>,
     counters: Counters,
 }
@@ -241,6 +244,7 @@ impl Guard {
             units: units::UnitsMemory::new(now.boot + setup.timing.lease),
             last_ended: None,
             shutting_down: false,
+            forwards: None,
             events: VecDeque::new(),
             counters: Counters::default(),
             setup,
@@ -345,6 +349,7 @@ impl Guard {
             self.advance_watching(now, fx);
             self.decide(now, fx);
         }
+        self.advance_forward(now, fx);
     }
 
     /// When [`Event::DeadlinePassed`] is wanted at the latest.

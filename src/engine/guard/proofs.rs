@@ -556,6 +556,7 @@ impl Guard {
             rejoining: self.durable.rejoining,
             unheard: self.durable.served_unheard(),
             maintenance: self.in_maintenance(),
+            tunnels: true,
             procedure: self.procedure_brief(),
             handing_over: self.handover.as_ref().map(|h| (h.attempt, h.word().to_owned())),
         }

@@ -74,7 +74,7 @@ impl Pump {
         }
         let bytes = if own { &self.answer[..] } else { self.down.passing() };
         let written = ready!(Pin::new(&mut self.client).poll_write(cx, bytes));
-        self.unflushed = self.client.is_tls();
+        self.unflushed = self.client.holds_back();
         Poll::Ready(written.ok().filter(|n| *n > 0).ok_or(End::ClientGone))
     }
 

@@ -58,6 +58,14 @@ pub struct Options {
 }
 
 impl Options {
+    /// These were set with another gate.
+    pub fn adopt<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
+        for name in names.filter(|name| name.contains('.')) {
+            // What finds no room leaves doubt.
+            self.in_doubt |= !self.keep(name.to_owned());
+        }
+    }
+
     /// A transaction begins.
     pub fn begin(&mut self) {
         (self.understood, self.has_portals) = (0, false);

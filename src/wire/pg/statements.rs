@@ -256,6 +256,24 @@ impl Names {
         Names { token, ..Names::default() }
     }
 
+    /// Takes a statement that the client had with another gate: the Parse message's body behind its name. No backend
+    /// knows it yet. `body` of a DEALLOCATE comes after what it takes.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn adopt(&mut self, name: &[u8], body: &[u8], catalogue: &mut Catalogue) -> Result<(), Malformed> {
+        let text = self.deallocation(name, body).unwrap_or(body);
+        if name.is_empty() {
+            self.unnamed = text.to_vec();
+            self.unnamed_effect = Effect::of(text);
+            self.serial += 1;
+            return Ok(());
+        }
+        self.check_room(text.len())?;
+        self.named.insert(name.into(), catalogue.intern(text));
+        Ok(())
+    }
+
     /// Whether the client has this statement.
     pub fn has(&self, name: &[u8]) -> bool {
         self.named.contains_key(name)

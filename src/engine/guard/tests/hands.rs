@@ -188,6 +188,7 @@ impl World {
                 | Effect::Note { .. }
                 | Effect::HoldClients
                 | Effect::HoldToCarry
+                | Effect::Forward { .. }
                 | Effect::LetClientsGo
                 | Effect::AnnounceVip { .. }
                 | Effect::KernelGate { .. }

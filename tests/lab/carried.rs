@@ -1,0 +1,151 @@
+//! Switchover without an error: clients of the old node are held, and go on at the new one through the old host.
+
+use crate::ensure;
+use crate::harness::Lab;
+use crate::harness::client::{TABLE_SQL, Writer, WriterOptions, lost};
+use crate::harness::config::Options;
+use crate::harness::node::{GATE_PORT, Node, text_at};
+use crate::harness::postgres::{APP_PASSWORD, Template};
+use crate::harness::sys::{Fail, Outcome, in_netns, millis, ms, now, pause, secs, wait_until};
+use crate::harness::watch::{never_two_active, roles};
+use crate::in_lab;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::Duration;
+
+const TRANSACTION: &str = "[pool]\nmode = \"transaction\"\nsize = 8\n";
+const SESSION: &str = "[pool]\nmode = \"session\"\nsize = 40\n";
+/// Clients of pgbench, as the issue wants them.
+const CLIENTS: &str = "16";
+
+/// One pgbench against one gate, to its end.
+struct Bench<'a> {
+    lab: &'a Lab,
+    log: PathBuf,
+}
+
+/// What its own log says.
+struct Benched {
+    transactions: usize,
+    /// Latencies, the longest last.
+    latencies: Vec<Duration>,
+}
+
+impl Benched {
+    fn longest(&self) -> Duration {
+        self.latencies.last().copied().unwrap_or_default()
+    }
+}
+
+fn words(gate: &Node, more: &[&str]) -> Outcome<Vec<String>> {
+    let program = Template::once()?.bin_dir.join("pgbench").display().to_string();
+    let password = format!("PGPASSWORD={APP_PASSWORD}");
+    let port = GATE_PORT.to_string();
+    let words = ["env", &password, &program, "-h", gate.address(), "-p", &port, "-U", "app"];
+    Ok(words.iter().chain(more).map(|word| (*word).to_owned()).chain(["app".to_owned()]).collect())
+}
+
+fn run(lab: &Lab, words: &[String], limit: Duration) -> Outcome<String> {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let output = lab.client.exec_within(limit, "", &words)?;
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{} ended with {}: {text}", words[3], output.status);
+    Ok(text)
+}
+
+impl<'a> Bench<'a> {
+    fn new(lab: &'a Lab, name: &str) -> Bench<'a> {
+        Bench { lab, log: lab.dir().join(format!("pgbench-{name}")) }
+    }
+
+    /// Runs `while_it_runs` once transactions flow; pgbench ends by itself.
+    fn during(&self, gate: &Node, seconds: u64, while_it_runs: impl FnOnce() -> Outcome) -> Outcome<Benched> {
+        let (seconds_text, log) = (seconds.to_string(), self.log.display().to_string());
+        let more =
+            ["-M", "prepared", "-n", "-c", CLIENTS, "-j", "2", "-T", &seconds_text, "-l", "--log-prefix", &log];
+        let words = words(gate, &more)?;
+        let (done, outcome) = mpsc::channel();
+        std::thread::scope(|scope| -> Outcome {
+            scope.spawn(move || done.send(run(self.lab, &words, secs(seconds + 60))));
+            wait_until(secs(30), "transactions to flow", || Ok(self.latencies()?.len() > 200))?;
+            let acted = while_it_runs();
+            let said = outcome.recv().map_err(|_| Fail("pgbench vanished".to_owned()))?;
+            acted?;
+            let said = said?;
+            ensure!(said.contains("number of failed transactions: 0 "), "pgbench: {said}");
+            ensure!(!said.contains("aborted"), "pgbench: {said}");
+            Ok(())
+        })?;
+        let mut latencies = self.latencies()?;
+        latencies.sort_unstable();
+        Ok(Benched { transactions: latencies.len(), latencies })
+    }
+
+    /// The third column, in microseconds; pgbench writes what its buffers hold.
+    fn latencies(&self) -> Outcome<Vec<Duration>> {
+        let dir = self.log.parent().ok_or("no folder")?;
+        let prefix = self.log.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut all = Vec::new();
+        for file in std::fs::read_dir(dir)?.flatten() {
+            if file.file_name().to_string_lossy().starts_with(&prefix) {
+                let text = std::fs::read_to_string(file.path())?;
+                all.extend(text.lines().filter_map(|line| line.split(' ').nth(2)?.parse().ok()).map(Duration::from_micros));
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// The tables of pgbench, through the gate and at both nodes.
+fn prepare(lab: &Lab) -> Outcome {
+    run(lab, &words(&lab.a, &["-i", "-q", "-s", "2"])?, secs(120))?;
+    lab.a.wait_in_sync(secs(60)).map(drop)
+}
+
+/// Where the held time went, by the old and the new node's event logs.
+fn account(lab: &Lab) -> Outcome<String> {
+    let mut text = String::new();
+    for node in [&lab.a, &lab.b] {
+        let said = node.cli(&["events", "--json"])?.expect(0)?.out;
+        text.push_str(&format!("{}: {}\n", node.name(), said.lines().count()));
+    }
+    Ok(text)
+}
+
+#[test]
+fn sixteen_clients_of_pgbench_see_no_error_through_a_switchover_there_and_back() {
+    in_lab(Options { extra: TRANSACTION, ..Options::new("carried") }, |lab| {
+        lab.start_pair()?;
+        prepare(lab)?;
+        let (a, b, client) = (&lab.a, &lab.b, lab.client.ns());
+        let watched = (roles(a.ns(), a.address())?, roles(b.ns(), b.address())?);
+        for (old, new, id) in [(a, b, 1), (b, a, 2)] {
+            new.wait_status(secs(60), "to stream as a standby", |status| {
+                text_at(status, "/postgres/streaming") == "true"
+            })?;
+            old.wait_in_sync(secs(60))?;
+            // One session that reports each acknowledgement: what it was told must be there.
+            let writer = Writer::start_flowing(client, WriterOptions::once(id, old.gate()?))?;
+            let bench = Bench::new(lab, new.name());
+            let benched = bench.during(old, 12, || {
+                let said = new.cli(&["switchover", "--to", new.name()])?.expect(0)?;
+                eprintln!("{}", said.out);
+                new.wait_active(secs(60))?;
+                writer.wait_acks(50, secs(60)).map(drop)
+            })?;
+            let log = writer.finish();
+            ensure!(log.errors.is_empty(), "the writer had errors: {:?}", log.errors);
+            let missing = lost(&log, id, &new.postgres)?;
+            ensure!(missing.is_empty(), "acknowledged but missing on {}: {missing:?}", new.name());
+            let (gap, _) = log.longest_gap();
+            eprintln!(
+                "figure: carried: to {}: {} transactions, longest {} ms; the writer waited {} ms",
+                new.name(),
+                benched.transactions,
+                benched.longest().as_millis(),
+                gap.as_millis()
+            );
+        }
+        never_two_active(&watched.0.finish(), &watched.1.finish())
+    });
+}
