@@ -55,7 +55,7 @@ fn run(lab: &Lab, words: &[String], limit: Duration) -> Outcome<String> {
 
 impl<'a> Bench<'a> {
     fn new(lab: &'a Lab, name: &str) -> Bench<'a> {
-        Bench { lab, log: lab.dir().join(format!("pgbench-{name}")) }
+        Bench { lab, log: lab.dir.join(format!("pgbench-{name}")) }
     }
 
     /// Runs `while_it_runs` once transactions flow; pgbench ends by itself.

@@ -184,6 +184,10 @@ impl World {
                     };
                     self.post(after, Delivery::To(node, life, Event::NeighbourAnswered { question, answer }));
                 }
+                Effect::Forward { epoch } => {
+                    let peer = self.nodes[1 - node].shadow.complete;
+                    assert!(epoch.is_none_or(|epoch| epoch <= peer), "only what the peer holds or held");
+                }
                 Effect::Say { .. }
                 | Effect::Note { .. }
                 | Effect::HoldClients
