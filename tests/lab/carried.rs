@@ -9,11 +9,13 @@ use crate::harness::postgres::{APP_PASSWORD, Template};
 use crate::harness::sys::{Fail, Outcome, in_netns, millis, ms, now, pause, secs, wait_until};
 use crate::harness::watch::{never_two_active, roles};
 use crate::in_lab;
+use serde_json::Value;
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Duration;
 
-const TRANSACTION: &str = "[pool]\nmode = \"transaction\"\nsize = 8\n";
+/// A backend for each client: pgbench prepares and waits for the answer, while others of its thread hold transactions.
+const TRANSACTION: &str = "[pool]\nmode = \"transaction\"\nsize = 20\n";
 const SESSION: &str = "[pool]\nmode = \"session\"\nsize = 40\n";
 /// Clients of pgbench, as the issue wants them.
 const CLIENTS: &str = "16";
@@ -65,13 +67,20 @@ impl<'a> Bench<'a> {
             ["-M", "prepared", "-n", "-c", CLIENTS, "-j", "2", "-T", &seconds_text, "-l", "--log-prefix", &log];
         let words = words(gate, &more)?;
         let (done, outcome) = mpsc::channel();
+        let before = history(gate)?;
         std::thread::scope(|scope| -> Outcome {
             scope.spawn(move || done.send(run(self.lab, &words, secs(seconds + 60))));
-            wait_until(secs(30), "transactions to flow", || Ok(self.latencies()?.len() > 200))?;
-            let acted = while_it_runs();
-            let said = outcome.recv().map_err(|_| Fail("pgbench vanished".to_owned()))?;
+            let flow = wait_until(secs(10), "transactions to flow", || {
+                let there = history(gate)?;
+                let doing = "select string_agg(state || ' ' || wait_event || ' ' || left(query, 40), '; ') \
+                             from pg_stat_activity where usename = 'app'";
+                ensure!(there > before + 100, "{there} rows, {before} before; {}", gate.postgres.sql("app", doing)?);
+                Ok(true)
+            });
+            let acted = flow.and_then(|_| while_it_runs());
+            let said = outcome.recv_timeout(secs(seconds + 60));
             acted?;
-            let said = said?;
+            let said = said.map_err(|_| Fail("pgbench vanished".to_owned()))??;
             ensure!(said.contains("number of failed transactions: 0 "), "pgbench: {said}");
             ensure!(!said.contains("aborted"), "pgbench: {said}");
             Ok(())
@@ -81,19 +90,16 @@ impl<'a> Bench<'a> {
         Ok(Benched { transactions: latencies.len(), latencies })
     }
 
-    /// The third column, in microseconds; pgbench writes what its buffers hold.
+    /// The third column, in microseconds. The client's machine has files of its own.
     fn latencies(&self) -> Outcome<Vec<Duration>> {
-        let dir = self.log.parent().ok_or("no folder")?;
-        let prefix = self.log.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut all = Vec::new();
-        for file in std::fs::read_dir(dir)?.flatten() {
-            if file.file_name().to_string_lossy().starts_with(&prefix) {
-                let text = std::fs::read_to_string(file.path())?;
-                all.extend(text.lines().filter_map(|line| line.split(' ').nth(2)?.parse().ok()).map(Duration::from_micros));
-            }
-        }
-        Ok(all)
+        let all = format!("cat {}.*", self.log.display());
+        let text = self.lab.client.exec("", &["sh", "-c", &all])?;
+        Ok(text.lines().filter_map(|line| line.split(' ').nth(2)?.parse().ok()).map(Duration::from_micros).collect())
     }
+}
+
+fn history(gate: &Node) -> Outcome<u64> {
+    Ok(gate.postgres.sql("app", "select count(*) from pgbench_history")?.trim().parse()?)
 }
 
 /// The tables of pgbench, through the gate and at both nodes.
@@ -119,9 +125,11 @@ fn sixteen_clients_of_pgbench_see_no_error_through_a_switchover_there_and_back()
         prepare(lab)?;
         let (a, b, client) = (&lab.a, &lab.b, lab.client.ns());
         let watched = (roles(a.ns(), a.address())?, roles(b.ns(), b.address())?);
-        for (old, new, id) in [(a, b, 1), (b, a, 2)] {
+        // LAB_SWITCHOVERS=n: so many instead of there and back, for a distribution.
+        let times = std::env::var("LAB_SWITCHOVERS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
+        for (id, (old, new)) in (1..=times).zip([(a, b), (b, a)].into_iter().cycle()) {
             new.wait_status(secs(60), "to stream as a standby", |status| {
-                text_at(status, "/postgres/streaming") == "true"
+                text_at(status, "/role") == "passive" && status.pointer("/postgres/streaming") == Some(&Value::Bool(true))
             })?;
             old.wait_in_sync(secs(60))?;
             // One session that reports each acknowledgement: what it was told must be there.
