@@ -28,19 +28,19 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy_bidirectional_with_sizes};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-/// Octets of each direction's buffer.
-const BUFFER: usize = 8 * 1024;
-/// Openings before their greeting at a time: fewer than the peer has places for handshakes of one address.
-const KNOCKING: usize = 6;
+/// Openings under way at a time: fewer than the peer has places for handshakes of one address.
+const KNOCKING: usize = 5;
 /// How long one waits for its turn to knock, and then for the answer.
 const TURN_LIMIT: Duration = Duration::from_secs(10);
 const OPEN_LIMIT: Duration = Duration::from_secs(5);
+/// How long a client may take to close after the other node has; then it is closed on.
+const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 /// Clients forwarded at a time; one more is refused. Each has two descriptors.
 const FORWARDED_MAX: u64 = 4096;
 /// How long after a session was carried over the guard may take to learn that the other node serves.
@@ -144,8 +144,8 @@ impl Forwarder {
     /// The other node is not to be reached, or does not take it.
     pub(crate) async fn open(&self, opening: &Opening) -> Result<OpenTunnel, PeerError> {
         let turn = timeout(TURN_LIMIT, self.knocking.acquire()).await;
-        let Ok(Ok(turn)) = turn else { return Err(PeerError::Busy) };
-        self.peer.open_tunnel(opening, turn, OPEN_LIMIT).await
+        let Ok(Ok(_turn)) = turn else { return Err(PeerError::Busy) };
+        self.peer.open_tunnel(opening, OPEN_LIMIT).await
     }
 
     /// Carries a session over: it goes on at the other node, until either side ends it.
@@ -220,12 +220,32 @@ async fn through(mut client: ClientStream, ahead: &[u8], mut tunnel: OpenTunnel,
     }
 }
 
-/// Copies both ways: each side's end is passed on to the other, and a side that takes nothing is read for nothing.
+/// Copies both ways, in a buffer each: a client's end is passed on, and that of the other node ends both. A side that
+/// takes nothing is read for nothing.
 pub(crate) async fn splice(
     client: &mut (impl AsyncRead + AsyncWrite + Unpin),
     tunnel: &mut (impl AsyncRead + AsyncWrite + Unpin),
 ) -> io::Result<()> {
-    copy_bidirectional_with_sizes(client, tunnel, BUFFER, BUFFER).await.map(drop)
+    let (mut from_client, mut to_client) = split(&mut *client);
+    let (mut from_tunnel, mut to_tunnel) = split(tunnel);
+    let up = async {
+        copy(&mut from_client, &mut to_tunnel).await?;
+        to_tunnel.shutdown().await?;
+        Ok(std::future::pending::<()>().await)
+    };
+    let down = async {
+        copy(&mut from_tunnel, &mut to_client).await?;
+        to_client.shutdown().await
+    };
+    tokio::select! {
+        done = up => done,
+        done = down => done,
+    }?;
+    // Closed with octets unread it would be a reset, which may overtake what was written.
+    let mut rest = [0; 1024];
+    let closing = async { while matches!(client.read(&mut rest).await, Ok(1..)) {} };
+    let _closed_on = timeout(FAREWELL_TIMEOUT, closing).await;
+    Ok(())
 }
 
 /// Returns when clients may have to be forwarded.

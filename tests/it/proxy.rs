@@ -6,6 +6,8 @@
 
 #[path = "proxy/commands.rs"]
 mod commands;
+#[path = "proxy/forward.rs"]
+mod forward;
 #[path = "proxy/front.rs"]
 mod front;
 #[path = "proxy/gate.rs"]

@@ -36,8 +36,8 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 /// Handshakes under way at once, in all and from one address; one more is closed at once and counted.
-const HANDSHAKES: usize = 48;
-const HANDSHAKES_PER_ADDRESS: usize = 16;
+const HANDSHAKES: usize = 32;
+const HANDSHAKES_PER_ADDRESS: usize = 8;
 /// Longest a connection takes to prove its key and greet.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 /// How long a connection that has greeted keeps that place while it says nothing: its first call tells what it is.

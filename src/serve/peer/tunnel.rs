@@ -144,23 +144,17 @@ pub(crate) struct OpenTunnel {
 }
 
 impl PeerClient {
-    /// Opens a tunnel, over a connection of its own. `greeted` is dropped when the peer's greeting has come: what it
-    /// stands for is a place among the handshakes under way.
-    pub(crate) async fn open_tunnel<P>(
-        &self,
-        opening: &Opening,
-        greeted: P,
-        limit: Duration,
-    ) -> Result<OpenTunnel, PeerError> {
+    /// Opens a tunnel, over a connection of its own. Until this returns it may have one of the peer's places for
+    /// handshakes.
+    pub(crate) async fn open_tunnel(&self, opening: &Opening, limit: Duration) -> Result<OpenTunnel, PeerError> {
         let dial = self.dial();
-        timeout(limit, open(&dial, opening, greeted)).await.unwrap_or(Err(PeerError::Timeout))
+        timeout(limit, open(&dial, opening)).await.unwrap_or(Err(PeerError::Timeout))
     }
 }
 
-async fn open<P>(dial: &Dial, opening: &Opening, greeted: P) -> Result<OpenTunnel, PeerError> {
+async fn open(dial: &Dial, opening: &Opening) -> Result<OpenTunnel, PeerError> {
     let json = tunnel::encode(opening)?;
     let mut reader = dial.connect().await?;
-    drop(greeted);
     let broken = |error: io::Error| PeerError::Broken(error.to_string());
     let call = peer::encode(&Call::Tunnel { octets: json.len() })?;
     let stream = &mut reader.stream;
@@ -201,7 +195,11 @@ impl OpenTunnel {
 impl AsyncRead for OpenTunnel {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.ahead.is_empty() {
-            ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+            // A gate that is done with a client closes without TLS's own farewell; what it had to say is in messages.
+            match ready!(Pin::new(&mut self.stream).poll_read(cx, buf)) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+                read => return Poll::Ready(read),
+            }
         } else {
             let n = self.ahead.len().min(buf.remaining());
             buf.put_slice(&self.ahead.split_to(n));
