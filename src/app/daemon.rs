@@ -40,6 +40,8 @@ use zeroize::Zeroizing;
 /// How often the local PostgreSQL is looked at, and how long a look may take.
 const PG_LOOK_EVERY: Duration = Duration::from_millis(250);
 const PG_LOOK_LIMIT: Duration = Duration::from_secs(2);
+/// While a procedure is under way here: clients wait for what is seen next.
+const PG_LOOK_PROCEDURE: Duration = Duration::from_millis(20);
 /// At the start, while the gate is still shut: R6's confirmation of the standby is a look away.
 const PG_LOOK_FIRST: Duration = Duration::from_millis(50);
 const PG_LOOK_FIRST_FOR: Duration = Duration::from_secs(5);
@@ -191,7 +193,7 @@ async fn serve(
 
     let peer_counters = Arc::new(PeerCounters::default());
     let senses = Senses { events: &event_tx, requests: &request_tx, counters: &peer_counters };
-    spawn_senses(&config, &secrets, &parts, &senses, report_tx);
+    spawn_senses(&config, &secrets, &parts, &senses, report_tx, snapshot_rx.clone());
     let (rules, identity) = (Arc::clone(&secrets.rules), Arc::clone(&secrets.identity));
     let forwards = config.service.passive == Passive::Forward;
     let forward = parts.peer.as_ref().map(|peer| Forwarder::new(Arc::clone(peer), forwards));
@@ -283,13 +285,18 @@ fn spawn_senses(
     parts: &Parts,
     to: &Senses<'_>,
     reports: watch::Sender<Option<(Instant, PgReport)>>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
 ) {
     let sender = to.events.clone();
     let refused = config.state_dir.join(START_REFUSED);
     let (gate, began) = (Arc::clone(&parts.gate), clock::now());
     let every = move || {
         let starting = !gate.passes() && clock::now().since(began) < PG_LOOK_FIRST_FOR;
-        if starting { PG_LOOK_FIRST } else { PG_LOOK_EVERY }
+        match () {
+            () if snapshots.borrow().procedure.is_some() => PG_LOOK_PROCEDURE,
+            () if starting => PG_LOOK_FIRST,
+            () => PG_LOOK_EVERY,
+        }
     };
     tokio::spawn(postgres::watch(Arc::clone(&secrets.cluster), every, PG_LOOK_LIMIT, move |asked, answer| {
         // What may-start-primary left behind; read while PostgreSQL is down only, and gone once it has run.

@@ -379,6 +379,15 @@ impl ClientStream {
         matches!(self, ClientStream::Tls(_) | ClientStream::Tunnel(_))
     }
 
+    /// It came through the other node.
+    pub(crate) fn is_tunnelled(&self) -> bool {
+        match self {
+            ClientStream::Plain(_) | ClientStream::Settled(_) => false,
+            ClientStream::Tunnel(_) => true,
+            ClientStream::Tls(tls) => matches!(tls.stream.get_ref().0, Carrier::Tunnel(_)),
+        }
+    }
+
     pub(crate) fn is_tls(&self) -> bool {
         matches!(self, ClientStream::Tls(_))
     }

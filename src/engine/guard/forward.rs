@@ -24,7 +24,10 @@ impl Guard {
     }
 
     fn peer_serves(&self, now: Now) -> Option<Epoch> {
-        let own = self.keeps_clients() || self.durable.is_holder() || self.takeover.is_some();
+        // A taker forwards until it refuses: before that a switchover may still be put back, and at its hold sessions
+        // that came through here end over there, at their boundary.
+        let takes = self.takeover.as_ref().is_some_and(|t| !t.is_only_planned());
+        let own = self.keeps_clients() || self.durable.is_holder() || takes;
         if own || self.shutting_down || !self.peer_reachable(now) {
             return None;
         }

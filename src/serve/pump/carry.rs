@@ -152,8 +152,14 @@ impl Pump {
     /// of its backend, or ends.
     pub(super) fn let_go_for_switchover(&mut self) -> Result<(), End> {
         let gate = self.gate();
-        let applies = self.mode == Mode::Session && self.link.is_some() && gate.is_suspended() && gate.is_to_carry();
-        if !applies || self.slot().settled() != gate.hold() || !self.is_quiet() {
+        if !gate.is_suspended() || !gate.is_to_carry() || self.slot().settled() != gate.hold() || !self.is_quiet() {
+            return Ok(());
+        }
+        if self.client.is_tunnelled() {
+            // One hop (S13): the node that takes over is the one it came through.
+            return Err(End::Kept("come through the other node".to_owned()));
+        }
+        if self.mode != Mode::Session || self.link.is_none() {
             return Ok(());
         }
         let Some((_, survey)) = self.baggage.as_mut().and_then(|b| b.survey.take()) else { return Ok(()) };

@@ -2,12 +2,32 @@
 //!
 //! What it is NOT: it decides nothing about R2; everything here can still be put back.
 
-use super::{NEARING_LIMIT, STOP_LIMIT, Step, TELL_EVERY};
+use super::{NEARING_LIMIT, STOP_LIMIT, Step, TELL_EVERY, Takeover};
 use crate::base::ids::Lsn;
+use crate::base::time::Duration;
 use crate::engine::guard::Guard;
 use crate::engine::guard::proofs::{AskedFor, PEER_LIMIT, PeerAskedFor};
 use crate::engine::setup::Mode;
 use crate::engine::turn::{Effect, Now, PeerQuestion};
+
+/// Silence of the old node while it prepares, which may take long, after which it is given up.
+const SILENCE_LIMIT: Duration = Duration::from_secs(10);
+
+impl Takeover {
+    /// It is a rehearsal, or has not refused yet.
+    pub(in crate::engine::guard) fn is_only_planned(&self) -> bool {
+        let before = matches!(
+            self.step,
+            Step::Asking { .. }
+                | Step::Preparing { .. }
+                | Step::CheckingWitness { .. }
+                | Step::Nearing { .. }
+                | Step::Stopping { .. }
+                | Step::CatchingUp { .. }
+        );
+        self.dry_run || before
+    }
+}
 
 impl Guard {
     /// The old node holds its clients; what it could not wait for is the operator's to know.
@@ -52,6 +72,11 @@ impl Guard {
     /// A checkpoint of many GB takes its time: what the peer is at, by its own pulses.
     pub(in crate::engine::guard) fn tell_preparing(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let Some(t) = &self.takeover else { return };
+        if self.peer.heard.is_none_or(|at| now.boot >= at + SILENCE_LIMIT) {
+            let why = format!("{} fell silent; `promote` run again will fail over", self.setup.peer);
+            self.fail_takeover(now, 1, &why, fx);
+            return;
+        }
         let at_it = self.peer.state.as_ref().and_then(|p| p.handing_over.clone());
         let Some((_, word)) = at_it.filter(|(attempt, _)| *attempt == t.id) else { return };
         let (since, text) = match &t.told {
