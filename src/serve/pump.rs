@@ -299,8 +299,13 @@ impl Pump {
             self.slot().register(cx.waker());
         }
         if self.pass.is_over() {
-            let carried = self.pass.carried().filter(|_| self.is_free());
-            return Poll::Ready(carried.map_or(End::Shut, End::Carried));
+            let Some(epoch) = self.pass.carried() else { return Poll::Ready(End::Shut) };
+            let gone = self.let_go_for_switchover().map(|()| self.is_free());
+            return Poll::Ready(match gone {
+                Ok(true) => End::Carried(epoch),
+                Ok(false) => End::Shut,
+                Err(end) => end,
+            });
         }
         if let Err(end) = self.let_go_for_switchover() {
             return Poll::Ready(end);

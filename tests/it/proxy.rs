@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "proxy/carry.rs"]
+mod carry;
 #[path = "proxy/commands.rs"]
 mod commands;
 #[path = "proxy/forward.rs"]

@@ -2,17 +2,19 @@
 
 use crate::ensure;
 use crate::harness::Lab;
-use crate::harness::client::{TABLE_SQL, Writer, WriterOptions, lost};
+use crate::harness::client::{Writer, WriterOptions, lost};
 use crate::harness::config::Options;
+use crate::harness::host::{continue_all, stop_all};
 use crate::harness::node::{GATE_PORT, Node, text_at};
 use crate::harness::postgres::{APP_PASSWORD, Template};
-use crate::harness::sys::{Fail, Outcome, in_netns, millis, ms, now, pause, secs, wait_until};
-use crate::harness::watch::{never_two_active, roles};
+use crate::harness::sys::{Fail, Outcome, in_netns, secs, wait_until};
 use crate::in_lab;
 use serde_json::Value;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 
 /// A backend for each client: pgbench prepares and waits for the answer, while others of its thread hold transactions.
 const TRANSACTION: &str = "[pool]\nmode = \"transaction\"\nsize = 20\n";
@@ -63,8 +65,7 @@ impl<'a> Bench<'a> {
     /// Runs `while_it_runs` once transactions flow; pgbench ends by itself.
     fn during(&self, gate: &Node, seconds: u64, while_it_runs: impl FnOnce() -> Outcome) -> Outcome<Benched> {
         let (seconds_text, log) = (seconds.to_string(), self.log.display().to_string());
-        let more =
-            ["-M", "prepared", "-n", "-c", CLIENTS, "-j", "2", "-T", &seconds_text, "-l", "--log-prefix", &log];
+        let more = ["-M", "prepared", "-n", "-c", CLIENTS, "-j", "2", "-T", &seconds_text, "-l", "--log-prefix", &log];
         let words = words(gate, &more)?;
         let (done, outcome) = mpsc::channel();
         let before = history(gate)?;
@@ -108,28 +109,18 @@ fn prepare(lab: &Lab) -> Outcome {
     lab.a.wait_in_sync(secs(60)).map(drop)
 }
 
-/// Where the held time went, by the old and the new node's event logs.
-fn account(lab: &Lab) -> Outcome<String> {
-    let mut text = String::new();
-    for node in [&lab.a, &lab.b] {
-        let said = node.cli(&["events", "--json"])?.expect(0)?.out;
-        text.push_str(&format!("{}: {}\n", node.name(), said.lines().count()));
-    }
-    Ok(text)
-}
-
 #[test]
 fn sixteen_clients_of_pgbench_see_no_error_through_a_switchover_there_and_back() {
     in_lab(Options { extra: TRANSACTION, ..Options::new("carried") }, |lab| {
         lab.start_pair()?;
         prepare(lab)?;
         let (a, b, client) = (&lab.a, &lab.b, lab.client.ns());
-        let watched = (roles(a.ns(), a.address())?, roles(b.ns(), b.address())?);
         // LAB_SWITCHOVERS=n: so many instead of there and back, for a distribution.
         let times = std::env::var("LAB_SWITCHOVERS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
         for (id, (old, new)) in (1..=times).zip([(a, b), (b, a)].into_iter().cycle()) {
             new.wait_status(secs(60), "to stream as a standby", |status| {
-                text_at(status, "/role") == "passive" && status.pointer("/postgres/streaming") == Some(&Value::Bool(true))
+                text_at(status, "/role") == "passive"
+                    && status.pointer("/postgres/streaming") == Some(&Value::Bool(true))
             })?;
             old.wait_in_sync(secs(60))?;
             // One session that reports each acknowledgement: what it was told must be there.
@@ -154,6 +145,90 @@ fn sixteen_clients_of_pgbench_see_no_error_through_a_switchover_there_and_back()
                 gap.as_millis()
             );
         }
-        never_two_active(&watched.0.finish(), &watched.1.finish())
+        Ok(())
+    });
+}
+
+/// A session of its own to one gate, which answers or says why it ended.
+async fn session(gate: SocketAddr, setup: &str) -> Outcome<(tokio_postgres::Client, JoinHandle<String>)> {
+    let mut config = tokio_postgres::Config::new();
+    config.host(gate.ip().to_string()).port(gate.port()).user("app").dbname("app").password(APP_PASSWORD);
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+    let ended = tokio::spawn(async move {
+        match connection.await {
+            Ok(()) => "closed".to_owned(),
+            Err(error) => match error.as_db_error() {
+                Some(db) => format!("{}: {}", db.code().code(), db.message()),
+                None => error.to_string(),
+            },
+        }
+    });
+    client.batch_execute(setup).await?;
+    Ok((client, ended))
+}
+
+#[test]
+fn in_session_pooling_plain_sessions_go_on_and_others_are_told_why_not() {
+    in_lab(Options { extra: SESSION, ..Options::new("carried-session") }, |lab| {
+        lab.start_pair()?;
+        let (a, b) = (&lab.a, &lab.b);
+        a.wait_in_sync(secs(60))?;
+        let gate = a.gate()?;
+        in_netns(lab.client.ns(), || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let setup = "set search_path = pg_catalog, public; set my.tenant = 'x'";
+                let (plain, _) = session(gate, "set my.tenant = 'x'").await?;
+                plain.batch_execute("set search_path = pg_catalog, public").await?;
+                let statement = plain.prepare("select current_setting('my.tenant'), $1::int + 1").await?;
+                let (temp, temp_ended) = session(gate, "create temp table mine(n int)").await?;
+                let (doubtful, doubt_ended) = session(gate, setup).await?;
+                // Asked while it waits: a cli of its own thread moves the service meanwhile.
+                let said = std::thread::scope(|scope| {
+                    let switching = scope.spawn(|| b.cli(&["switchover", "--to", "b"]));
+                    switching.join().map_err(|_| Fail("panicked".to_owned()))?
+                })?;
+                said.expect(0)?;
+                let row = plain.query_one(&statement, &[&41_i32]).await?;
+                ensure!(row.get::<_, i32>(1) == 42 && row.get::<_, String>(0) == "x", "another row: {row:?}");
+                let row = plain.query_one("show search_path", &[]).await?;
+                ensure!(row.get::<_, String>(0) == "pg_catalog, public", "the setting was lost");
+                plain.batch_execute("insert into acks values (99, 1)").await?;
+                for (ended, word) in [(temp_ended, "a temporary table"), (doubt_ended, "set")] {
+                    let text = tokio::time::timeout(secs(10), ended).await.map_err(|_| Fail("no end".to_owned()))?;
+                    let text = text.map_err(|_| Fail("panicked".to_owned()))?;
+                    ensure!(text.starts_with("57P01") && text.contains(word), "{word}: it ended with {text}");
+                }
+                drop((temp, doubtful));
+                Ok(())
+            })
+        })?;
+        ensure!(b.postgres.numbers_of(99)?.contains(&1), "the write is not at b");
+        Ok(())
+    });
+}
+
+/// The standby replays nothing: it is found out while nothing is stopped, and everybody goes on.
+#[test]
+fn a_standby_that_hangs_costs_held_clients_some_seconds_and_no_session() {
+    in_lab(Options { extra: TRANSACTION, ..Options::new("carried-back") }, |lab| {
+        lab.start_pair()?;
+        prepare(lab)?;
+        let (a, b) = (&lab.a, &lab.b);
+        let bench = Bench::new(lab, "back");
+        let benched = bench.during(a, 25, || {
+            let replaying = b.host.titled("startup recovering")?;
+            ensure!(!replaying.is_empty(), "no start-up process on b");
+            stop_all(&replaying)?;
+            let said = b.cli(&["switchover", "--to", "b"])?;
+            continue_all(&replaying);
+            eprintln!("{}{}", said.out, said.err);
+            ensure!(said.code == 1, "it ended with {}: {}", said.code, said.out);
+            a.wait_active(secs(30))?;
+            ensure!(a.epoch()? == 1, "the epoch moved");
+            Ok(())
+        })?;
+        eprintln!("figure: put back: clients waited {} ms", benched.longest().as_millis());
+        Ok(())
     });
 }

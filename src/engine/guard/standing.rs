@@ -91,14 +91,7 @@ impl Guard {
 
     /// Only PostgreSQL is missing (it restarts, recovers, or was stopped for a switchover): nothing passes (R1), the
     /// lease and the VIP stay, and clients between transactions wait. They have waited since `since`.
-    pub(super) fn suspend(
-        &mut self,
-        now: Now,
-        since: Instant,
-        until: Instant,
-        reason: String,
-        fx: &mut Vec<Effect>,
-    ) {
+    pub(super) fn suspend(&mut self, now: Now, since: Instant, until: Instant, reason: String, fx: &mut Vec<Effect>) {
         let first = self.gate.open;
         if first {
             self.gate.open = false;

@@ -62,7 +62,7 @@ pub(crate) async fn survey(lease: Lease, (customized, in_doubt): (Vec<String>, b
     let (lease, rows) = run(lease, &sql, "its session could not be looked into").await?;
     let mut survey = of_rows(rows);
     if in_doubt && survey.kept_by.is_none() {
-        survey.kept_by = Some("settings made by set_config()".to_owned());
+        survey.kept_by = Some("settings that show in no list (set_config(), or SET among other statements)".to_owned());
     }
     Some((lease, survey))
 }

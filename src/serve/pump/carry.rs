@@ -31,7 +31,7 @@ pub(super) struct Kept {
 pub(super) struct Baggage {
     /// Customized options, as far as its statements show them.
     options: Options,
-    /// Looked into in this pause of the gate.
+    /// Looked into in this pause of the gate, and nothing passed since.
     survey: Option<(u64, Survey)>,
     /// It has no backend now.
     kept: Option<Kept>,
@@ -50,6 +50,9 @@ impl Pump {
     /// A message of the client's begins a transaction (session mode): what it sets that no list shows, and whether it
     /// parses the unnamed statement and leaves its Bind for later.
     pub(super) fn note_statement(&mut self, header: Header) {
+        if let Some(baggage) = &mut self.baggage {
+            baggage.survey = None;
+        }
         let rest = self.up.bytes().get(self.up.parsed + HEADER..).unwrap_or_default();
         let body = &rest[..rest.len().min(header.body)];
         self.parses_unnamed = header.kind == b'P' && body.first() == Some(&0);
@@ -98,7 +101,8 @@ impl Pump {
 
     /// Nothing is under way in either direction, and nothing of the gate's own.
     fn is_quiet(&self) -> bool {
-        let nothing_goes = self.down.is_empty() && self.answer.is_empty() && !self.unflushed && self.confirming.is_none();
+        let nothing_goes =
+            self.down.is_empty() && self.answer.is_empty() && !self.unflushed && self.confirming.is_none();
         let nothing_comes = self.up.start == self.up.parsed && self.skipping.is_none() && !self.is_at_console();
         let shares = self.sharing.as_ref().is_none_or(|sharing| sharing.out.is_empty() && sharing.whole == 0);
         self.exchange.at_rest() && nothing_goes && nothing_comes && shares && self.chore.is_none()
@@ -148,21 +152,20 @@ impl Pump {
         self.baggage.get_or_insert_default().survey = Some((hold, survey));
     }
 
-    /// The gate is suspended for a switchover, and PostgreSQL is about to stop: a session that was looked into lets go
-    /// of its backend, or ends.
+    /// The gate was suspended since the session was looked into, and PostgreSQL stops: it lets go of its backend, or
+    /// ends where that has what cannot be made again.
     pub(super) fn let_go_for_switchover(&mut self) -> Result<(), End> {
         let gate = self.gate();
-        if !gate.is_suspended() || !gate.is_to_carry() || self.slot().settled() != gate.hold() || !self.is_quiet() {
-            return Ok(());
-        }
-        if self.client.is_tunnelled() {
+        if self.client.is_tunnelled() && gate.is_suspended() && gate.is_to_carry() && self.is_quiet() {
             // One hop (S13): the node that takes over is the one it came through.
             return Err(End::Kept("come through the other node".to_owned()));
         }
-        if self.mode != Mode::Session || self.link.is_none() {
+        let is_of_before = self.link.as_ref().is_some_and(|lease| lease.suspensions != gate.suspensions());
+        if self.mode != Mode::Session || !is_of_before || !self.is_quiet() {
             return Ok(());
         }
-        let Some((_, survey)) = self.baggage.as_mut().and_then(|b| b.survey.take()) else { return Ok(()) };
+        let survey = self.baggage.as_mut().and_then(|b| b.survey.take());
+        let Some((_, survey)) = survey else { return Ok(()) };
         if let Some(why) = survey.kept_by {
             return Err(End::Kept(why));
         }
@@ -219,7 +222,7 @@ impl Pump {
         };
         let at_boundary = self.is_quiet() && !self.client_eof && !self.up_done;
         let own = self.console.as_ref().is_some_and(|console| console.has_statements());
-        at_boundary && !has_backend && !own && !self.slot().doubt.load(Ordering::SeqCst)
+        at_boundary && !has_backend && !own && !self.client.is_tunnelled() && !self.slot().doubt.load(Ordering::SeqCst)
     }
 
     /// All that the other node needs to go on with the session. The session is out of the book with this.

@@ -115,8 +115,7 @@ impl Pump {
             return Ok(true);
         }
         let wanted = sharing.settings.clone();
-        self.chore =
-            Some(Box::pin(async move { chores::tune(lease, wanted).await.map(|lease| (lease, Done::Tuned)) }));
+        self.chore = Some(Box::pin(async move { chores::tune(lease, wanted).await.map(|lease| (lease, Done::Tuned)) }));
         self.poll_chore(cx)?;
         Ok(self.link.is_some())
     }

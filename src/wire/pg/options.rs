@@ -117,7 +117,7 @@ impl Options {
             let is_kept = match customized_option(head) {
                 Some(name) => self.keep(name),
                 // A name in quotes may be a customized one.
-                None => !head.contains(&b'"'),
+                None => !quotes_a_name(head),
             };
             self.understood += u32::from(is_kept);
             return false;
@@ -173,6 +173,16 @@ impl Options {
         }
         is_known
     }
+}
+
+/// Whether a SET names its setting in quotes, as far as that is plain; quotes around its value are none.
+fn quotes_a_name(set: &[u8]) -> bool {
+    let is_end = |b: &u8| b.is_ascii_whitespace() || *b == b'=';
+    let mut words = set.split(is_end).filter(|word| !word.is_empty()).skip(1);
+    let is_scope = |word: &&[u8]| word.eq_ignore_ascii_case(b"session") || word.eq_ignore_ascii_case(b"local");
+    let first = words.next().unwrap_or_default();
+    let name = if is_scope(&first) { words.next().unwrap_or_default() } else { first };
+    name.contains(&b'"') || name.is_empty() || name.contains(&b'/') || name.contains(&b'-')
 }
 
 /// Whether this is one SET LOCAL and nothing else. A semicolon inside of it is not understood.
@@ -240,6 +250,9 @@ mod tests {
     fn what_is_not_understood_leaves_doubt() {
         for (statement, sets, names, doubt) in [
             ("set search_path = a", 1, &[][..], false),
+            ("set search_path to a, \"B c\"", 1, &[], false),
+            ("set session \"my\".\"x\" = 'y'", 1, &[], true),
+            ("set /* */ \"my\".\"x\" = 'y'", 1, &[], true),
             (" SET my.tenant = 'x'", 1, &["my.tenant"], false),
             ("set \"my\".\"tenant\" = 'x'", 1, &[], true),
             ("/* app */ set my.tenant = 'x'", 1, &[], true),

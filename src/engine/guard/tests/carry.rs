@@ -56,8 +56,13 @@ fn a_checkpoint_runs_before_anybody_is_held() {
 /// The taker dies at each stage before the consent: everything is put back, and nobody was ended.
 #[test]
 fn a_switchover_put_back_at_any_stage_ends_no_session() {
-    for stage in ["checkpoint, while clients run", "holding clients", "clients held", "stopping PostgreSQL", "PostgreSQL stopped"]
-    {
+    for stage in [
+        "checkpoint, while clients run",
+        "holding clients",
+        "clients held",
+        "stopping PostgreSQL",
+        "PostgreSQL stopped",
+    ] {
         let mut world = World::running();
         let cuts = world.snapshot(0).counters.gate_cuts;
         world.promote(1, false);
