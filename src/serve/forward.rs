@@ -234,7 +234,8 @@ pub(crate) async fn splice(
     let up = async {
         copy(&mut from_client, &mut to_tunnel).await?;
         to_tunnel.shutdown().await?;
-        Ok(std::future::pending::<()>().await)
+        // Its answer is still to come.
+        std::future::pending().await
     };
     let down = async {
         copy(&mut from_tunnel, &mut to_client).await?;
