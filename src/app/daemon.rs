@@ -196,7 +196,7 @@ async fn serve(
     spawn_senses(&config, &secrets, &parts, &senses, report_tx, snapshot_rx.clone());
     let (rules, identity) = (Arc::clone(&secrets.rules), Arc::clone(&secrets.identity));
     let forwards = config.service.passive == Passive::Forward;
-    let forward = parts.peer.as_ref().map(|peer| Forwarder::new(Arc::clone(peer), forwards));
+    let forward = parts.peer.as_ref().map(|peer| Forwarder::new(Arc::clone(peer), forwards, config.pool.max_clients));
     let commands = make_commands(&config, &node, secrets, &gate, snapshot_rx.clone(), report_rx, forward);
     spawn_peer(&node, identity, &senses, &peer_name, &commands);
     let reloader = Arc::new(Reloader::new(config_file, rules, commands.clone(), config.clone()));

@@ -41,8 +41,9 @@ const TURN_LIMIT: Duration = Duration::from_secs(10);
 const OPEN_LIMIT: Duration = Duration::from_secs(5);
 /// How long a client may take to close after the other node has; then it is closed on.
 const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
-/// Clients forwarded at a time; one more is refused. Each has two descriptors.
-const FORWARDED_MAX: u64 = 4096;
+/// Clients forwarded at a time, where `pool.max_clients` is not less; one more is refused. Each has two descriptors, as
+/// one that is served here has with its backend.
+const FORWARDED_MAX: u32 = 4096;
 /// How long after a session was carried over the guard may take to learn that the other node serves.
 const KNOWN_WITHIN: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed for want of descriptors or memory.
@@ -55,6 +56,7 @@ pub struct Forwarder {
     peer: Arc<PeerClient>,
     /// `service.passive = "forward"`: new connections too.
     takes_connections: bool,
+    most: u64,
     /// The epoch at which the other node is known to serve.
     serves: watch::Sender<Option<Epoch>>,
     knocking: Semaphore,
@@ -98,11 +100,12 @@ impl Drop for Counted<'_> {
 }
 
 impl Forwarder {
-    /// To this peer, which is not known to serve yet.
-    pub fn new(peer: Arc<PeerClient>, takes_connections: bool) -> Arc<Forwarder> {
+    /// To this peer, which is not known to serve yet. `takes_connections`: new ones too (`service.passive`).
+    pub fn new(peer: Arc<PeerClient>, takes_connections: bool, max_clients: u32) -> Arc<Forwarder> {
         Arc::new(Forwarder {
             peer,
             takes_connections,
+            most: max_clients.min(FORWARDED_MAX).into(),
             serves: watch::Sender::new(None),
             knocking: Semaphore::new(KNOCKING),
             forwarded: AtomicU64::new(0),
@@ -135,7 +138,7 @@ impl Forwarder {
     fn count(&self) -> Option<Counted<'_>> {
         let before = self.forwarded.fetch_add(1, Ordering::SeqCst);
         let counted = Counted(self);
-        (before < FORWARDED_MAX).then_some(counted)
+        (before < self.most).then_some(counted)
     }
 
     /// Opens a tunnel.
@@ -231,7 +234,8 @@ pub(crate) async fn splice(
     let up = async {
         copy(&mut from_client, &mut to_tunnel).await?;
         to_tunnel.shutdown().await?;
-        Ok(std::future::pending::<()>().await)
+        // Its answer is still to come.
+        std::future::pending().await
     };
     let down = async {
         copy(&mut from_tunnel, &mut to_client).await?;

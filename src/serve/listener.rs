@@ -2,7 +2,10 @@
 //!
 //! What it is NOT: it does not decide whether the gate is open. A gate that is cut or lapses has its sockets closed, so
 //! that the kernel refuses; they come back with the next extension. At the end of the daemon a socket that is open may
-//! outlive it ([`Doors`]): connections then wait for the next daemon in the kernel's queue, which serves nobody.
+//! outlive it ([`Doors`]): connections then wait for the next daemon in the kernel's queue, which serves nobody. A
+//! passive node may take clients in to forward them: they are `serve::forward`'s.
+//!
+//! Over 600 lines: what all sessions share stands beside the sockets they come by, with the tests of both.
 //!
 //! **Invariant:** one address that cannot be bound does not keep the others from serving.
 

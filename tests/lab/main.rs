@@ -15,6 +15,7 @@ mod claims_postgres;
 mod claims_sessions;
 mod commands;
 mod faults;
+mod forward;
 mod harness_itself;
 mod ipv6;
 mod maintenance;

@@ -6,7 +6,8 @@
 //!
 //! **Invariants:** before its key is proven a connection costs one of [`HANDSHAKES`] places (of which one address gets
 //! [`HANDSHAKES_PER_ADDRESS`]) for at most [`HANDSHAKE_LIMIT`]. After it a node has at most [`CONNECTIONS_PER_NODE`];
-//! one more closes its oldest, which nobody uses any longer; a tunnel (`peer::tunnel`) takes none of them. A handler that runs is finished even if its asker is gone.
+//! one more closes its oldest, which nobody uses any longer; a tunnel (`peer::tunnel`) takes none of them. A handler
+//! that runs is finished even if its asker is gone.
 
 use super::identity::PeerIdentity;
 use super::tunnel::{self, Entrance};

@@ -1,6 +1,7 @@
 //! Tunnels on the channel (`wire::tunnel`): a connection whose first call asks to be one.
 //!
-//! What this is NOT: it knows nothing of clients; the gate's `serve::tunnel` lets them in, `serve::forward` brings them.
+//! What this is NOT: it knows nothing of clients; the gate's `serve::tunnel` lets them in, `serve::forward` brings
+//! them.
 //!
 //! **Invariants:** a tunnel takes none of a node's places for conversations, and has no part in their threads: the
 //! pulse waits for none. Openings under way and tunnels that stand are bounded, each by itself.

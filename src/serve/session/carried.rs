@@ -62,7 +62,7 @@ impl Opening<'_> {
                 Stop::Silent => return Stop::Silent,
                 Stop::Refuse(refusal) => refusal.message,
                 Stop::PassOn(message) => {
-                    message.get(HEADER..).and_then(|body| pg::field(body, b'M')).unwrap_or_default().into()
+                    message.get(HEADER..).and_then(|body| pg::field(body, b'M')).unwrap_or_default()
                 }
             };
             tracing::warn!(user, why = &*why, "a session that was held through a switchover ends");

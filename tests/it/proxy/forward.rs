@@ -53,7 +53,7 @@ impl Drop for Pair {
 impl Pair {
     async fn start(setup: Setup) -> Pair {
         let channel = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let forwarder = Forwarder::new(client(channel), true);
+        let forwarder = Forwarder::new(client(channel), true, 100);
         let alp = open_with(setup).await;
         alp.gate.at_epoch(EPOCH);
         let counters = Arc::new(PeerCounters::default());
@@ -261,7 +261,7 @@ async fn what_is_forwarded_is_never_forwarded_on() {
     let tunnels = pair.midna.commands.tunnels(name("alp"));
     let handler = |_, question: u64| async move { question };
     let task = tokio::spawn(listen_with(back, identity("midna", "alp"), Arc::clone(&counters), tunnels, handler));
-    let to_midna = Forwarder::new(Arc::new(PeerClient::new(identity("alp", "midna"), name("midna"), back)), true);
+    let to_midna = Forwarder::new(Arc::new(PeerClient::new(identity("alp", "midna"), name("midna"), back)), true, 100);
     let other = shut_with(Setup { forward: Some(Arc::clone(&to_midna)), ..Setup::default() }).await;
     pair.alp.gate.cut("shut");
     to_midna.serves(Some(EPOCH));
@@ -439,7 +439,7 @@ async fn a_daemon_that_takes_no_tunnels_refuses_and_goes_on() {
     let counters = Arc::new(PeerCounters::default());
     let handler = |_, question: u64| async move { question };
     let task = tokio::spawn(listen(channel, identity("alp", "midna"), Arc::clone(&counters), handler));
-    let forwarder = Forwarder::new(client(channel), true);
+    let forwarder = Forwarder::new(client(channel), true, 100);
     let pulse = client(channel);
     eventually("it listens", async || TcpStream::connect(channel).await.is_ok()).await;
     let (_raw, stream) = held().await;
