@@ -91,7 +91,7 @@ impl Guard {
 
     /// The peer's gate is open at the epoch that was consented to: those who wait go on there.
     pub(super) fn advance_hold_over(&mut self, now: Now, fx: &mut Vec<Effect>) {
-        let Some(epoch) = self.hold_over.as_ref().and_then(|hold| hold.epoch) else { return };
+        let Some((Some(epoch), since)) = self.hold_over.as_ref().map(|hold| (hold.epoch, hold.since)) else { return };
         let written = self.durable.consented && self.durable.fence == epoch;
         let state = self.peer.state.as_ref();
         let open = state.is_some_and(|p| p.gate_open && p.tunnels && p.complete == epoch && p.won == epoch);
@@ -108,8 +108,10 @@ impl Guard {
         fx.retain(|effect| !matches!(effect, Effect::Suspend { .. }));
         fx.insert(0, Effect::CarryOver { epoch, reason });
         let text = format!(
-            "{} is open at epoch {epoch}: {} sessions that waited go on there",
-            self.setup.peer, self.gate.sessions
+            "{} is open at epoch {epoch}: {} sessions that waited for {} ms go on there",
+            self.setup.peer,
+            self.gate.sessions,
+            crate::base::time::millis(now.boot.since(since))
         );
         self.note(now, fx, "sessions_carried_over", text);
         if !self.gate.held {
