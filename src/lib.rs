@@ -87,6 +87,7 @@ pub mod serve {
     pub mod data;
     pub mod end;
     pub mod flow;
+    pub mod forward;
     pub mod gate;
     pub mod http;
     pub mod listener;
@@ -100,6 +101,7 @@ pub mod serve {
     pub mod slot;
     pub mod socket;
     pub mod tls;
+    pub mod tunnel;
 }
 
 /// Floor 5: wires everything together.

@@ -7,7 +7,7 @@ use crate::app::notices::{self, Notices};
 use crate::app::pools;
 use crate::app::reload::Reloader;
 use crate::app::wall::{Wall, WallHand};
-use crate::base::config::{Auth, Config, DnsMode, Node};
+use crate::base::config::{Auth, Config, DnsMode, Node, Passive};
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
@@ -23,10 +23,11 @@ use crate::io::postgres::{Cluster, Peer, PgLost};
 use crate::io::vip::VipHand;
 use crate::io::{clock, fd_store, files, postgres, privileges};
 use crate::serve::command::Commands;
+use crate::serve::forward::Forwarder;
 use crate::serve::gate::Gate;
 use crate::serve::http::{Ask, Views, bind_control, control_router, router, serve_tcp};
 use crate::serve::listener::{self, Confirm, Doors, ProxyOptions, Rules};
-use crate::serve::peer::{PeerClient, PeerCounters, PeerIdentity, listen as peer_listen};
+use crate::serve::peer::{PeerClient, PeerCounters, PeerIdentity, listen_with};
 use crate::serve::tls;
 use crate::wire::dns::{ServiceNames, TsigKey};
 use crate::wire::hba::HbaFile;
@@ -41,6 +42,8 @@ use zeroize::Zeroizing;
 /// How often the local PostgreSQL is looked at, and how long a look may take.
 const PG_LOOK_EVERY: Duration = Duration::from_millis(250);
 const PG_LOOK_LIMIT: Duration = Duration::from_secs(2);
+/// While a procedure is under way here: clients wait for what is seen next.
+const PG_LOOK_PROCEDURE: Duration = Duration::from_millis(20);
 /// At the start, while the gate is still shut: R6's confirmation of the standby is a look away.
 const PG_LOOK_FIRST: Duration = Duration::from_millis(50);
 const PG_LOOK_FIRST_FOR: Duration = Duration::from_secs(5);
@@ -196,9 +199,12 @@ async fn serve(
 
     let peer_counters = Arc::new(PeerCounters::default());
     let senses = Senses { events: &event_tx, requests: &request_tx, counters: &peer_counters };
-    spawn_senses(&config, &node, &secrets, &parts, &senses, report_tx, &peer_name);
-    let rules = Arc::clone(&secrets.rules);
-    let commands = make_commands(&config, &node, secrets, &gate, snapshot_rx.clone(), report_rx);
+    spawn_senses(&config, &node, &secrets, &parts, &senses, report_tx, snapshot_rx.clone());
+    let (rules, identity) = (Arc::clone(&secrets.rules), Arc::clone(&secrets.identity));
+    let forwards = config.service.passive == Passive::Forward && node.voter;
+    let forward = parts.peer.as_ref().map(|peer| Forwarder::new(Arc::clone(peer), forwards, config.pool.max_clients));
+    let commands = make_commands(&config, &node, secrets, &gate, snapshot_rx.clone(), report_rx, forward);
+    spawn_peer(&node, identity, &senses, &peer_name, &commands);
     let notices = Notices::start(config.notify.clone(), notices::LIMIT);
     let reloader = Reloader::new(config_file, rules, commands.clone(), notices.clone(), config.clone());
     let reloader = Arc::new(reloader);
@@ -294,14 +300,18 @@ fn spawn_senses(
     parts: &Parts,
     to: &Senses<'_>,
     reports: watch::Sender<Option<(Instant, PgReport)>>,
-    peer: &NodeName,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
 ) {
     let sender = to.events.clone();
     let refused = config.state_dir.join(START_REFUSED);
     let (gate, began) = (Arc::clone(&parts.gate), clock::now());
     let every = move || {
         let starting = !gate.passes() && clock::now().since(began) < PG_LOOK_FIRST_FOR;
-        if starting { PG_LOOK_FIRST } else { PG_LOOK_EVERY }
+        match () {
+            () if snapshots.borrow().procedure.is_some() => PG_LOOK_PROCEDURE,
+            () if starting => PG_LOOK_FIRST,
+            () => PG_LOOK_EVERY,
+        }
     };
     tokio::spawn(postgres::watch(Arc::clone(&secrets.cluster), every, PG_LOOK_LIMIT, move |asked, answer| {
         // What may-start-primary left behind; read while PostgreSQL is down only, and gone once it has run.
@@ -327,8 +337,17 @@ fn spawn_senses(
         // Full: the next look comes in a quarter of a second.
         let _full = sender.try_send(event);
     }));
+    // A node without a vote never has the VIP, and perhaps not its interface either.
+    if let Some(vip) = config.vip.as_ref().filter(|_| node.voter) {
+        tokio::spawn(watch_links(vip.addresses.clone(), parts.vip_interface.clone(), to.events.clone()));
+    }
+}
+
+/// The other node's questions, and its clients' tunnels.
+fn spawn_peer(node: &Node, identity: Arc<PeerIdentity>, to: &Senses<'_>, peer: &NodeName, commands: &Commands) {
     let counters = Arc::clone(to.counters);
     let requests = to.requests.clone();
+    let tunnels = commands.tunnels(peer.clone());
     let (peer, votes) = (peer.clone(), node.voter);
     let handler = move |from: NodeName, question: PeerQuestion| {
         let requests = requests.clone();
@@ -352,11 +371,7 @@ fn spawn_senses(
             answer.await.unwrap_or_else(|_| refused("the daemon dropped the question"))
         }
     };
-    tokio::spawn(peer_listen(node.peer_listen, Arc::clone(&secrets.identity), counters, handler));
-    // A node without a vote never has the VIP, and perhaps not its interface either.
-    if let Some(vip) = config.vip.as_ref().filter(|_| node.voter) {
-        tokio::spawn(watch_links(vip.addresses.clone(), parts.vip_interface.clone(), to.events.clone()));
-    }
+    tokio::spawn(listen_with(node.peer_listen, identity, counters, tunnels, handler));
 }
 
 /// Finds the VIPs' interfaces (again and again until they are there) and translates what happens to them.
@@ -472,6 +487,7 @@ fn make_commands(
     gate: &Arc<Gate>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     reports: watch::Receiver<Option<(Instant, PgReport)>>,
+    forward: Option<Arc<Forwarder>>,
 ) -> Commands {
     let options = ProxyOptions {
         listen: config.service.listen.clone(),
@@ -483,6 +499,7 @@ fn make_commands(
         mock_secret: secrets.mock,
         pool: config.pool.clone(),
         node: node.name.clone(),
+        forward,
     };
     let peer = config.voters().into_iter().map(|n| n.name.clone()).find(|n| *n != node.name);
     let confirm = confirmation(peer, snapshots.clone(), reports);

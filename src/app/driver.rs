@@ -207,6 +207,7 @@ impl Driver {
             });
         }
         snapshot.paused_databases = self.pools.paused();
+        snapshot.gate.forwarded = self.pools.forwarded();
         let refused = self.peer_counters.each();
         snapshot.counters.peer_refused_connections =
             refused.iter().filter(|(label, _)| *label != "accepted").map(|(_, count)| count).sum();
@@ -233,8 +234,14 @@ impl Driver {
             match effect {
                 Effect::Cut { reason } => self.gate.cut(&reason),
                 Effect::Suspend { until, reason } => self.gate.suspend(until, &reason),
-                Effect::Extend { until } => self.gate.extend(until),
+                Effect::Extend { until } => {
+                    self.gate.at_epoch(self.guard.complete());
+                    self.gate.extend(until);
+                }
+                Effect::Forward { epoch } => self.pools.peer_serves(epoch),
+                Effect::CarryOver { epoch, reason } => self.gate.carry_over(epoch, &reason),
                 Effect::HoldClients => self.gate.pause(),
+                Effect::HoldToCarry => self.gate.pause_to_carry(),
                 Effect::LetClientsGo => self.gate.resume(),
                 Effect::Note { kind, text } => {
                     tracing::info!(kind, "{text}");

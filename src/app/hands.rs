@@ -33,16 +33,21 @@ const VIP_WAITING: usize = 64;
 const NEIGHBOURS_ASKED: usize = 16;
 /// A settings change, a checkpoint, a promotion.
 const PG_LIMIT: Duration = Duration::from_secs(60);
+/// A checkpoint of all that is dirty, before a switchover holds anybody.
+const PG_CHECKPOINT_LIMIT: Duration = Duration::from_secs(590);
 /// Until a started PostgreSQL takes connections (recovery may be long).
 const PG_START_LIMIT: Duration = Duration::from_secs(300);
 /// A fast stop of a fenced primary; then immediate (R5: bounded).
 const PG_FENCE_STOP: Duration = Duration::from_secs(5);
-/// A fast stop of a switchover: its last WAL has to reach the standby.
-const PG_STOP_LIMIT: Duration = Duration::from_secs(60);
+/// A fast stop of a switchover: its last WAL has to reach the standby. Clients wait for it, and for a start where it was
+/// in vain: both have to fit into `pool.query_wait`.
+const PG_STOP_LIMIT: Duration = Duration::from_secs(15);
 /// How often progress of a clone is told.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// How often the drain looks whether it is done.
-const DRAIN_LOOK: Duration = Duration::from_millis(5);
+const DRAIN_LOOK: Duration = Duration::from_millis(2);
+/// How long sessions that are not in a transaction have to come to rest.
+const DRAIN_IDLE: Duration = Duration::from_secs(1);
 /// What is left for sessions to end after their queries were cancelled.
 const DRAIN_AFTER_CANCEL: Duration = Duration::from_secs(2);
 
@@ -225,7 +230,10 @@ impl Hands {
             Effect::Extend { .. }
             | Effect::Cut { .. }
             | Effect::Suspend { .. }
+            | Effect::CarryOver { .. }
+            | Effect::Forward { .. }
             | Effect::HoldClients
+            | Effect::HoldToCarry
             | Effect::LetClientsGo
             | Effect::Note { .. } => {}
         }
@@ -284,11 +292,13 @@ impl Hands {
     fn drain(&self, op: OpId, limit: Duration) {
         let gate = Arc::clone(&self.gate);
         self.spawn(async move {
-            if !idle_within(&gate, limit).await {
+            let mut cancelled = 0;
+            if !at_rest_within(&gate, limit).await {
+                cancelled = gate.busy();
                 gate.cancel_busy();
-                idle_within(&gate, DRAIN_AFTER_CANCEL).await;
+                at_rest_within(&gate, DRAIN_AFTER_CANCEL).await;
             }
-            Event::Drained { op, busy: gate.busy() }
+            Event::Drained { op, cancelled, busy: gate.busy() }
         });
     }
 
@@ -314,15 +324,20 @@ impl Hands {
     }
 }
 
-async fn idle_within(gate: &Gate, limit: Duration) -> bool {
-    let looks = limit.as_millis() / DRAIN_LOOK.as_millis().max(1);
-    for _ in 0..looks {
-        if gate.busy() == 0 {
+/// Whether every session came to rest; one that is only looked into, or may send what belongs to its last message, is
+/// not waited for as long as one in a transaction.
+async fn at_rest_within(gate: &Gate, limit: Duration) -> bool {
+    let begun = crate::io::clock::now();
+    loop {
+        let passed = crate::io::clock::now().since(begun);
+        if gate.unsettled() == 0 || (passed >= DRAIN_IDLE.min(limit) && gate.busy() == 0) {
             return true;
+        }
+        if passed >= limit {
+            return false;
         }
         tokio::time::sleep(DRAIN_LOOK).await;
     }
-    gate.busy() == 0
 }
 
 async fn run_pg(
@@ -345,7 +360,7 @@ async fn run_pg(
                 Err(_) => Ok(PgOutput::Done),
             }
         }
-        PgTask::Checkpoint => cluster.checkpoint(PG_LIMIT).await.map(|()| PgOutput::Done),
+        PgTask::Checkpoint => cluster.checkpoint(PG_CHECKPOINT_LIMIT).await.map(|()| PgOutput::Done),
         PgTask::Start => cluster.start(PG_START_LIMIT).await.map(|()| PgOutput::Done),
         PgTask::Demote { follow_peer } => {
             let follow = if follow_peer { Some(peer.ok_or_else(no_peer)?) } else { None };

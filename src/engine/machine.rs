@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** which of the two it is, the configuration says once, at the start.
 
+use crate::base::ids::Epoch;
 use crate::base::time::Instant;
 use crate::engine::durable::Durable;
 use crate::engine::follower::Follower;
@@ -48,6 +49,14 @@ impl Machine {
         match self {
             Machine::Voter(guard) => guard.next_deadline(),
             Machine::Follower(follower) => follower.next_deadline(),
+        }
+    }
+
+    /// The epoch that this node's gate is open for, or would be; a follower has none.
+    pub fn complete(&self) -> Epoch {
+        match self {
+            Machine::Voter(guard) => guard.complete(),
+            Machine::Follower(_) => Epoch::NONE,
         }
     }
 

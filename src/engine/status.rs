@@ -96,7 +96,12 @@ pub struct GateStatus {
     /// Why it is not open; null while it is.
     pub reason: Option<String>,
     pub lease_remaining_ms: u64,
+    /// Of clients that this gate serves, those through the other node among them.
     pub sessions: u64,
+    /// Clients of this node that the other one's gate serves (an addition to the contract). The guard does not know
+    /// them: the driver adds them.
+    #[serde(default)]
+    pub forwarded: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

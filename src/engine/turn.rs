@@ -133,9 +133,10 @@ pub enum Event {
         address: IpAddr,
         bound: bool,
     },
-    /// The bounded drain of a switchover ended; `busy` sessions are left.
+    /// The bounded drain of a switchover ended: so many sessions' statements were cancelled for it, and `busy` are left.
     Drained {
         op: OpId,
+        cancelled: u64,
         busy: u64,
     },
     Command {
@@ -194,7 +195,7 @@ pub enum PgTask {
     RearmBarrier,
     /// Fast stop, bounded, then immediate; answers pg_controldata.
     Stop,
-    /// CHECKPOINT, so that the stop that follows is short.
+    /// CHECKPOINT, so that a stop that follows is short.
     Checkpoint,
     /// Start as whatever its signal files say.
     Start,
@@ -242,8 +243,21 @@ pub enum Effect {
         until: Instant,
         reason: String,
     },
+    /// What a suspended gate still keeps goes on at the peer's gate, which is open at this epoch: sessions at a
+    /// transaction boundary that need nothing of PostgreSQL here each become a tunnel, all others end with `reason`.
+    CarryOver {
+        epoch: Epoch,
+        reason: String,
+    },
+    /// The other node is known to serve at this epoch: clients of this node may be forwarded to its gate, those of
+    /// another epoch are not any longer. `None`: nobody is.
+    Forward {
+        epoch: Option<Epoch>,
+    },
     /// Hold clients at their next transaction boundary.
     HoldClients,
+    /// The same for a switchover: each session finds out at its boundary what of it could go on at the other node.
+    HoldToCarry,
     LetClientsGo,
     /// Wait (bounded) until no session is inside a transaction, then cancel those that are.
     Drain {
@@ -387,7 +401,13 @@ pub struct PeerState {
     /// Its PostgreSQL is left alone, so it consents to nothing.
     #[serde(default)]
     pub maintenance: bool,
+    /// It lets clients in through tunnels of the peer channel.
+    #[serde(default)]
+    pub tunnels: bool,
     pub procedure: Option<ProcedureBrief>,
+    /// The old side of a switchover: whose attempt, and what it is at.
+    #[serde(default)]
+    pub handing_over: Option<(u64, String)>,
 }
 
 /// The peer's PostgreSQL, in the peer's own words.
@@ -455,9 +475,9 @@ pub struct Wish {
 pub enum PeerQuestion {
     /// Here is my state; what is yours; and (when `pledge` is set) will you keep your hands off this epoch?
     Pulse { state: PeerState, pledge: Option<PledgeAsk> },
-    /// Switchover, step 1: hold clients and drain. Answered when done.
+    /// Switchover, step 1: checkpoint while clients run, then hold them and drain. Answered when done.
     Prepare { attempt: u64, epoch: Epoch },
-    /// Switchover, step 2: cut, checkpoint, stop PostgreSQL; answered with pg_controldata.
+    /// Switchover, step 2: nothing passes any more, stop PostgreSQL; answered with pg_controldata.
     StopPrimary { attempt: u64 },
     /// The last step before the compare-and-swap: fence yourself durably at `epoch` (design.md R2, consent).
     Consent {
@@ -503,6 +523,14 @@ pub enum PeerAnswer {
     },
     Ready {
         attempt: u64,
+        /// Sessions whose open transactions were cancelled, and those that will be ended all the same.
+        #[serde(default)]
+        cancelled: u64,
+        #[serde(default)]
+        busy: u64,
+        /// Where its WAL stood at its last look.
+        #[serde(default)]
+        lsn: Option<Lsn>,
     },
     Stopped {
         attempt: u64,

@@ -13,6 +13,7 @@ use crate::wire::md5;
 use crate::wire::pg::statements::Known;
 use crate::wire::pg::{self, HEADER, Refusal, Startup};
 use crate::wire::scram::{self, Keys};
+use crate::wire::tunnel::Proven;
 use bytes::BytesMut;
 use pgwire::messages::startup::{Password, PasswordMessageFamily, SASLInitialResponse, SASLResponse};
 use std::fmt;
@@ -117,6 +118,29 @@ impl Proof {
     /// PostgreSQL takes it for a password's proof; without one its own rules must let the gate in.
     pub(crate) fn has_secret(&self) -> bool {
         matches!(self, Proof::Scram(_) | Proof::Md5(_))
+    }
+}
+
+impl From<&Proof> for Proven {
+    fn from(proof: &Proof) -> Proven {
+        match proof {
+            Proof::Scram(keys) => Proven::Scram(keys.octets()),
+            Proof::Md5(hash) => Proven::Md5(hash.octets()),
+            Proof::Certificate => Proven::Certificate,
+            Proof::Trust => Proven::Trust,
+        }
+    }
+}
+
+impl Proof {
+    /// What another gate was shown; `None`: not by a gate of this kind.
+    pub(crate) fn of(proven: &Proven) -> Option<Proof> {
+        Some(match proven {
+            Proven::Scram(octets) => Proof::Scram(Keys::from_octets(octets)?),
+            Proven::Md5(octets) => Proof::Md5(md5::Hash::from_octets(octets)?),
+            Proven::Certificate => Proof::Certificate,
+            Proven::Trust => Proof::Trust,
+        })
     }
 }
 

@@ -5,15 +5,22 @@
 //!
 //! **Invariant:** a backend that does not answer as expected, in time, at rest and without an error, is not used again.
 
+mod survey;
+
+pub(crate) use survey::{Found, Survey, survey};
+
 use super::pool::{Lease, Settings};
 use super::socket::Socket;
 use crate::wire::pg::{self, HEADER};
+use crate::wire::tunnel::Prepared;
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// How long a backend may take for one of these.
 const CHORE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Statements of a session that are parsed before their answers are read.
+const PARSED_AT_ONCE: usize = 24;
 /// Longest answer to one of these, in bytes.
 const MAX_ANSWER: usize = 1024 * 1024;
 
@@ -39,6 +46,12 @@ pub(crate) async fn ask(stream: &mut Socket, sql: &str) -> Result<Vec<Vec<String
     message.extend_from_slice(sql.as_bytes());
     message.push(0);
     stream.write_all(&message).await.map_err(lost)?;
+    answer(stream).await
+}
+
+/// Reads up to ReadyForQuery: the rows, as text.
+async fn answer(stream: &mut Socket) -> Result<Vec<Vec<String>>, Failed> {
+    let lost = |error: io::Error| error.to_string();
     let (mut rows, mut error, mut total) = (Vec::new(), None, 0);
     loop {
         let mut head = [0; HEADER];
@@ -102,6 +115,47 @@ pub(crate) async fn tune(lease: Lease, wanted: Settings) -> Option<Lease> {
     };
     lease.settings = wanted;
     Some(lease)
+}
+
+/// Gives a backend, as it logged in, the settings and prepared statements of a session that goes on with it.
+///
+/// # Errors
+/// What PostgreSQL said; the backend is gone.
+pub(crate) async fn replay(mut lease: Lease, wanted: Settings, statements: &[Prepared]) -> Result<Lease, Failed> {
+    let sql = difference(&[], wanted.as_deref().map_or(&[], |pairs| pairs));
+    let replaying = async {
+        if !sql.is_empty() {
+            ask(&mut lease.stream, &sql).await.map_err(|why| format!("its settings could not be made again: {why}"))?;
+        }
+        // By the dozen: PostgreSQL's answers find room while it reads.
+        for some in statements.chunks(PARSED_AT_ONCE) {
+            parse(&mut lease.stream, some)
+                .await
+                .map_err(|why| format!("a statement could not be prepared again: {why}"))?;
+        }
+        Ok(())
+    };
+    let slow =
+        |_| Err(format!("making its settings and statements again took longer than {} s", CHORE_TIMEOUT.as_secs()));
+    tokio::time::timeout(CHORE_TIMEOUT, replaying).await.unwrap_or_else(slow)?;
+    lease.settings = wanted;
+    Ok(lease)
+}
+
+/// Parses statements and reads that they are.
+async fn parse(stream: &mut Socket, statements: &[Prepared]) -> Result<(), Failed> {
+    let lost = |error: io::Error| error.to_string();
+    let mut messages = Vec::new();
+    for Prepared { name, text } in statements {
+        messages.push(b'P');
+        messages.extend_from_slice(&u32::try_from(4 + name.len() + 1 + text.len()).unwrap_or(u32::MAX).to_be_bytes());
+        messages.extend_from_slice(name);
+        messages.push(0);
+        messages.extend_from_slice(text);
+    }
+    messages.extend_from_slice(&[b'S', 0, 0, 0, 4]);
+    stream.write_all(&messages).await.map_err(lost)?;
+    answer(stream).await.map(drop)
 }
 
 /// What a client has set.

@@ -15,6 +15,7 @@ use super::tls::Parked;
 use crate::base::time::Instant;
 use crate::wire::pg::Startup;
 use crate::wire::pg::statements::Catalogue;
+use crate::wire::tunnel::Carried;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -42,6 +43,8 @@ pub(crate) struct Newcomer {
     pub(crate) pass: Pass,
     pub(crate) seat: Seat,
     pub(crate) passage: Passage,
+    /// A session that goes on where the other node left it.
+    pub(crate) carried: Option<Box<Carried>>,
 }
 
 /// The ways to all threads. The last one dropped ends them, and with them every session.

@@ -4,6 +4,7 @@
 
 use super::backend::NoBackend;
 use super::slot::Order;
+use crate::base::ids::Epoch;
 use crate::wire::pg::Malformed;
 
 /// Why a session ended.
@@ -18,6 +19,10 @@ pub(crate) enum End {
     Shut,
     /// At a transaction boundary, while sessions are being ended there.
     Drained,
+    /// It was held through a switchover, and goes on at the peer's gate, which is open at this epoch.
+    Carried(Epoch),
+    /// It was held for a switchover, and something of it cannot be taken along.
+    Kept(String),
     /// Held longer than `query_wait`.
     HeldTooLong,
     /// R4: a commit stands here whose wait for the standby was cancelled, and the peer did not confirm it.

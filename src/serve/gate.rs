@@ -8,7 +8,10 @@
 //! session admitted before a cut or a lapse never passes anything again ([`Pass`] carries the generation), even when
 //! the gate was extended in the meantime.
 
+mod carry;
+
 use super::slot::{Entry, Slot};
+use crate::base::ids::Epoch;
 use crate::base::time::Instant;
 use std::collections::{HashMap, hash_map};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -29,6 +32,8 @@ pub struct Gate {
     /// Nanoseconds of the moment until which clients stay although nothing passes; zero: they do not.
     suspended_until: AtomicU64,
     suspensions: AtomicU64,
+    /// What the guard opened it for; said to the other node, decides nothing here.
+    epoch: AtomicU64,
     /// Grows by one with every cut and every lapse that somebody noticed.
     generation: AtomicU64,
     /// The last generation ended by its lease, not by a cut before that.
@@ -36,6 +41,7 @@ pub struct Gate {
     /// `fence.kernel_gate`: when a lease runs out, the kernel stops passing this host's packets too.
     walled: AtomicBool,
     paused: AtomicBool,
+    carry: carry::Carry,
     /// Sockets on which clients are accepted now.
     doors: AtomicU32,
     draining: AtomicBool,
@@ -70,10 +76,12 @@ impl Gate {
             serve_until: AtomicU64::new(0),
             suspended_until: AtomicU64::new(0),
             suspensions: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
             generation: AtomicU64::new(0),
             ran_out: AtomicBool::new(false),
             walled: AtomicBool::new(false),
             paused: AtomicBool::new(false),
+            carry: carry::Carry::default(),
             doors: AtomicU32::new(0),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -88,6 +96,16 @@ impl Gate {
     /// The kernel gate stands before this one.
     pub fn stand_behind_the_wall(&self) {
         self.walled.store(true, Ordering::SeqCst);
+    }
+
+    /// The epoch for which it is opened or prolonged next.
+    pub fn at_epoch(&self, epoch: Epoch) {
+        self.epoch.store(epoch.0, Ordering::SeqCst);
+    }
+
+    /// The epoch it was opened for last.
+    pub fn epoch(&self) -> Epoch {
+        Epoch(self.epoch.load(Ordering::SeqCst))
     }
 
     /// Opens the gate or prolongs it: it passes until `until`, a deadline on CLOCK_BOOTTIME. Where the former deadline
@@ -245,12 +263,14 @@ impl Gate {
     /// Holds clients at their next transaction boundary, new ones before their login.
     pub fn pause(&self) {
         self.paused.store(true, Ordering::SeqCst);
+        self.carry.hold();
         self.wake();
     }
 
     /// Lets held clients go.
     pub fn resume(&self) {
         self.paused.store(false, Ordering::SeqCst);
+        self.carry.forget();
         let goes_on = self.is_stopping();
         self.draining.store(goes_on, Ordering::SeqCst);
         self.view.send_modify(|view| view.drain = view.drain.take().filter(|_| goes_on));

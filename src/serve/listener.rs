@@ -2,17 +2,22 @@
 //!
 //! What it is NOT: it does not decide whether the gate is open. A gate that is cut or lapses has its sockets closed, so
 //! that the kernel refuses; they come back with the next extension. At the end of the daemon a socket that is open may
-//! outlive it ([`Doors`]): connections then wait for the next daemon in the kernel's queue, which serves nobody.
+//! outlive it ([`Doors`]): connections then wait for the next daemon in the kernel's queue, which serves nobody. A
+//! passive node may take clients in to forward them: they are `serve::forward`'s.
+//!
+//! Over 600 lines: what all sessions share stands beside the sockets they come by, with the tests of both.
 //!
 //! **Invariant:** one address that cannot be bound does not keep the others from serving.
 
 use super::command::Commands;
 use super::data::Threads;
+use super::forward::{self, Forwarder};
 use super::gate::{Gate, Pass};
 use super::pool::{Database, PoolStats};
 use super::roles::Roles;
 use super::session;
-use super::tls::TlsAcceptor;
+use super::tls::{ClientStream, TlsAcceptor};
+use super::tunnel::{self, Arrival};
 use crate::base::config::{self, Secret};
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
@@ -32,7 +37,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
 
@@ -48,6 +53,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 const MAX_NAMES: usize = 1024;
 /// Connections beyond `max_clients` that are still told why they are refused; more are closed unheard.
 const CROWD: u32 = 256;
+/// Clients through the other node that wait to be taken up by the proxy's runtime; one more is closed.
+const ARRIVALS_WAITING: usize = 1024;
 /// Separates the mock secret from anything else ever derived from the cluster secret.
 const MOCK_LABEL: &[u8] = b"portcullis mock authentication, version 1";
 /// Silence after which a client is probed, the pause between probes, and how many may go unanswered.
@@ -140,6 +147,8 @@ pub struct ProxyOptions {
     /// As at the start; a reload replaces what [`Proxy::limits`] gives, not this.
     pub pool: config::Pool,
     pub node: NodeName,
+    /// The way to the other node's gate.
+    pub forward: Option<Arc<Forwarder>>,
 }
 
 /// What all sessions share.
@@ -162,6 +171,9 @@ pub(crate) struct Proxy {
     pub(crate) backends_max: AtomicU32,
     /// A pool found no place: a thread that has an idle backend closes one.
     pub(crate) is_place_wanted: AtomicBool,
+    /// Clients through the other node, on their way to this runtime; the receiver until [`run_with`] takes it.
+    pub(crate) arrivals: mpsc::Sender<Arrival>,
+    arriving: Mutex<Option<mpsc::Receiver<Arrival>>>,
     databases: Mutex<HashMap<String, Arc<Database>>>,
     users: Mutex<HashMap<String, Arc<AtomicU32>>>,
     pools: Mutex<Vec<PoolEntry>>,
@@ -179,7 +191,10 @@ impl Proxy {
         confirm: Confirm,
     ) -> Arc<Proxy> {
         let door = Arc::new(options.socket_dir.join(format!(".s.PGSQL.{}", options.port)));
+        let (arrivals, arriving) = mpsc::channel(ARRIVALS_WAITING);
         Arc::new(Proxy {
+            arrivals,
+            arriving: Mutex::new(Some(arriving)),
             roles: Roles::new(Arc::clone(&door), &options.admin_user, Arc::clone(&options.rules), Arc::clone(&gate)),
             gate,
             snapshots,
@@ -336,6 +351,9 @@ pub async fn run_with(commands: Commands, doors: Doors) {
     }
     // Of addresses that are none any more.
     drop(inherited.into_iter().map(|socket| Inherited(Some(socket))).collect::<Vec<_>>());
+    if let Some(arriving) = locked(&proxy.arriving).take() {
+        tasks.spawn(tunnel::receive(arriving, Arc::clone(&proxy), threads));
+    }
     tasks.spawn(watch_deadline(proxy));
     // None of them ends by itself.
     while tasks.join_next().await.is_some() {}
@@ -431,17 +449,28 @@ async fn keep_listening(door: Door, proxy: Arc<Proxy>, threads: Arc<Threads>) {
     let mut view = gate.watch();
     let mut complained = false;
     loop {
-        let Some(pass) = gate.admit().filter(|_| !gate.is_stopping()) else {
+        let pass = gate.admit().filter(|_| !gate.is_stopping());
+        let forwarder = proxy.options.forward.as_ref().filter(|_| pass.is_none() && !gate.is_stopping());
+        let forwards = forwarder.and_then(|forwarder| Some((forwarder, forwarder.takes_connections()?)));
+        if pass.is_none() && forwards.is_none() {
             tokio::select! {
                 _ = view.changed() => {}
                 Some(_) = sessions.join_next() => {}
+                () = forward::begins(&proxy.options) => {}
                 () = in_vain(proxy.snapshots.clone(), started), if inherited.is_some() => inherited = None,
             }
             continue;
-        };
+        }
         match inherited.take().map_or_else(|| bind(address), Inherited::open) {
             Ok(listener) => {
                 complained = false;
+                let Some(pass) = pass else {
+                    if let Some((forwarder, epoch)) = forwards {
+                        forward::accept(&listener, forwarder, epoch, gate, &mut sessions).await;
+                    }
+                    shut(SockRef::from(&listener));
+                    continue;
+                };
                 gate.door_opened();
                 let is_kept = tokio::select! {
                     biased;
@@ -501,7 +530,8 @@ async fn accept(
                 let Some(seat) = Seat::take(proxy) else { continue };
                 let arriving = (seat, proxy.gate.passage());
                 let (proxy, threads, pass) = (Arc::clone(proxy), Arc::clone(threads), pass.clone());
-                sessions.spawn(session::serve(stream, peer, proxy, threads, pass, arriving));
+                let client = ClientStream::Plain(stream);
+                sessions.spawn(session::serve(client, peer, proxy, threads, pass, arriving));
             }
             Err(error) => {
                 tracing::warn!(%error, "a client could not be accepted");
@@ -528,7 +558,7 @@ pub(crate) struct Seat {
 
 impl Seat {
     /// `None`: so many that they are not even told.
-    fn take(proxy: &Arc<Proxy>) -> Option<Seat> {
+    pub(crate) fn take(proxy: &Arc<Proxy>) -> Option<Seat> {
         let most = proxy.limits().max_clients;
         let before = proxy.clients.fetch_add(1, Ordering::Relaxed);
         let seat = Seat { proxy: Arc::clone(proxy), crowded: before >= most };

@@ -25,7 +25,6 @@ use ring::rand::{SecureRandom, SystemRandom};
 use std::io;
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 /// First byte of a TLS handshake (RFC 8446, ContentType). No opening packet is that long.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -83,24 +82,22 @@ pub(crate) fn random<const N: usize>() -> [u8; N] {
 /// Reads opening packets, through TLS where asked, until one says what the client wants. The caller bounds the time.
 /// On refusal the stream comes back, for the message.
 pub(crate) async fn open(
-    stream: TcpStream,
+    mut client: ClientStream,
+    peer: SocketAddr,
     tls: Option<&TlsAcceptor>,
 ) -> Result<(ClientStream, Opened), (Option<ClientStream>, Stop)> {
     let mut first = [0; PEEK];
-    let seen = stream.peek(&mut first).await.unwrap_or(0);
+    let seen = client.peek(&mut first).await.unwrap_or(0);
     // Most packets are there as a whole: one call reads such a one.
     let mut length = first[..seen].first_chunk::<4>().copied().filter(|length| {
         let whole = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
         seen >= whole
     });
-    let mut client = match first {
+    if seen > 0 && first[0] == TLS_HANDSHAKE {
         // sslnegotiation=direct: what follows is TLS or nothing, and nothing was read yet.
-        [TLS_HANDSHAKE, ..] if seen > 0 => {
-            length = None;
-            shake_hands(stream, tls, true).await?
-        }
-        _ => ClientStream::Plain(stream),
-    };
+        length = None;
+        client = shake_hands(client, peer, tls, true).await?;
+    }
     let (mut ssl_done, mut gss_done) = (false, false);
     loop {
         let opening = match read_opening(&mut client, length.take()).await {
@@ -110,7 +107,7 @@ pub(crate) async fn open(
         match opening {
             Opening::Ssl if !ssl_done => {
                 ssl_done = true;
-                match answer_ssl(client, tls).await {
+                match answer_ssl(client, peer, tls).await {
                     Ok(upgraded) => client = upgraded,
                     Err(stopped) => return Err(stopped),
                 }
@@ -119,7 +116,7 @@ pub(crate) async fn open(
                 gss_done = true;
                 let mut out = BytesMut::new();
                 pg::put(&GssEncResponse::Refuse, &mut out);
-                if client.write_all(&out).await.is_err() {
+                if client.write_all(&out).await.is_err() || client.flush().await.is_err() {
                     return Err((None, Stop::Silent));
                 }
             }
@@ -155,40 +152,41 @@ async fn read_opening(client: &mut ClientStream, whole: Option<[u8; 4]>) -> Resu
 }
 
 async fn answer_ssl(
-    client: ClientStream,
+    mut client: ClientStream,
+    peer: SocketAddr,
     tls: Option<&TlsAcceptor>,
 ) -> Result<ClientStream, (Option<ClientStream>, Stop)> {
     let mut out = BytesMut::new();
-    let ClientStream::Plain(mut stream) = client else {
+    if client.is_tls() {
         let refusal = Refusal::new("08P01", "SSL was asked for inside of SSL");
         return Err((Some(client), refusal.into()));
-    };
+    }
     // CVE-2021-23214: a client that speaks before we answered may be two, one of them between us and the other.
-    if matches!(stream.peek(&mut [0; 1]).now_or_never(), Some(Ok(1..))) {
+    if matches!(client.peek(&mut [0; 1]).now_or_never(), Some(Ok(1..))) {
         let refusal = Refusal::new("08P01", "received unencrypted data after SSL request")
             .hint("This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.");
-        return Err((Some(ClientStream::Plain(stream)), refusal.into()));
+        return Err((Some(client), refusal.into()));
     }
     pg::put(if tls.is_some() { &SslResponse::Accept } else { &SslResponse::Refuse }, &mut out);
-    if stream.write_all(&out).await.is_err() {
+    if client.write_all(&out).await.is_err() || client.flush().await.is_err() {
         return Err((None, Stop::Silent));
     }
     match tls {
-        None => Ok(ClientStream::Plain(stream)),
-        tls => shake_hands(stream, tls, false).await,
+        None => Ok(client),
+        tls => shake_hands(client, peer, tls, false).await,
     }
 }
 
 async fn shake_hands(
-    stream: TcpStream,
+    client: ClientStream,
+    peer: SocketAddr,
     tls: Option<&TlsAcceptor>,
     direct: bool,
 ) -> Result<ClientStream, (Option<ClientStream>, Stop)> {
     // There is no TLS to say it in.
-    let Some(tls) = tls else { return Err((None, Stop::Silent)) };
-    let peer = stream.peer_addr().ok();
-    tls.accept(stream, direct).await.map_err(|error| {
-        tracing::info!(?peer, %error, "TLS handshake failed");
+    let (Some(tls), Some(carrier)) = (tls, client.into_carrier()) else { return Err((None, Stop::Silent)) };
+    tls.accept(carrier, direct).await.map_err(|error| {
+        tracing::info!(%peer, %error, "TLS handshake failed");
         (None, Stop::Silent)
     })
 }

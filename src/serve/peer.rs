@@ -3,6 +3,7 @@
 //! ```text
 //! identity   cluster secret + node name -> Ed25519 key; which key stands for which node; the TLS settings
 //! client     one lasting connection to one peer: questions out, answers in, matched by id
+//! tunnel     a connection that carries one client to the active node's gate, and nothing else
 //! server     accepts any configured node's key, knows by it which node that is, runs a handler for each question
 //! ```
 //!
@@ -16,12 +17,14 @@
 mod client;
 mod identity;
 mod server;
+mod tunnel;
 
 pub use client::PeerClient;
 pub use identity::PeerIdentity;
-pub use server::{Progress, listen, listen_stream, serve_on};
+pub use server::{Progress, listen, listen_stream, listen_with, serve_on};
+pub(crate) use tunnel::OpenTunnel;
 
-use crate::wire::peer::{FRAME_LIMIT, WireError};
+use crate::wire::peer::WireError;
 use bytes::{Bytes, BytesMut};
 use socket2::{SockRef, TcpKeepalive};
 use std::collections::HashMap;
@@ -68,8 +71,8 @@ pub enum PeerError {
     WrongVersion { theirs: u16, ours: u16 },
     #[error("the peer sent what is no message of this protocol: {0}; upgrade the older node")]
     Malformed(String),
-    #[error("the message is too long for the peer channel ({0} octets, {FRAME_LIMIT} is the limit)")]
-    TooLong(usize),
+    #[error("the message is too long for the peer channel ({0} octets, {1} is the limit)")]
+    TooLong(usize, usize),
     #[error("too many questions to the peer are waiting")]
     Busy,
     /// The peer understood the envelope, not the question, or had no room for it.
@@ -82,7 +85,7 @@ pub enum PeerError {
 impl From<WireError> for PeerError {
     fn from(error: WireError) -> PeerError {
         match error {
-            WireError::Oversize(length) => PeerError::TooLong(length),
+            WireError::Oversize(length, most) => PeerError::TooLong(length, most),
             other => PeerError::Malformed(other.to_string()),
         }
     }

@@ -19,6 +19,7 @@ use super::slot::Slot;
 use crate::base::config::{self, PoolMode};
 use crate::base::time::Instant;
 use crate::wire::pg::{Refusal, Startup};
+use crate::wire::tunnel::Proven;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::{Rc, Weak};
@@ -211,6 +212,11 @@ impl Pool {
         if proof.has_secret() {
             *self.proof.borrow_mut() = proof;
         }
+    }
+
+    /// What the other node is shown of it, for sessions that go on there.
+    pub(crate) fn proven(&self) -> Proven {
+        Proven::from(&*self.proof.borrow())
     }
 
     /// One value for equal start-up packets.

@@ -13,13 +13,16 @@
 //! back only at rest, without a cancel request on its way to it.
 //!
 //! The parts: `lend` (when there is a backend), `up` and `down` (the two directions), `statement` (their names),
-//! `console` (the gate's own statements).
+//! `console` (the gate's own statements), `carry` (a session at a switchover).
 
+mod carry;
 mod console;
 mod down;
 mod lend;
 mod statement;
 mod up;
+
+pub(crate) use carry::Apart;
 
 use super::cancel;
 use super::chores;
@@ -29,6 +32,7 @@ use super::flow::{BUFFER, Flow};
 use super::gate::{Gate, Pass};
 use super::listener::Proxy;
 use super::pool::{Lease, Pool, Settings, Shape, Waiting};
+use super::session::Resumed;
 use super::slot::{Doing, Entry, Order, Slot};
 use super::tls::ClientStream;
 use crate::wire::pg::options::Options;
@@ -78,6 +82,8 @@ type Chore = Pin<Box<dyn Future<Output = Option<(Lease, Done)>>>>;
 enum Done {
     Tuned,
     Learnt(chores::Learnt),
+    /// In this pause of the gate.
+    Surveyed(u64, chores::Survey),
 }
 
 /// What only a client that shares backends has.
@@ -89,7 +95,6 @@ struct Sharing {
     /// A setting may have changed that outlives the transaction.
     is_dirty: bool,
     options: Options,
-    chore: Option<Chore>,
     /// Bytes of the gate's own or rewritten ones, to go before what passes; and how many of them went.
     out: Vec<u8>,
     out_at: usize,
@@ -112,6 +117,9 @@ pub(crate) struct Pump {
     shape: Shape,
     exchange: Exchange,
     sharing: Option<Box<Sharing>>,
+    chore: Option<Chore>,
+    /// What session mode knows for a switchover.
+    baggage: Option<Box<carry::Baggage>>,
     up: Flow,
     down: Flow,
     /// The gate's own answer, sent before anything else goes down; only made when nothing is under way there.
@@ -128,6 +136,8 @@ pub(crate) struct Pump {
     client_asleep: bool,
     backend_asleep: bool,
     busy: bool,
+    /// The last transaction began with a Parse of the unnamed statement (session mode).
+    parses_unnamed: bool,
     doing: Doing,
     /// What the client cancelled before it had a backend, and is still to be dropped.
     skipping: Option<Skipping>,
@@ -163,7 +173,6 @@ impl Pump {
                 settings,
                 is_dirty: false,
                 options: Options::default(),
-                chore: None,
                 out: Vec::new(),
                 out_at: 0,
                 own: Vec::new(),
@@ -183,6 +192,8 @@ impl Pump {
             shape,
             exchange: Exchange::new(b'I'),
             sharing,
+            chore: None,
+            baggage: None,
             up: Flow::default(),
             down: Flow::default(),
             answer: BytesMut::new(),
@@ -195,6 +206,7 @@ impl Pump {
             client_asleep: false,
             backend_asleep: false,
             busy: false,
+            parses_unnamed: false,
             doing: Doing::Idle,
             skipping: None,
             console: None,
@@ -212,6 +224,18 @@ impl Pump {
         if let Some(lease) = link {
             self.attach(lease);
         }
+    }
+
+    /// The session goes on where the other node left it. Before it is first polled.
+    pub(crate) fn resume(&mut self, resumed: Resumed) -> Result<(), pg::Malformed> {
+        let Some(sharing) = self.sharing.as_deref_mut() else { return Ok(()) };
+        sharing.options.adopt(resumed.settings.iter().flat_map(|pairs| pairs.iter()).map(|(name, _)| name.as_str()));
+        sharing.settings = resumed.settings;
+        let mut catalogue = self.data.catalogue.borrow_mut();
+        // A DEALLOCATE is known by what it takes.
+        let (mut last, first): (Vec<_>, Vec<_>) = resumed.statements.iter().partition(|one| one.is_deallocate());
+        last.splice(0..0, first);
+        last.iter().try_for_each(|one| sharing.names.adopt(&one.name, &one.text, &mut catalogue))
     }
 
     pub(crate) fn user(&self) -> Arc<str> {
@@ -275,7 +299,16 @@ impl Pump {
             self.slot().register(cx.waker());
         }
         if self.pass.is_over() {
-            return Poll::Ready(End::Shut);
+            let Some(epoch) = self.pass.carried() else { return Poll::Ready(End::Shut) };
+            let gone = self.let_go_for_switchover().map(|()| self.is_free());
+            return Poll::Ready(match gone {
+                Ok(true) => End::Carried(epoch),
+                Ok(false) => End::Shut,
+                Err(end) => end,
+            });
+        }
+        if let Err(end) = self.let_go_for_switchover() {
+            return Poll::Ready(end);
         }
         if let Some(order) = self.slot().order()
             && self.obeys(order)
@@ -292,6 +325,9 @@ impl Pump {
                 Err(end) => return Poll::Ready(end),
             };
             if !progress {
+                if self.has_begun_to_settle() {
+                    continue;
+                }
                 return Poll::Pending;
             }
         }
@@ -314,7 +350,7 @@ impl Pump {
 
     /// One turn of both directions; `Ok(false)`: nothing to do until woken.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        if self.sharing.as_ref().is_some_and(|sharing| sharing.chore.is_some()) {
+        if self.chore.is_some() {
             return self.poll_chore(cx);
         }
         let up = self.poll_up(cx)?;

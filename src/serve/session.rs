@@ -5,19 +5,25 @@
 //! **Invariant:** when the gate is cut the backend is let go of first and not waited for; then the client is told,
 //! where a message may begin.
 
+mod carried;
+
+pub(crate) use carried::{Resumed, admit};
+
 use super::backend::NoBackend;
 use super::cancel;
 use super::chores;
 use super::data::{Data, Newcomer, Threads};
 use super::end::{End, Mode};
+use super::forward::Quiet;
 use super::gate::{Gate, Pass, Passage};
 use super::listener::{Proxy, Seat};
 use super::login::{self, Opened, Stop};
 use super::pool::{Lease, Lent, Pool, Settings, Shape};
-use super::pump::Pump;
+use super::pump::{Apart, Pump};
 use super::slot::{Entry, Order, Slot, Who};
 use super::tls::ClientStream;
 use crate::base::config::PoolMode;
+use crate::base::ids::Epoch;
 use crate::wire::pg::{self, HEADER, Refusal, Startup};
 use bytes::{BufMut, BytesMut};
 use pgwire::messages::startup::Authentication;
@@ -28,7 +34,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 /// How long the last message may take to leave, and the client to close after it; then it is closed on.
 const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
@@ -39,7 +44,7 @@ const MAX_NAME: usize = 63;
 
 /// Serves one accepted connection until it is handed to a data thread, or to its end. Runs at the door.
 pub(crate) async fn serve(
-    stream: TcpStream,
+    client: ClientStream,
     peer: SocketAddr,
     proxy: Arc<Proxy>,
     threads: Arc<Threads>,
@@ -48,7 +53,7 @@ pub(crate) async fn serve(
 ) {
     let tls = proxy.options.rules.tls();
     let timeout = proxy.limits().login_timeout;
-    let opening = tokio::time::timeout(timeout, login::open(stream, tls.as_ref()));
+    let opening = tokio::time::timeout(timeout, login::open(client, peer, tls.as_ref()));
     let opened = tokio::select! {
         biased;
         () = pass.ended() => return,
@@ -99,7 +104,7 @@ pub(crate) async fn serve(
     match proof {
         Ok(proof) => {
             if let Ok(client) = client.park() {
-                threads.admit(Newcomer { client, peer, startup, proof, pass, seat, passage });
+                threads.admit(Newcomer { client, peer, startup, proof, pass, seat, passage, carried: None });
             }
         }
         // A reset passes the kernel gate, and a client that waits for an answer hears of nothing else.
@@ -143,7 +148,7 @@ impl Drop for Places {
 /// Begins the session of a client that proved itself. Runs on the data thread of its pool.
 pub(crate) async fn begin(data: Rc<Data>, newcomer: Newcomer) {
     // The passage ends with this: by then the client is in the book, or dismissed.
-    let Newcomer { client, peer, startup, proof, pass, seat, passage: _passage } = newcomer;
+    let Newcomer { client, peer, startup, proof, pass, seat, passage: _passage, carried } = newcomer;
     let Ok(mut client) = client.unpark() else { return };
     let proxy = Arc::clone(&data.proxy);
     let limits = data.limits.get();
@@ -163,14 +168,23 @@ pub(crate) async fn begin(data: Rc<Data>, newcomer: Newcomer) {
         biased;
         () = pass.ended() => Err(Refusal::new("57P01", &*pass.reason()).into()),
         () = proxy.gate.stopped() => Err(stopping().into()),
-        started = opening.start(startup, client.is_tls()) => started,
+        started = async {
+            match carried {
+                None => opening.start(startup, client.is_tls()).await,
+                Some(carried) => opening.resume(startup, *carried).await,
+            }
+        } => started,
         // It may have to wait for a backend: who is gone makes room in the queue.
         () = client.left() => Err(Stop::Silent),
     };
     match started {
-        Ok(Started { greeting, link, entry, mode, shape, settings }) => {
+        Ok(Started { greeting, link, entry, mode, shape, settings, resumed }) => {
             let mut pump = Box::new(Pump::new(client, Rc::clone(&data), pool, pass, entry, mode, shape, settings));
             pump.begin(greeting, link);
+            if let Some(Err(malformed)) = resumed.map(|resumed| pump.resume(resumed)) {
+                let (client, ..) = pump.into_client();
+                return dismiss(client, carried::failed(&proxy, malformed.0)).await;
+            }
             // A task of its own: this one's size is that of a login.
             drop(tokio::task::spawn_local(relay(pump, places)));
         }
@@ -192,6 +206,7 @@ struct Started {
     mode: Mode,
     shape: Shape,
     settings: Settings,
+    resumed: Option<Resumed>,
 }
 
 struct Opening<'a> {
@@ -211,30 +226,8 @@ impl Opening<'_> {
             peer: self.peer,
             tls,
         };
-        let mode = if startup.wants_replication() {
-            Mode::Apart
-        } else if proxy.options.pool.mode == PoolMode::Transaction {
-            Mode::Transaction
-        } else {
-            Mode::Session
-        };
-        let mut application = None;
-        let with_client_address = self.data.limits.get().client_address;
-        if mode == Mode::Transaction || with_client_address {
-            application = Some(take_application_name(&mut startup));
-        }
-        if with_client_address {
-            application = application.map(|name| with_address(&name, self.peer));
-        }
-        if mode != Mode::Transaction
-            && let Some(name) = application.take()
-        {
-            startup.parameters.push((b"application_name".to_vec(), name.into_bytes()));
-        }
-        let application = application.unwrap_or_default();
-        // Nothing of these reaches a backend.
-        startup.minor = 0;
-        startup.options.clear();
+        let mode = if startup.wants_replication() { Mode::Apart } else { shared_mode(proxy) };
+        let application = self.take_application(&mut startup, mode);
         let shape = self.pool.shape(startup);
         let (settings, known) = match mode {
             Mode::Transaction => {
@@ -269,7 +262,28 @@ impl Opening<'_> {
         greeting.put_i32(entry.slot.pid);
         greeting.put_u32(entry.slot.key);
         greeting.put_slice(&[b'Z', 0, 0, 0, 5, b'I']);
-        Ok(Started { greeting, link, entry, mode, shape, settings })
+        Ok(Started { greeting, link, entry, mode, shape, settings, resumed: None })
+    }
+
+    /// What the client is called, where it is not a start-up parameter of its backend; the packet as backends get it.
+    fn take_application(&self, startup: &mut Startup, mode: Mode) -> String {
+        let mut application = None;
+        let with_client_address = self.data.limits.get().client_address;
+        if mode == Mode::Transaction || with_client_address {
+            application = Some(take_application_name(startup));
+        }
+        if with_client_address {
+            application = application.map(|name| with_address(&name, self.peer));
+        }
+        if mode != Mode::Transaction
+            && let Some(name) = application.take()
+        {
+            startup.parameters.push((b"application_name".to_vec(), name.into_bytes()));
+        }
+        // Nothing of these reaches a backend.
+        startup.minor = 0;
+        startup.options.clear();
+        application.unwrap_or_default()
     }
 
     async fn lease(&self, shape: &Shape, mode: Mode) -> Result<Lease, Stop> {
@@ -282,6 +296,13 @@ impl Opening<'_> {
             }
         };
         lent.map_err(|none| stop_of(none, &shape.user, self.pool))
+    }
+}
+
+fn shared_mode(proxy: &Proxy) -> Mode {
+    match proxy.options.pool.mode {
+        PoolMode::Transaction => Mode::Transaction,
+        PoolMode::Session => Mode::Session,
     }
 }
 
@@ -326,8 +347,9 @@ fn take_application_name(startup: &mut Startup) -> String {
 /// The name with the client's address behind it, shortened where both are too long.
 fn with_address(name: &str, peer: SocketAddr) -> String {
     let address = format!("{}:{}", peer.ip().to_canonical(), peer.port());
-    if name.is_empty() {
-        return address;
+    if name.is_empty() || name.ends_with(&address) {
+        // One that was carried over has it already.
+        return if name.is_empty() { address } else { name.to_owned() };
     }
     let room = MAX_NAME.saturating_sub(address.len() + 3);
     let name: String = name.chars().take(room).collect();
@@ -361,6 +383,9 @@ async fn relay(mut pump: Box<Pump>, places: Places) {
 }
 
 async fn finish(mut pump: Box<Pump>, end: End, places: Places) {
+    if let End::Carried(epoch) = end {
+        return carry_over(*pump, epoch, places).await;
+    }
     let proxy = Arc::clone(pump.proxy());
     let _passage = proxy.gate.passage();
     if matches!(end, End::Shut) {
@@ -396,6 +421,23 @@ async fn finish(mut pump: Box<Pump>, end: End, places: Places) {
     }
 }
 
+/// A session that was held through a switchover goes on at the other node, in its place here, until it ends.
+async fn carry_over(pump: Pump, epoch: Epoch, _places: Places) {
+    let proxy = Arc::clone(pump.proxy());
+    let user = pump.user();
+    let Apart { client, early, carried, pass } = pump.take_apart(epoch);
+    let quiet = Quiet::new(client, early);
+    let carrying = match &proxy.options.forward {
+        Some(forwarder) => forwarder.carry(quiet, carried).await.map_err(|(quiet, error)| (*quiet, error.to_string())),
+        None => Err((quiet, "there is no way to it".to_owned())),
+    };
+    if let Err((quiet, why)) = carrying {
+        tracing::warn!(user = &*user, why, "a session that was held for a switchover could not be carried over");
+        let refusal = Refusal::new("57P01", format!("{}; this session could not go on there: {why}", pass.reason()));
+        dismiss(quiet.into_parts().0, refusal.hint("Connect again.").into()).await;
+    }
+}
+
 /// What the client is told, if anything.
 fn last_word(end: End, proxy: &Proxy, pass: &Pass, (user, pool): (&str, &Pool)) -> Option<Stop> {
     let refusal = match end {
@@ -403,7 +445,9 @@ fn last_word(end: End, proxy: &Proxy, pass: &Pass, (user, pool): (&str, &Pool)) 
         End::Finished | End::ClientGone | End::BackendGone => return None,
         End::NoBackend(none) if pass.passes() => return Some(stop_of(*none, user, pool)),
         // PostgreSQL's words pass no gate that is shut.
-        End::NoBackend(_) | End::Shut => Refusal::new("57P01", &*pass.reason()),
+        End::NoBackend(_) | End::Shut | End::Carried(_) => Refusal::new("57P01", &*pass.reason()),
+        End::Kept(what) => Refusal::new("57P01", format!("{}; this session has {what}", pass.reason()))
+            .hint("That cannot be taken along to the other node. Connect again."),
         End::Drained => {
             let reason = proxy.gate.watch().borrow().drain.clone();
             let reason = reason.unwrap_or_else(|| "portcullis: this session was ended for a switchover".into());

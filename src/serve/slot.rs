@@ -63,6 +63,8 @@ pub(crate) struct Slot {
     /// When it last began or ended to do something, in nanoseconds, as exact as its thread's tick.
     changed: AtomicU64,
     order: AtomicU8,
+    /// The last pause of the gate in which it came to rest ([`Gate::hold`]).
+    settled: AtomicU64,
     /// The gate asks for a cancel request from the session's own task.
     cancel_asked: AtomicBool,
     /// The client cancelled while it had no backend.
@@ -97,6 +99,7 @@ impl Slot {
             doing: AtomicU8::new(0),
             changed: AtomicU64::new(since.as_nanos()),
             order: AtomicU8::new(0),
+            settled: AtomicU64::new(0),
             cancel_asked: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
             waker: OnceLock::new(),
@@ -161,6 +164,15 @@ impl Slot {
             _ => Doing::IdleInTransaction,
         };
         (doing, Instant::from_nanos(self.changed.load(Ordering::Relaxed)))
+    }
+
+    /// It has come to rest in this pause and begins nothing before the pause is over.
+    pub(crate) fn settle(&self, hold: u64) {
+        self.settled.store(hold, Ordering::SeqCst);
+    }
+
+    pub(crate) fn settled(&self) -> u64 {
+        self.settled.load(Ordering::SeqCst)
     }
 
     /// Asks the session to end.

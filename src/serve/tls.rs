@@ -8,6 +8,7 @@
 //! of them, and each CA has one that has not run out (as PostgreSQL).
 
 use super::socket::Socket;
+use super::tunnel::Tunnel;
 use crate::base::fault::{ExitCode, Fault};
 use crate::wire::x509;
 use rustls::client::danger::HandshakeSignatureValid;
@@ -180,8 +181,8 @@ impl ClientCertVerifier for Telling {
 impl TlsAcceptor {
     /// The handshake. `direct`: the client began with it, and must have said by ALPN what it wants, so that no other
     /// protocol's client can be led here (PostgreSQL 17). The caller bounds the time.
-    pub(crate) async fn accept(&self, stream: TcpStream, direct: bool) -> io::Result<ClientStream> {
-        let stream = self.acceptor.accept(Moving(Some(stream))).await?;
+    pub(crate) async fn accept(&self, carrier: Carrier, direct: bool) -> io::Result<ClientStream> {
+        let stream = self.acceptor.accept(carrier).await?;
         if direct && stream.get_ref().1.alpn_protocol() != Some(ALPN) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "direct TLS without ALPN"));
         }
@@ -197,17 +198,84 @@ pub(crate) enum ClientStream {
     /// The same on its data thread.
     Settled(Socket<std::net::TcpStream>),
     Tls(Box<Tls>),
+    /// Without TLS of its own, through the other node.
+    Tunnel(Box<Tunnel>),
+}
+
+/// What a client's TLS comes over.
+pub(crate) enum Carrier {
+    Own(Moving),
+    Tunnel(Box<Tunnel>),
+}
+
+impl Carrier {
+    fn moving(&self) -> &Moving {
+        match self {
+            Carrier::Own(moving) => moving,
+            Carrier::Tunnel(tunnel) => tunnel.moving(),
+        }
+    }
+
+    fn moving_mut(&mut self) -> &mut Moving {
+        match self {
+            Carrier::Own(moving) => moving,
+            Carrier::Tunnel(tunnel) => tunnel.moving_mut(),
+        }
+    }
+}
+
+impl AsyncRead for Carrier {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Carrier::Own(moving) => Pin::new(moving).poll_read(cx, buf),
+            Carrier::Tunnel(tunnel) => Pin::new(tunnel.as_mut()).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Carrier {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Carrier::Own(moving) => Pin::new(moving).poll_write(cx, buf),
+            Carrier::Tunnel(tunnel) => Pin::new(tunnel.as_mut()).poll_write(cx, buf),
+        }
+    }
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Carrier::Own(moving) => Pin::new(moving).poll_write_vectored(cx, bufs),
+            Carrier::Tunnel(tunnel) => Pin::new(tunnel.as_mut()).poll_write_vectored(cx, bufs),
+        }
+    }
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Carrier::Own(moving) => Pin::new(moving).poll_flush(cx),
+            Carrier::Tunnel(tunnel) => Pin::new(tunnel.as_mut()).poll_flush(cx),
+        }
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Carrier::Own(moving) => Pin::new(moving).poll_shutdown(cx),
+            Carrier::Tunnel(tunnel) => Pin::new(tunnel.as_mut()).poll_shutdown(cx),
+        }
+    }
 }
 
 /// A client's TLS, and what the certificate of its handshake was: a reload may have replaced it since.
 pub(crate) struct Tls {
-    stream: TlsStream<Moving>,
+    stream: TlsStream<Carrier>,
     end_point: Option<Arc<[u8]>>,
     has_ca: bool,
 }
 
 /// A socket that can be taken out from under its TLS, to be put on another thread's runtime.
-struct Moving(Option<TcpStream>);
+pub(crate) struct Moving(pub(crate) Option<TcpStream>);
 
 impl Moving {
     /// The socket; absent only on its way from one thread to another.
@@ -247,17 +315,28 @@ impl AsyncWrite for Moving {
 /// A client's side on its way from one thread to another.
 pub(crate) struct Parked {
     socket: std::net::TcpStream,
-    tls: Option<Box<Tls>>,
+    over: Over,
+}
+
+/// What goes over a parked socket.
+enum Over {
+    Nothing,
+    Tls(Box<Tls>),
+    Tunnel(Box<Tunnel>),
 }
 
 impl Parked {
     /// On the thread it came to.
     pub(crate) fn unpark(self) -> io::Result<ClientStream> {
-        Ok(match self.tls {
-            None => ClientStream::Settled(Socket::new(self.socket)?),
-            Some(mut tls) => {
-                tls.stream.get_mut().0.0 = Some(TcpStream::from_std(self.socket)?);
+        Ok(match self.over {
+            Over::Nothing => ClientStream::Settled(Socket::new(self.socket)?),
+            Over::Tls(mut tls) => {
+                tls.stream.get_mut().0.moving_mut().0 = Some(TcpStream::from_std(self.socket)?);
                 ClientStream::Tls(tls)
+            }
+            Over::Tunnel(mut tunnel) => {
+                tunnel.moving_mut().0 = Some(TcpStream::from_std(self.socket)?);
+                ClientStream::Tunnel(tunnel)
             }
         })
     }
@@ -266,14 +345,47 @@ impl Parked {
 impl ClientStream {
     /// Takes it off this thread.
     pub(crate) fn park(self) -> io::Result<Parked> {
-        let (socket, tls) = match self {
-            ClientStream::Plain(stream) => (Some(stream), None),
-            ClientStream::Tls(mut tls) => (tls.stream.get_mut().0.0.take(), Some(tls)),
+        let (socket, over) = match self {
+            ClientStream::Plain(stream) => (Some(stream), Over::Nothing),
+            ClientStream::Tls(mut tls) => (tls.stream.get_mut().0.moving_mut().0.take(), Over::Tls(tls)),
+            ClientStream::Tunnel(mut tunnel) => (tunnel.moving_mut().0.take(), Over::Tunnel(tunnel)),
             // It came to stay.
-            ClientStream::Settled(_) => (None, None),
+            ClientStream::Settled(_) => (None, Over::Nothing),
         };
         let socket = socket.ok_or(io::ErrorKind::NotConnected)?.into_std()?;
-        Ok(Parked { socket, tls })
+        Ok(Parked { socket, over })
+    }
+
+    /// What a handshake may begin on: nothing was read of it but what [`ClientStream::peek`] showed.
+    pub(crate) fn into_carrier(self) -> Option<Carrier> {
+        match self {
+            ClientStream::Plain(stream) => Some(Carrier::Own(Moving(Some(stream)))),
+            ClientStream::Tunnel(tunnel) => Some(Carrier::Tunnel(tunnel)),
+            ClientStream::Settled(_) | ClientStream::Tls(_) => None,
+        }
+    }
+
+    /// Waits for bytes and shows them without taking them; zero at the end. Before TLS only.
+    pub(crate) async fn peek(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            ClientStream::Plain(stream) => stream.peek(into).await,
+            ClientStream::Tunnel(tunnel) => tunnel.peek(into).await,
+            ClientStream::Settled(_) | ClientStream::Tls(_) => Ok(0),
+        }
+    }
+
+    /// What is written may stay here until it is flushed.
+    pub(crate) fn holds_back(&self) -> bool {
+        matches!(self, ClientStream::Tls(_) | ClientStream::Tunnel(_))
+    }
+
+    /// It came through the other node.
+    pub(crate) fn is_tunnelled(&self) -> bool {
+        match self {
+            ClientStream::Plain(_) | ClientStream::Settled(_) => false,
+            ClientStream::Tunnel(_) => true,
+            ClientStream::Tls(tls) => matches!(tls.stream.get_ref().0, Carrier::Tunnel(_)),
+        }
     }
 
     pub(crate) fn is_tls(&self) -> bool {
@@ -283,7 +395,7 @@ impl ClientStream {
     /// What SCRAM binds to; `None` without TLS, or with a certificate that has no such hash.
     pub(crate) fn end_point(&self) -> Option<Arc<[u8]>> {
         match self {
-            ClientStream::Plain(_) | ClientStream::Settled(_) => None,
+            ClientStream::Plain(_) | ClientStream::Settled(_) | ClientStream::Tunnel(_) => None,
             ClientStream::Tls(tls) => tls.end_point.clone(),
         }
     }
@@ -296,7 +408,7 @@ impl ClientStream {
     /// The client's own certificate, which is of our CA.
     pub(crate) fn certificate(&self) -> Option<&CertificateDer<'static>> {
         match self {
-            ClientStream::Plain(_) | ClientStream::Settled(_) => None,
+            ClientStream::Plain(_) | ClientStream::Settled(_) | ClientStream::Tunnel(_) => None,
             ClientStream::Tls(tls) => tls.stream.get_ref().1.peer_certificates()?.first(),
         }
     }
@@ -306,7 +418,8 @@ impl ClientStream {
         match self {
             ClientStream::Plain(stream) => Some(stream),
             ClientStream::Settled(_) => None,
-            ClientStream::Tls(tls) => tls.stream.get_ref().0.0.as_ref(),
+            ClientStream::Tls(tls) => tls.stream.get_ref().0.moving().0.as_ref(),
+            ClientStream::Tunnel(tunnel) => tunnel.moving().0.as_ref(),
         }
     }
 
@@ -355,6 +468,7 @@ impl AsyncRead for ClientStream {
             ClientStream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             ClientStream::Settled(socket) => Pin::new(socket).poll_read(cx, buf),
             ClientStream::Tls(tls) => Pin::new(&mut tls.stream).poll_read(cx, buf),
+            ClientStream::Tunnel(tunnel) => Pin::new(tunnel.as_mut()).poll_read(cx, buf),
         }
     }
 }
@@ -365,6 +479,7 @@ impl AsyncWrite for ClientStream {
             ClientStream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             ClientStream::Settled(socket) => Pin::new(socket).poll_write(cx, buf),
             ClientStream::Tls(tls) => Pin::new(&mut tls.stream).poll_write(cx, buf),
+            ClientStream::Tunnel(tunnel) => Pin::new(tunnel.as_mut()).poll_write(cx, buf),
         }
     }
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -372,6 +487,7 @@ impl AsyncWrite for ClientStream {
             ClientStream::Plain(stream) => Pin::new(stream).poll_flush(cx),
             ClientStream::Settled(socket) => Pin::new(socket).poll_flush(cx),
             ClientStream::Tls(tls) => Pin::new(&mut tls.stream).poll_flush(cx),
+            ClientStream::Tunnel(tunnel) => Pin::new(tunnel.as_mut()).poll_flush(cx),
         }
     }
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -379,6 +495,7 @@ impl AsyncWrite for ClientStream {
             ClientStream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             ClientStream::Settled(socket) => Pin::new(socket).poll_shutdown(cx),
             ClientStream::Tls(tls) => Pin::new(&mut tls.stream).poll_shutdown(cx),
+            ClientStream::Tunnel(tunnel) => Pin::new(tunnel.as_mut()).poll_shutdown(cx),
         }
     }
 }

@@ -24,6 +24,16 @@ impl Hash {
         hex.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')).then_some(Hash(hex))
     }
 
+    /// As octets, for [`Hash::from_octets`].
+    pub fn octets(&self) -> Vec<u8> {
+        self.0.to_vec()
+    }
+
+    /// What [`Hash::octets`] gave; `None` for anything else.
+    pub fn from_octets(octets: &[u8]) -> Option<Hash> {
+        octets.try_into().ok().map(Hash)
+    }
+
     /// What a client that knows the password answers to this salt.
     pub fn response(&self, salt: [u8; SALT_LEN]) -> String {
         let digest = Md5::new().chain_update(self.0).chain_update(salt).finalize();

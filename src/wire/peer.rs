@@ -4,6 +4,7 @@
 //! frame     length: 4 octets, big-endian, then so many octets of JSON; 1 to FRAME_LIMIT
 //! greeting  each side's first frame: Hello; the client's first, the server's only after it accepted that
 //! then      client: Call::Ask | Call::Ping      server: Reply::Answer | Reply::Progress | Reply::Refused | Reply::Pong
+//! or        client: Call::Tunnel, once          server: Reply::Tunnelled | Reply::Refused   (wire::tunnel)
 //! ```
 //!
 //! What this is NOT: secrecy or authenticity (TLS gives both), nor the meaning of a question: its body is whatever type
@@ -27,8 +28,9 @@ const HEADER: usize = 4;
 /// Why bytes from the peer (or for it) are not a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    #[error("a frame of {0} octets, and {FRAME_LIMIT} is the limit")]
-    Oversize(usize),
+    /// Its length, and what it may have.
+    #[error("a message of {0} octets, and {1} is the limit")]
+    Oversize(usize, usize),
     #[error("an empty frame")]
     Empty,
     /// Says what serde said: names of fields and positions, at most [`REASON_LIMIT`] characters of it.
@@ -60,6 +62,8 @@ pub enum Call {
     Ask { id: u64, body: Value },
     /// Only asks whether the connection still carries anything; answered at once, whatever handlers do.
     Ping,
+    /// This connection becomes a tunnel: so many octets of its opening follow. Only the first call of a connection.
+    Tunnel { octets: usize },
 }
 
 /// What a server sends after the greeting.
@@ -82,6 +86,8 @@ pub enum Reply {
         reason: String,
     },
     Pong,
+    /// All that follows is the tunnel's.
+    Tunnelled,
 }
 
 /// A message as a whole frame.
@@ -91,7 +97,7 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Bytes, WireError> {
     let length = frame.len() - HEADER;
     match u32::try_from(length) {
         Ok(header) if length <= FRAME_LIMIT => frame[..HEADER].copy_from_slice(&header.to_be_bytes()),
-        _ => return Err(WireError::Oversize(length)),
+        _ => return Err(WireError::Oversize(length, FRAME_LIMIT)),
     }
     Ok(frame.into())
 }
@@ -102,7 +108,7 @@ pub fn next_frame(received: &mut BytesMut) -> Result<Option<Bytes>, WireError> {
     let length = usize::try_from(u32::from_be_bytes(*header)).unwrap_or(usize::MAX);
     match length {
         0 => Err(WireError::Empty),
-        _ if length > FRAME_LIMIT => Err(WireError::Oversize(length)),
+        _ if length > FRAME_LIMIT => Err(WireError::Oversize(length, FRAME_LIMIT)),
         _ if received.len() < HEADER + length => Ok(None),
         _ => {
             received.advance(HEADER);
@@ -158,9 +164,12 @@ mod tests {
     fn the_limit_holds_on_both_sides() {
         let fits = "x".repeat(FRAME_LIMIT - 2);
         assert_eq!(encode(&fits).expect("just fits").len(), FRAME_LIMIT + HEADER);
-        assert_eq!(encode(&format!("{fits}x")), Err(WireError::Oversize(FRAME_LIMIT + 1)));
+        assert_eq!(encode(&format!("{fits}x")), Err(WireError::Oversize(FRAME_LIMIT + 1, FRAME_LIMIT)));
         let oversize = u32::try_from(FRAME_LIMIT + 1).expect("small").to_be_bytes();
-        assert_eq!(next_frame(&mut BytesMut::from(&oversize[..])), Err(WireError::Oversize(FRAME_LIMIT + 1)));
+        assert_eq!(
+            next_frame(&mut BytesMut::from(&oversize[..])),
+            Err(WireError::Oversize(FRAME_LIMIT + 1, FRAME_LIMIT))
+        );
         assert_eq!(next_frame(&mut BytesMut::from(&[0; 4][..])), Err(WireError::Empty));
     }
 

@@ -126,6 +126,17 @@ impl Keys {
         salted.zeroize();
         keys
     }
+
+    /// As octets, for [`Keys::from_octets`]; the caller wipes them.
+    pub fn octets(&self) -> Vec<u8> {
+        [self.client_key, self.server_key].concat()
+    }
+
+    /// What [`Keys::octets`] gave; `None` for anything else.
+    pub fn from_octets(octets: &[u8]) -> Option<Keys> {
+        let (client, server) = octets.split_at_checked(KEY_LEN)?;
+        Some(Keys { client_key: client.try_into().ok()?, server_key: server.try_into().ok()? })
+    }
 }
 
 impl fmt::Debug for Keys {

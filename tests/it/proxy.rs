@@ -4,8 +4,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "proxy/carry.rs"]
+mod carry;
 #[path = "proxy/commands.rs"]
 mod commands;
+#[path = "proxy/forward.rs"]
+mod forward;
 #[path = "proxy/front.rs"]
 mod front;
 #[path = "proxy/gate.rs"]

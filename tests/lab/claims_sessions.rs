@@ -37,7 +37,7 @@ const CROWD: [(Habit, usize, usize); 6] = [
 ];
 
 /// A certificate for the gate, in the configuration of both nodes.
-fn with_tls(lab: &Lab) -> Outcome<CertificateDer<'static>> {
+pub(crate) fn with_tls(lab: &Lab) -> Outcome<CertificateDer<'static>> {
     let broken = |error: rcgen::Error| Fail(format!("no certificate: {error}"));
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(broken)?;
     let params = rcgen::CertificateParams::new([crate::harness::witness::SERVICE.to_owned()]).map_err(broken)?;

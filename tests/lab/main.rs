@@ -8,6 +8,7 @@ mod harness;
 
 mod alone;
 mod away;
+mod carried;
 mod claims;
 mod claims_boot;
 mod claims_pause;
@@ -17,6 +18,7 @@ mod commands;
 mod crash_points;
 mod drill;
 mod faults;
+mod forward;
 mod harness_itself;
 mod ipv6;
 mod maintenance;

@@ -42,7 +42,7 @@ impl Config {
             }
         }
         compare!(out, "service", Service, &old.service, &new.service, {
-            name: "name", listen: "listen", units: "units",
+            name: "name", listen: "listen", passive: "passive", units: "units",
         });
         nodes(&old.nodes, &new.nodes, &mut out);
         compare!(out, "cluster", Cluster, &old.cluster, &new.cluster, { key_file: "key_file" });

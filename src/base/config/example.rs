@@ -151,7 +151,7 @@ const SERVICE: &str = r#"
 [service]
 name = @NAME@                # the DNS name clients use
 # listen = ["0.0.0.0:6432", "[::]:6432"]   # where clients connect, on the VIP too when there is one
-# passive = "refuse"                       # what a passive node does with clients
+# passive = "refuse"         # what a passive node does with clients: "refuse" | "forward" (to the active one's gate)
 # units = []                 # systemd units to start when the gate opened and to stop when it is cut
 "#;
 

@@ -59,8 +59,17 @@ pub struct Service {
     /// Lower case, without the dot at the end.
     pub name: String,
     pub listen: Vec<SocketAddr>,
+    /// What a passive node does with clients.
+    pub passive: Passive,
     /// systemd units started after the gate opened and stopped when it is cut.
     pub units: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passive {
+    Refuse,
+    /// To the active node's gate, over the peer channel.
+    Forward,
 }
 
 #[derive(Debug, Clone, PartialEq)]

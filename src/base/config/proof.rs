@@ -1,7 +1,7 @@
 //! The relations between keys, each proven once at load, and the warnings about what is accepted but worth saying.
 
 use super::text::Notes;
-use super::{Config, DnsMode, Node, OnStandbyLoss, ReplicationMode};
+use super::{Config, DnsMode, Node, OnStandbyLoss, Passive, ReplicationMode};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -53,6 +53,10 @@ fn timers(config: &Config, notes: &Notes<'_>) {
     if fence.margin < SHORTEST_MARGIN {
         let problem = format!("{} is too little slack", show(fence.margin));
         notes.error("fence.margin", problem, format!("write \"{}\" or more", show(SHORTEST_MARGIN)));
+    }
+    if fence.kernel_gate && config.service.passive == Passive::Forward {
+        let problem = "\"forward\" needs the port of the gate, which fence.kernel_gate shuts on a passive node";
+        notes.error("service.passive", problem, "write \"refuse\", or fence.kernel_gate = false");
     }
     if config.replication.standby_timeout.is_zero() {
         notes.error("replication.standby_timeout", "0s would lose the standby at every breath", "write \"3s\"");

@@ -4,7 +4,7 @@
 
 use super::text::{self, Notes, Section};
 use super::{
-    Auth, Cluster, Config, Dns, DnsMode, Fence, FencePostgres, Node, NodePostgres, Notify, OnStandbyLoss, Pool,
+    Auth, Cluster, Config, Dns, DnsMode, Fence, FencePostgres, Node, NodePostgres, Notify, OnStandbyLoss, Passive, Pool,
     PoolMode, Postgres, Replication, ReplicationMode, Service, Tsig, Vip, Witness,
 };
 use crate::base::ids::NodeName;
@@ -121,10 +121,11 @@ fn service(section: Section<'_>) -> Option<Service> {
     if listen.is_empty() {
         section.error("listen", "names no address, so that no client could connect", format!("write [{example}]"));
     }
-    choice(&section, "passive", &[("refuse", ())], &["forward"]);
+    let passive = [("refuse", Passive::Refuse), ("forward", Passive::Forward)];
+    let passive = choice(&section, "passive", &passive, &[]).unwrap_or(Passive::Refuse);
     let units = section.list("units", "\"web.service\"", text::unit).unwrap_or_default();
     section.finish();
-    Some(Service { name: name?, listen, units })
+    Some(Service { name: name?, listen, passive, units })
 }
 
 fn nodes(root: &Section<'_>) -> Option<Vec<Node>> {

@@ -171,8 +171,13 @@ fn each_error_names_file_line_key_and_remedy() {
         (plus("[auth]\ncache = \"61s\"\n"), 22, "auth.cache", &["old password", "60s"]),
         (plus("[vip]\naddress = \"192.0.2.11/24\"\n"), 6, "node.alp.address", &["is the VIP"]),
         (plus("[witness]\nactive = \"alpp\"\n"), 22, "witness.active", &["no [[node]]"]),
-        // not built yet
-        (with("[[node]]", "passive = \"forward\"\n[[node]]"), 4, "service.passive", &["not built yet", "\"refuse\""]),
+        (with("[[node]]", "passive = \"foward\"\n[[node]]"), 4, "service.passive", &["\"refuse\"", "\"forward\""]),
+        (
+            with("[[node]]", "passive = \"forward\"\n[[node]]") + "[fence]\nkernel_gate = true\n",
+            4,
+            "service.passive",
+            &["fence.kernel_gate", "\"refuse\""],
+        ),
         (with("[[node]]", "units = [\"web service\"]\n[[node]]"), 4, "service.units", &["not the name of a unit"]),
         (with("[[node]]", "units = [\"postgresql@15-main.service\"]\n[[node]]"), 4, "service.units", &["every cut"]),
         (plus("[vip]\naddress = [\"192.0.2.100/24\", \"192.0.2.100/24\"]\n"), 22, "vip.address", &["twice"]),
@@ -225,6 +230,13 @@ fn default_values_of_what_is_not_built_are_accepted() {
            [notify]\ncommand = []\n[auth]\ntls_cert_file = \"\"\ntls_key_file = \"\"\ntls_ca_file = \"\"\n\
            tls_crl_file = \"\"\nident_file = \"\"\ncache = \"0s\"\n";
     parse(&text).expect("defaults are never errors");
+}
+
+#[test]
+fn a_passive_node_refuses_clients_unless_it_is_told_to_forward_them() {
+    assert_eq!(good().service.passive, Passive::Refuse);
+    let text = with("[[node]]", "passive = \"forward\"\n[[node]]");
+    assert_eq!(parse(&text).expect("parses").service.passive, Passive::Forward);
 }
 
 #[test]

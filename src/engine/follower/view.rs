@@ -58,6 +58,7 @@ impl Follower {
             version: self.setup.version.clone(),
             role: Role::Passive,
             gate: GateStatus {
+                forwarded: 0,
                 open: false,
                 state: GateState::Shut,
                 reason: Some(NO_VOTE.to_owned()),

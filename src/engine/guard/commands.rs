@@ -92,6 +92,8 @@ impl Guard {
             }
             Command::Fence { reason } => {
                 if self.fenced().is_some() {
+                    // Who waits for the node that was consented to waits no longer.
+                    self.end_hold_over(fx);
                     fx.push(Effect::End {
                         ticket,
                         exit: 0,

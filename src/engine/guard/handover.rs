@@ -1,7 +1,13 @@
-//! The old side of a switchover: hold clients, stop PostgreSQL, consent; or put everything back.
+//! The old side of a switchover: checkpoint, hold clients, stop PostgreSQL, consent; or put everything back.
 //!
-//! **Invariant:** a consent is sent only after the gate is cut, PostgreSQL is not a primary any more and the latch is
-//! on disk, in this order; it is never taken back by word (R2, P1).
+//! ```text
+//!  Checkpointing (clients run) -> Draining -> Held -> Stopping -> Stopped -> StoppingToConsent -> consent
+//!        +------ put back: nothing was touched ---+        +-- put back: PostgreSQL started again --+
+//! ```
+//!
+//! **Invariant:** a consent is sent only after nothing passes the gate any more (cut, or suspended for those who are
+//! held over, `carry`), PostgreSQL is not a primary any more and the latch is on disk, in this order; it is never taken
+//! back by word (R2, P1).
 
 use super::proofs::PEER_LIMIT;
 use super::takeover::Takeover;
@@ -14,6 +20,11 @@ use crate::engine::turn::{Effect, Now, PeerAnswer, PgOutput, PgTask, ProcedureBr
 
 /// How long open transactions may go on before they are cancelled.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// Until the checkpoint before it is over: one of many GB takes minutes, and clients run meanwhile.
+const CHECKPOINT_LIMIT: Duration = Duration::from_secs(600);
+/// A checkpoint that took longer left time for much to become dirty again: another follows, so many at most.
+const SHORT_CHECKPOINT: Duration = Duration::from_secs(1);
+const CHECKPOINTS: u32 = 2;
 /// A consent stops PostgreSQL, which maintenance leaves alone.
 pub(super) const MAINTENANCE: &str = "maintenance is on there: `portcullis maintenance off` first";
 /// Silence of the taker after which everything is put back.
@@ -21,9 +32,9 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(40);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Stage {
+    Checkpointing { ticket: Ticket, begun: Instant, left: u32 },
     Draining { op: OpId, ticket: Ticket },
     Held,
-    Checkpointing { ticket: Ticket },
     Stopping { ticket: Ticket },
     Stopped,
     StoppingToConsent { ticket: Ticket, epoch: Epoch },
@@ -39,6 +50,8 @@ pub(super) struct Handover {
     waits_for: Option<OpId>,
     /// When it began here.
     since: Instant,
+    /// When clients were asked to wait.
+    held: Instant,
     pub(super) deadline: Instant,
 }
 
@@ -48,11 +61,16 @@ impl Handover {
         !matches!(self.stage, Stage::Draining { .. } | Stage::Held | Stage::Checkpointing { .. })
     }
 
+    /// The consent waits for PostgreSQL to be surely down.
+    pub(super) fn consenting(&self) -> bool {
+        matches!(self.stage, Stage::StoppingToConsent { .. })
+    }
+
     pub(super) fn word(&self) -> &'static str {
         match self.stage {
             Stage::Draining { .. } => "holding clients",
             Stage::Held => "clients held",
-            Stage::Checkpointing { .. } => "checkpoint",
+            Stage::Checkpointing { .. } => "checkpoint, while clients run",
             Stage::Stopping { .. } | Stage::StoppingToConsent { .. } => "stopping PostgreSQL",
             Stage::Stopped => "PostgreSQL stopped",
             Stage::PuttingBack { .. } => "putting everything back",
@@ -79,15 +97,19 @@ impl Guard {
         } else if let Some(handover) = &mut self.handover {
             // The same question once more: whoever asked last is answered.
             match handover.stage {
+                Stage::Checkpointing { begun, left, .. } if handover.attempt == attempt => {
+                    handover.stage = Stage::Checkpointing { ticket, begun, left };
+                }
                 Stage::Draining { op, .. } if handover.attempt == attempt => {
                     handover.stage = Stage::Draining { op, ticket };
                 }
                 Stage::Held if handover.attempt == attempt => {
-                    let answer = Box::new(PeerAnswer::Ready { attempt });
+                    let lsn = self.pg.report.as_ref().map(|report| report.lsn);
+                    let answer = Box::new(PeerAnswer::Ready { attempt, cancelled: 0, busy: 0, lsn });
                     fx.push(Effect::AnswerPeer { ticket, answer });
                 }
                 // A later attempt of the taker's: the one before is over there (its daemon was killed).
-                Stage::Draining { .. } | Stage::Held if handover.attempt < attempt => {
+                Stage::Checkpointing { .. } | Stage::Draining { .. } | Stage::Held if handover.attempt < attempt => {
                     self.end_handover(fx);
                     self.on_prepare(now, ticket, attempt, epoch, fx);
                 }
@@ -98,23 +120,38 @@ impl Guard {
         } else if epoch <= self.durable.complete {
             fx.push(refuse(ticket, "the new epoch is not above its own"));
         } else {
-            let op = OpId(self.id());
             self.handover = Some(Handover {
                 attempt,
-                stage: Stage::Draining { op, ticket },
+                stage: Stage::Checkpointing { ticket, begun: now.boot, left: CHECKPOINTS },
                 waits_for: None,
                 since: now.boot,
-                deadline: now.boot + SILENCE_LIMIT,
+                held: now.boot,
+                deadline: now.boot + CHECKPOINT_LIMIT,
             });
-            self.gate.paused = true;
-            let text = format!("{} asked for a switchover to epoch {epoch}; holding clients", self.setup.peer);
+            let text = format!(
+                "{} asked for a switchover to epoch {epoch}; a checkpoint first, while clients run",
+                self.setup.peer
+            );
             self.note(now, fx, "switchover_prepared", text);
-            fx.push(Effect::HoldClients);
-            fx.push(Effect::Drain { op, limit: DRAIN_LIMIT });
+            self.handover_task(PgTask::Checkpoint, fx);
         }
     }
 
-    pub(super) fn on_drained(&mut self, now: Now, op: OpId, busy: u64, fx: &mut Vec<Effect>) {
+    /// What is left to be written at the stop is little: hold clients and let open transactions end.
+    fn hold_clients(&mut self, now: Now, ticket: Ticket, fx: &mut Vec<Effect>) {
+        let op = OpId(self.id());
+        let carry = self.can_carry();
+        let Some(handover) = &mut self.handover else { return };
+        handover.stage = Stage::Draining { op, ticket };
+        handover.held = now.boot;
+        handover.deadline = now.boot + SILENCE_LIMIT;
+        self.gate.paused = true;
+        self.note(now, fx, "clients_held", format!("holding clients for the switchover to {}", self.setup.peer));
+        fx.push(if carry { Effect::HoldToCarry } else { Effect::HoldClients });
+        fx.push(Effect::Drain { op, limit: DRAIN_LIMIT });
+    }
+
+    pub(super) fn on_drained(&mut self, now: Now, op: OpId, cancelled: u64, busy: u64, fx: &mut Vec<Effect>) {
         let Some(handover) = &mut self.handover else { return };
         let Stage::Draining { op: waiting, ticket } = handover.stage else { return };
         if waiting != op {
@@ -123,18 +160,22 @@ impl Guard {
         handover.stage = Stage::Held;
         handover.deadline = now.boot + SILENCE_LIMIT;
         let attempt = handover.attempt;
-        if busy > 0 {
-            let text = format!("{busy} sessions did not end their transaction in time and will be ended");
+        if cancelled > 0 {
+            let text = format!(
+                "{cancelled} sessions did not end their transaction within {} s; what they ran was cancelled, and {busy} \
+                 will be ended",
+                DRAIN_LIMIT.as_secs()
+            );
             self.note(now, fx, "drain_incomplete", text);
         }
-        fx.push(Effect::AnswerPeer { ticket, answer: Box::new(PeerAnswer::Ready { attempt }) });
+        let lsn = self.pg.report.as_ref().map(|report| report.lsn);
+        let answer = PeerAnswer::Ready { attempt, cancelled, busy, lsn };
+        fx.push(Effect::AnswerPeer { ticket, answer: Box::new(answer) });
     }
 
     pub(super) fn on_stop_primary(&mut self, now: Now, ticket: Ticket, attempt: u64, fx: &mut Vec<Effect>) {
         let handover = self.handover.as_mut().filter(|h| h.attempt == attempt);
-        if let Some(Stage::Checkpointing { ticket: waits } | Stage::Stopping { ticket: waits }) =
-            handover.map(|h| &mut h.stage)
-        {
+        if let Some(Stage::Stopping { ticket: waits }) = handover.map(|h| &mut h.stage) {
             // The same question once more.
             *waits = ticket;
             return;
@@ -143,9 +184,11 @@ impl Guard {
             fx.push(refuse(ticket, "no switchover of that attempt is prepared there"));
             return;
         };
-        handover.stage = Stage::Checkpointing { ticket };
+        handover.stage = Stage::Stopping { ticket };
         handover.deadline = now.boot + SILENCE_LIMIT * 3;
-        self.handover_task(PgTask::Checkpoint, fx);
+        let held = handover.held;
+        self.begin_hold_over(now, attempt, held, fx);
+        self.handover_task(PgTask::Stop, fx);
     }
 
     fn handover_task(&mut self, task: PgTask, fx: &mut Vec<Effect>) {
@@ -176,12 +219,14 @@ impl Guard {
         handover.deadline = now.boot + SILENCE_LIMIT;
         let attempt = handover.attempt;
         match (handover.stage, result) {
-            (Stage::Checkpointing { ticket }, Ok(_)) => {
-                handover.stage = Stage::Stopping { ticket };
-                let reason = format!("switchover to {}", self.setup.peer);
-                self.shut(now, GateState::Shut, reason, fx);
-                self.unbind_vips(fx);
-                self.handover_task(PgTask::Stop, fx);
+            (Stage::Checkpointing { ticket, begun, left }, Ok(_)) => {
+                if left > 1 && now.boot.since(begun) > SHORT_CHECKPOINT {
+                    handover.stage = Stage::Checkpointing { ticket, begun: now.boot, left: left - 1 };
+                    handover.deadline = now.boot + CHECKPOINT_LIMIT;
+                    self.handover_task(PgTask::Checkpoint, fx);
+                } else {
+                    self.hold_clients(now, ticket, fx);
+                }
             }
             (Stage::Stopping { ticket }, Ok(PgOutput::Control(data))) if data.state == "shut down" => {
                 handover.stage = Stage::Stopped;
@@ -199,7 +244,7 @@ impl Guard {
                 fx.push(refuse(ticket, "its PostgreSQL did not shut down cleanly"));
                 self.put_back(now, None, fx);
             }
-            (Stage::Checkpointing { ticket } | Stage::Stopping { ticket }, Err(why)) => {
+            (Stage::Checkpointing { ticket, .. } | Stage::Stopping { ticket }, Err(why)) => {
                 fx.push(refuse(ticket, &why));
                 self.put_back(now, None, fx);
             }
@@ -259,11 +304,13 @@ impl Guard {
             fx.push(refuse(ticket, "another switchover is under way"));
             return;
         }
-        // Cut first, whatever follows.
+        // Cut first, whatever follows; those who are held over for this attempt are behind a gate that is shut already.
         let reason = format!("consented to {} taking epoch {epoch}", self.setup.peer);
         self.proofs.void();
         self.unbind_vips(fx);
-        self.shut(now, GateState::Shut, reason, fx);
+        if !self.hold_under_consent(attempt, epoch) {
+            self.shut(now, GateState::Shut, reason, fx);
+        }
         // Not seen is not stopped: it may be in crash recovery and come up writable in a moment.
         let standby = self.pg.up && self.pg.report.as_ref().is_some_and(|r| r.in_recovery);
         let running = !standby && self.pg_present;
@@ -273,6 +320,7 @@ impl Guard {
             stage: Stage::StoppingToConsent { ticket, epoch },
             waits_for: None,
             since: now.boot,
+            held: now.boot,
             deadline,
         });
         if running {
@@ -291,7 +339,13 @@ impl Guard {
 
     fn latch_consent(&mut self, now: Now, ticket: Ticket, attempt: u64, epoch: Epoch, fx: &mut Vec<Effect>) {
         self.gate.held = false;
-        self.end_handover(fx);
+        if self.hold_over.is_some() {
+            // They are let go of when it is known where to.
+            self.handover = None;
+            self.forget_waiting(PgOwner::Handover);
+        } else {
+            self.end_handover(fx);
+        }
         self.pg.demoted = false;
         self.pg.following = false;
         self.pg.consented_at = now.boot;
@@ -354,7 +408,7 @@ impl Guard {
         }
         handover.deadline = now.boot + SILENCE_LIMIT;
         match handover.stage {
-            Stage::Held | Stage::Stopped | Stage::Draining { .. } => {
+            Stage::Checkpointing { .. } | Stage::Held | Stage::Stopped | Stage::Draining { .. } => {
                 self.note(
                     now,
                     fx,

@@ -19,13 +19,16 @@
 //! `proofs` (witness and peer evidence), `standing` (R1: what opens, suspends and cuts), `fence`, `vip`, `record`
 //! (updates and their settling), `durability` and `alone` (R4), `observe` (records edited by hand), `unmarked`
 //! (takeovers no marker decides), `followers` (nodes without a vote), `pledge`, `pause`, `units`, `housekeeping`,
-//! `takeover` (promote, switchover, unfence), `handover` (the old side of a switchover), `rejoin`, `view`.
+//! `takeover` (promote, switchover, unfence), `handover` (the old side of a switchover) and `carry` (its clients),
+//! `rejoin`, `forward` (where clients of a passive node may go), `view`.
 
 mod alone;
+mod carry;
 mod commands;
 mod durability;
 mod fence;
 mod followers;
+mod forward;
 mod handover;
 mod housekeeping;
 mod judge;
@@ -188,6 +191,8 @@ pub struct Guard {
     durability: durability::Durability,
     takeover: Option<takeover::Takeover>,
     handover: Option<handover::Handover>,
+    /// Clients that wait for the end of a switchover.
+    hold_over: Option<carry::HoldOver>,
     rejoin: Option<rejoin::Rejoin>,
     watching: Vec<commands::Watching>,
     followers: followers::FollowersMemory,
@@ -195,6 +200,8 @@ pub struct Guard {
     units: units::UnitsMemory,
     last_ended: Option<crate::engine::turn::ProcedureBrief>,
     shutting_down: bool,
+    /// The epoch at which the other node is known to serve, as last said.
+    forwards: Option<Epoch>,
     events: VecDeque<EventRow>,
     counters: Counters,
 }
@@ -236,6 +243,7 @@ impl Guard {
             durability: durability::Durability::default(),
             takeover: None,
             handover: None,
+            hold_over: None,
             rejoin: None,
             watching: Vec::new(),
             followers: followers::FollowersMemory::default(),
@@ -243,6 +251,7 @@ impl Guard {
             units: units::UnitsMemory::new(now.boot + setup.timing.lease),
             last_ended: None,
             shutting_down: false,
+            forwards: None,
             events: VecDeque::new(),
             counters: Counters::default(),
             setup,
@@ -304,7 +313,7 @@ impl Guard {
             Event::PgSilent(why) => self.pg.error = Some(why),
             Event::PgDone { op, result } => self.on_pg_done(now, op, result, fx),
             Event::PgProgress { op, text } => self.on_pg_progress(now, op, &text, fx),
-            Event::Drained { op, busy } => self.on_drained(now, op, busy, fx),
+            Event::Drained { op, cancelled, busy } => self.on_drained(now, op, cancelled, busy, fx),
             Event::Command { ticket, command } => self.on_command(now, ticket, command, fx),
             Event::Sessions { sessions, total, auth_failures } => {
                 self.gate.sessions = sessions;
@@ -341,6 +350,7 @@ impl Guard {
         if !self.shutting_down {
             self.advance_takeover(now, fx);
             self.advance_handover(now, fx);
+            self.advance_hold_over(now, fx);
             self.advance_rejoin(now, fx);
             self.advance_job(now, fx);
             self.advance_fence(now, fx);
@@ -350,6 +360,7 @@ impl Guard {
             self.advance_followers(now, fx);
             self.decide(now, fx);
         }
+        self.advance_forward(now, fx);
     }
 
     /// When [`Event::DeadlinePassed`] is wanted at the latest.
@@ -547,10 +558,10 @@ impl Guard {
 
     /// The name of the node the records point at, for the sentence a client reads.
     fn told(&self, reason: &str) -> String {
-        // Without a witness the peer's own word says who serves.
-        let peer = self.peer.state.as_ref().filter(|p| self.setup.mode == Mode::VipOnly && p.gate_open);
-        let active = self.witness.points_at(&self.setup).or(peer.map(|p| &p.node));
-        let active = active.filter(|name| **name != self.setup.me);
+        // Where there is no witness, or it was not asked since, the peer's own word says who serves.
+        let trusts = self.setup.mode == Mode::VipOnly || self.fenced().is_some();
+        let peer = self.peer.state.as_ref().filter(|p| trusts && p.gate_open).map(|p| &p.node);
+        let active = self.witness.points_at(&self.setup).filter(|name| **name != self.setup.me).or(peer);
         match active {
             Some(name) => format!(
                 "portcullis: node {} no longer serves ({reason}); the active node is {}",

@@ -183,7 +183,7 @@ impl Guard {
         }
     }
 
-    fn wants_pledge(&self) -> bool {
+    pub(super) fn wants_pledge(&self) -> bool {
         self.durable.is_holder() && self.fenced().is_none() && !self.shutting_down
     }
 
@@ -564,7 +564,9 @@ impl Guard {
             rejoining: self.durable.rejoining,
             unheard: self.durable.served_unheard(),
             maintenance: self.in_maintenance(),
+            tunnels: true,
             procedure: self.procedure_brief(),
+            handing_over: self.handover.as_ref().map(|h| (h.attempt, h.word().to_owned())),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! cut and a suspension are the first effect of their turn, and take back what was granted earlier in it.
 
 use super::Guard;
+use super::handover::Handover;
 use crate::base::time::Instant;
 use crate::engine::status::GateState;
 use crate::engine::turn::{Effect, Now};
@@ -20,6 +21,10 @@ enum Standing {
 impl Guard {
     /// Extends, suspends or cuts.
     pub(super) fn decide(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        if let Some(until) = self.holds_over(now) {
+            let reason = self.hold_reason();
+            return self.suspend(now, now.boot, until, reason, fx);
+        }
         match self.standing(now) {
             Standing::Serves(until) => {
                 if !self.vips_ready(now, until, fx) {
@@ -29,7 +34,7 @@ impl Guard {
                 }
                 if !self.gate.open {
                     self.gate.open = true;
-                    let was_suspended = self.gate.suspended.take().is_some();
+                    let was_suspended = self.gate.suspended.take().is_some() && self.hold_over.is_none();
                     self.counters.gate_openings += 1;
                     self.extend(until, fx);
                     let text = format!(
@@ -44,6 +49,7 @@ impl Guard {
                     if !was_suspended {
                         self.start_units(fx);
                     }
+                    self.end_hold_over(fx);
                 } else if until != self.gate.until {
                     self.extend(until, fx);
                 }
@@ -53,7 +59,7 @@ impl Guard {
             }
             Standing::Waits(until, reason) if self.may_suspend(now) => {
                 if self.vips_ready(now, until, fx) {
-                    self.suspend(now, until, reason, fx);
+                    self.suspend(now, now.boot, until, reason, fx);
                 } else {
                     let reason = self.vip_reason();
                     self.shut(now, GateState::Shut, reason, fx);
@@ -83,13 +89,13 @@ impl Guard {
         }
     }
 
-    /// Only PostgreSQL is missing (it restarts, or recovers): nothing passes (R1), the lease and the VIP stay, and
-    /// clients between transactions wait.
-    fn suspend(&mut self, now: Now, until: Instant, reason: String, fx: &mut Vec<Effect>) {
+    /// Only PostgreSQL is missing (it restarts, recovers, or was stopped for a switchover): nothing passes (R1), the
+    /// lease and the VIP stay, and clients between transactions wait. They have waited since `since`.
+    pub(super) fn suspend(&mut self, now: Now, since: Instant, until: Instant, reason: String, fx: &mut Vec<Effect>) {
         let first = self.gate.open;
         if first {
             self.gate.open = false;
-            self.gate.suspended = Some(now.boot);
+            self.gate.suspended = Some(since);
             self.counters.gate_suspensions += 1;
             // As with a cut: nothing that was granted earlier in this turn may be executed after it.
             fx.retain(|effect| !matches!(effect, Effect::Extend { .. } | Effect::KernelGate { .. }));
@@ -151,6 +157,7 @@ impl Guard {
             );
             self.note(now, fx, "gate_cut", text);
             self.stop_units(fx);
+            self.end_hold_over(fx);
         }
         self.gate.state = state;
         self.gate.reason = reason;
@@ -160,6 +167,9 @@ impl Guard {
     fn standing(&self, now: Now) -> Standing {
         match self.lease_stands(now) {
             Err((state, reason)) => Standing::Not(state, reason),
+            Ok(_) if self.handover.as_ref().is_some_and(Handover::stopping) => {
+                Standing::Not(GateState::Shut, "a switchover is under way".to_owned())
+            }
             Ok(until) => match self.postgres_serves() {
                 Ok(()) => Standing::Serves(until),
                 Err((true, reason)) => Standing::Waits(until, reason),
@@ -183,11 +193,6 @@ impl Guard {
         }
         if !self.durable.is_holder() {
             return shut("this node is not the active one");
-        }
-        if let Some(handover) = &self.handover
-            && handover.stopping()
-        {
-            return shut("a switchover is under way");
         }
         if let Some(why) = self.against() {
             return Err((Lapsed, why));

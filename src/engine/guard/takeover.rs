@@ -1,7 +1,7 @@
 //! Promote, switchover and unfence: the taking side (R2, design.md section 5).
 //!
 //! ```text
-//!  Asking -> Preparing -> CheckingWitness -> Stopping -> CatchingUp -+            (switchover: the peer serves)
+//!  Asking -> Preparing -> CheckingWitness -> Nearing -> Stopping -> CatchingUp -+ (switchover: the peer serves)
 //!     |                                                              v
 //!     +--------------------------------------------------------> Refusing -> Consenting (peer alive) -> Recording
 //!  -> Winning -> WaitingOut (no consent) -> Naming -> Promoting -> GoingAlone -> Completing -> Opening -> done
@@ -11,6 +11,7 @@
 //! before R2's three points hold, and *complete* is durable before the gate may open.
 
 mod decision;
+mod planned;
 mod promotion;
 
 use super::proofs::{AskedFor, PEER_LIMIT, PeerAskedFor};
@@ -24,12 +25,18 @@ use crate::engine::turn::{Effect, Now, PeerAnswer, PeerQuestion, ProcedureBrief,
 use crate::wire::dns::RecordPair;
 use crate::wire::marker::Marker;
 
-/// The peer's part of a switchover: hold clients and drain.
-const PREPARE_LIMIT: Duration = Duration::from_secs(25);
-/// The peer's part: checkpoint and fast stop, then immediate.
-const STOP_LIMIT: Duration = Duration::from_secs(90);
-/// Until the standby has replayed the shutdown checkpoint.
-const CATCH_UP_LIMIT: Duration = Duration::from_secs(30);
+/// The peer's part of a switchover: checkpoints of many GB while clients run, then hold them and drain.
+const PREPARE_LIMIT: Duration = Duration::from_secs(1230);
+/// How often it is told what the peer is at, while it stays the same.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+const PUT_BACK_LIMIT: Duration = Duration::from_secs(25);
+/// The peer's part: fast stop, then immediate.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+/// Until the standby has replayed what the old primary had written when its clients were held: else it is not stopped.
+const NEARING_LIMIT: Duration = Duration::from_secs(5);
+/// Until the standby has replayed the shutdown checkpoint. Clients wait meanwhile, and for the start of the old primary
+/// where it was in vain.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(10);
 const CONSENT_LIMIT: Duration = Duration::from_secs(60);
 /// How long a demotion that is under way is waited for before the first decision.
 const DEMOTION_LIMIT: Duration = Duration::from_secs(30);
@@ -67,6 +74,9 @@ pub(super) enum Step {
     },
     CheckingWitness {
         question: u64,
+    },
+    Nearing {
+        lsn: Lsn,
     },
     Stopping {
         question: u64,
@@ -106,8 +116,9 @@ impl Step {
     fn word(&self) -> &'static str {
         match self {
             Step::Asking { .. } => "asking the peer and the witness",
-            Step::Preparing { .. } => "holding clients on the old node",
+            Step::Preparing { .. } => "preparing the old node",
             Step::CheckingWitness { .. } => "making sure the witness answers",
+            Step::Nearing { .. } => "replaying what the old primary has written",
             Step::Stopping { .. } => "stopping the old primary",
             Step::CatchingUp { .. } => "replaying the last WAL",
             Step::Refusing => "refusing pledges",
@@ -147,6 +158,10 @@ pub(super) struct Takeover {
     pub(super) refused_at: Instant,
     /// The peer was asked to hold its clients; it must be told if we give up.
     prepared: bool,
+    /// What the peer was said to be at, and since and until when that was told.
+    told: Option<(String, Instant, Instant)>,
+    /// Where the old primary's WAL stood when its clients were held.
+    nearing: Option<Lsn>,
     planned: bool,
     pub(super) consent_asked: bool,
     /// The peer consented, or the third point of R2 is void (the marker names this node's own complete epoch).
@@ -218,6 +233,8 @@ impl Guard {
             refused_before: self.durable.refused,
             refused_at: now.boot,
             prepared: false,
+            told: None,
+            nearing: None,
             planned: false,
             consent_asked: false,
             consented: false,
@@ -326,7 +343,7 @@ impl Guard {
         let attempt = t.id;
         t.prepared = false;
         if put_back {
-            self.ask_peer(now, PeerAskedFor::Pulse, PeerQuestion::PutBack { attempt }, PREPARE_LIMIT, fx);
+            self.ask_peer(now, PeerAskedFor::Pulse, PeerQuestion::PutBack { attempt }, PUT_BACK_LIMIT, fx);
             self.say(now, "putting everything back on the old node", fx);
         }
         let Some(t) = &self.takeover else { return };
@@ -370,7 +387,7 @@ impl Guard {
                     return;
                 }
                 self.say(now, "the witness answers", fx);
-                self.stop_old_primary(now, fx);
+                self.near_old_primary(now, fx);
             }
             (Step::CheckingWitness { question: q }, Err(why)) if *q == question => {
                 let text = format!("the witness does not answer ({why}); nothing was changed, bring it back first");
@@ -378,14 +395,6 @@ impl Guard {
             }
             _ => {}
         }
-    }
-
-    fn stop_old_primary(&mut self, now: Now, fx: &mut Vec<Effect>) {
-        let Some(attempt) = self.takeover.as_ref().map(|t| t.id) else { return };
-        let ask = PeerQuestion::StopPrimary { attempt };
-        let question = self.ask_peer(now, PeerAskedFor::Takeover, ask, STOP_LIMIT, fx);
-        self.say(now, "the old primary is being stopped", fx);
-        self.step(now, Step::Stopping { question }, Some(STOP_LIMIT), fx);
     }
 
     /// An answer of the peer to a question of ours.
@@ -404,14 +413,9 @@ impl Guard {
                 *alive = answer.is_ok();
                 self.when_asked(now, fx);
             }
-            (Step::Preparing { question: q }, Ok(PeerAnswer::Ready { .. })) if *q == question => {
-                self.say(now, "clients are held at their transaction boundary", fx);
-                if self.setup.mode == Mode::VipOnly {
-                    self.stop_old_primary(now, fx);
-                    return;
-                }
-                let q = self.ask_witness(now, 0, AskedFor::Takeover, fx);
-                self.step(now, Step::CheckingWitness { question: q }, Some(PEER_LIMIT), fx);
+            (Step::Preparing { question: q }, Ok(PeerAnswer::Ready { cancelled, busy, lsn, .. })) if *q == question => {
+                t.nearing = lsn;
+                self.on_ready(now, cancelled, busy, fx);
             }
             (Step::Stopping { question: q }, Ok(PeerAnswer::Stopped { checkpoint, timeline, .. }))
                 if *q == question =>
@@ -526,6 +530,16 @@ impl Guard {
         let late = t.deadline.is_some_and(|d| now.boot >= d);
         match t.step.clone() {
             Step::Asking { .. } if late => self.when_asked(now, fx),
+            Step::Preparing { .. } if !late => self.tell_preparing(now, fx),
+            Step::Nearing { lsn } if self.has_replayed(lsn) => self.stop_old_primary(now, fx),
+            Step::Nearing { .. } if late => {
+                let text = format!(
+                    "the standby does not keep up: {} s after clients were held it had not replayed what the old \
+                     primary had written; look at its load and at `status`",
+                    NEARING_LIMIT.as_secs()
+                );
+                self.fail_takeover(now, 1, &text, fx);
+            }
             Step::CatchingUp { checkpoint, timeline } => {
                 let report = self.pg.report.as_ref().filter(|_| self.pg.up);
                 let there = report
@@ -576,7 +590,13 @@ impl Guard {
                     self.durable.complete,
                     now.boot.since(self.takeover.as_ref().map_or(now.boot, |t| t.started)).as_secs_f64()
                 );
+                let handed_over = self.takeover.as_ref().is_some_and(|t| t.handed_over);
                 self.end_takeover(now, 0, &text, fx);
+                if handed_over {
+                    // Clients wait at the old node until it hears this.
+                    let pledge = self.wants_pledge();
+                    self.ask_peer_pulse(now, PeerAskedFor::Pulse, pledge, fx);
+                }
             }
             Step::Opening if late => {
                 let reason = self.gate.reason.clone();

@@ -41,6 +41,7 @@ impl Guard {
                 },
                 lease_remaining_ms: millis(self.lease_deadline().since(now.boot)),
                 sessions: self.gate.sessions,
+                forwarded: 0,
             },
             epoch: self.durable.won.max(self.durable.seen).0,
             witness: (!self.setup.servers.is_empty()).then(|| self.witness_status(now)),

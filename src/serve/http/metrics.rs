@@ -122,6 +122,8 @@ fn node_state(registry: &mut Registry, snapshot: &Snapshot) {
     let left = seconds(gate.lease_remaining_ms);
     gauge(registry, "lease_remaining", "What is left of the lease", Some(Unit::Seconds), left);
     gauge(registry, "sessions", "Client sessions at this gate", None, number(gate.sessions));
+    let forwarded = number(gate.forwarded);
+    gauge(registry, "forwarded", "Clients of this node that the other one's gate serves", None, forwarded);
     gauge(registry, "epoch", "Epoch this node holds or follows", None, number(snapshot.epoch));
     gauge(registry, "fence_number", "Epochs up to this one are fenced here", None, number(snapshot.journal.fence));
     let procedure = snapshot.procedure.iter().map(|p| (label("kind", &p.kind), 1.0));

@@ -24,7 +24,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncWriteExt, ReadHalf};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -142,21 +142,24 @@ impl PeerClient {
             }
         }
         let (questions, queue) = mpsc::channel(QUESTIONS_WAITING);
-        let dial = Dial {
-            identity: self.identity.clone(),
-            peer: self.peer.clone(),
-            address: self.address,
-            refusals: self.refusals.clone(),
-        };
-        tokio::spawn(run(dial, queue));
+        tokio::spawn(run(self.dial(), queue));
         let sent = questions.try_send(question);
         *link = Some(questions);
         sent.map_err(|_| PeerError::Busy)
     }
+
+    pub(super) fn dial(&self) -> Dial {
+        Dial {
+            identity: self.identity.clone(),
+            peer: self.peer.clone(),
+            address: self.address,
+            refusals: self.refusals.clone(),
+        }
+    }
 }
 
 /// All it takes to make the connection.
-struct Dial {
+pub(super) struct Dial {
     identity: Arc<PeerIdentity>,
     peer: NodeName,
     address: SocketAddr,
@@ -167,7 +170,9 @@ struct Dial {
 async fn run(dial: Dial, mut questions: mpsc::Receiver<Question>) {
     let mut pending = HashMap::new();
     let error = match dial.connect().await {
-        Ok((reader, writer)) => {
+        Ok(FrameReader { stream, received }) => {
+            let (reader, writer) = tokio::io::split(stream);
+            let reader = FrameReader { stream: reader, received };
             let (frames, queue) = mpsc::channel(FRAMES_WAITING);
             let mut tasks = JoinSet::new(); // ends with this function
             tasks.spawn(write_frames(writer, queue));
@@ -190,7 +195,7 @@ type Reader = FrameReader<ReadHalf<TlsStream<TcpStream>>>;
 
 impl Dial {
     /// Connects, proves and checks keys, exchanges greetings.
-    async fn connect(&self) -> Result<(Reader, WriteHalf<TlsStream<TcpStream>>), PeerError> {
+    pub(super) async fn connect(&self) -> Result<FrameReader<TlsStream<TcpStream>>, PeerError> {
         let unreachable = |error: io::Error| PeerError::Unreachable(error.to_string());
         let late = || PeerError::Unreachable(format!("no connection to {} in time", self.address));
         let stream = timeout(CONNECT_LIMIT, TcpStream::connect(self.address)).await.map_err(|_| late())?;
@@ -200,20 +205,19 @@ impl Dial {
         greeted.map_err(|_| PeerError::Unreachable(format!("no greeting from {} in time", self.address)))?
     }
 
-    async fn greet(&self, stream: TcpStream) -> Result<(Reader, WriteHalf<TlsStream<TcpStream>>), PeerError> {
+    async fn greet(&self, stream: TcpStream) -> Result<FrameReader<TlsStream<TcpStream>>, PeerError> {
         let config = self.identity.client(&self.peer).ok_or_else(|| PeerError::NoSuchNode(self.peer.to_string()))?;
         let name = PeerIdentity::no_name().map_err(PeerError::Broken)?;
         let tls = TlsConnector::from(config).connect(name, stream).await.map_err(|error| self.refused(&error))?;
-        let (reader, mut writer) = tokio::io::split(tls);
+        let mut reader = FrameReader::new(tls);
         let hello = peer::encode(&Hello { version: VERSION, node: self.identity.me().clone() })?;
         // A server that refuses our key may have closed already: then its alert, still to be read, says more than the
         // failed write.
         let written = async {
-            writer.write_all(&hello).await?;
-            writer.flush().await
+            reader.stream.write_all(&hello).await?;
+            reader.stream.flush().await
         };
         let written = written.await;
-        let mut reader = FrameReader::new(reader);
         let frame = match (reader.next().await, written) {
             (Ok(frame), _) => frame,
             (Err(ReadError::Io(read)), Err(write)) if tls_error(&read).is_none() => return Err(self.refused(&write)),
@@ -228,7 +232,7 @@ impl Dial {
             self.refusals.refuse(self.address, Refusal::Name, &theirs.node);
             return Err(PeerError::WrongName(theirs.node.to_string()));
         }
-        Ok((reader, writer))
+        Ok(reader)
     }
 
     /// What a failed handshake, or the first failed read or write after it, means.
@@ -254,7 +258,7 @@ impl Dial {
         match error {
             ReadError::Io(error) => self.refused(&error),
             ReadError::Wire(error) => {
-                let oversize = matches!(error, WireError::Oversize(_));
+                let oversize = matches!(error, WireError::Oversize(..));
                 let refusal = if oversize { Refusal::Oversize } else { Refusal::Malformed };
                 self.refusals.refuse(self.address, refusal, &error);
                 PeerError::Malformed(error.to_string())
@@ -352,7 +356,8 @@ impl Link<'_> {
                 }
                 return;
             }
-            Reply::Pong => return,
+            // To what was never asked here.
+            Reply::Pong | Reply::Tunnelled => return,
         };
         // No such question: its asker's time was up.
         if let Some(waiting) = self.pending.remove(&id) {

@@ -6,11 +6,15 @@
 //!
 //! **Invariants:** before its key is proven a connection costs one of [`HANDSHAKES`] places (of which one address gets
 //! [`HANDSHAKES_PER_ADDRESS`]) for at most [`HANDSHAKE_LIMIT`]. After it a node has at most [`CONNECTIONS_PER_NODE`];
-//! one more closes its oldest, which nobody uses any longer. A handler that runs is finished even if its asker is gone.
+//! one more closes its oldest, which nobody uses any longer; a tunnel (`peer::tunnel`) takes none of them. A handler
+//! that runs is finished even if its asker is gone.
 
 use super::identity::PeerIdentity;
+use super::tunnel::{self, Entrance};
 use super::{FRAMES_WAITING, FrameReader, PeerCounters, ReadError, Refusal, Refusals, tls_error, tune, write_frames};
 use crate::base::ids::NodeName;
+use crate::serve::tls::Moving;
+use crate::serve::tunnel::Tunnels;
 use crate::wire::peer::{self, Call, Hello, Reply, VERSION, WireError};
 use bytes::Bytes;
 use serde::Serialize;
@@ -37,6 +41,8 @@ const HANDSHAKES: usize = 32;
 const HANDSHAKES_PER_ADDRESS: usize = 8;
 /// Longest a connection takes to prove its key and greet.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+/// How long a connection that has greeted keeps that place while it says nothing: its first call tells what it is.
+const FIRST_CALL: Duration = Duration::from_millis(500);
 /// Established connections of one node; one more closes the oldest.
 const CONNECTIONS_PER_NODE: usize = 4;
 /// Questions in work at once, all nodes together; one more is refused as busy.
@@ -75,6 +81,24 @@ pub async fn listen<Q, A, F, Fut>(
     Fut: Future<Output = A> + Send + 'static,
 {
     listen_stream(address, identity, counters, move |node, question, _: Progress<A>| handler(node, question)).await;
+}
+
+/// The same, with clients of the other node's let in at this gate.
+pub async fn listen_with<Q, A, F, Fut>(
+    address: SocketAddr,
+    identity: Arc<PeerIdentity>,
+    counters: Arc<PeerCounters>,
+    tunnels: Tunnels,
+    handler: F,
+) where
+    Q: DeserializeOwned + Send + 'static,
+    A: Serialize + Send + 'static,
+    F: Fn(NodeName, Q) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = A> + Send + 'static,
+{
+    let listener = bind(address).await;
+    let handler = move |node, question, _: Progress<A>| handler(node, question);
+    serve_house(listener, identity, counters, Some(tunnels), handler).await;
 }
 
 /// The same, with a handler that may tell its progress.
@@ -120,7 +144,23 @@ pub async fn serve_on<Q, A, F, Fut>(
     F: Fn(NodeName, Q, Progress<A>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = A> + Send + 'static,
 {
+    serve_house(listener, identity, counters, None, handler).await;
+}
+
+async fn serve_house<Q, A, F, Fut>(
+    listener: TcpListener,
+    identity: Arc<PeerIdentity>,
+    counters: Arc<PeerCounters>,
+    tunnels: Option<Tunnels>,
+    handler: F,
+) where
+    Q: DeserializeOwned + Send + 'static,
+    A: Serialize + Send + 'static,
+    F: Fn(NodeName, Q, Progress<A>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = A> + Send + 'static,
+{
     let house = Arc::new(House {
+        entrance: Entrance::new(tunnels),
         identity,
         refusals: Refusals::new(counters),
         places: Mutex::new(Places::default()),
@@ -146,7 +186,8 @@ pub async fn serve_on<Q, A, F, Fut>(
 }
 
 /// What all connections share.
-struct House {
+pub(super) struct House {
+    pub(super) entrance: Entrance,
     identity: Arc<PeerIdentity>,
     refusals: Refusals,
     places: Mutex<Places>,
@@ -212,7 +253,7 @@ impl Drop for Handshake {
     }
 }
 
-type Reader = FrameReader<ReadHalf<TlsStream<TcpStream>>>;
+type Reader = FrameReader<ReadHalf<TlsStream<Moving>>>;
 
 /// One connection, from its acceptance to its end.
 async fn receive<Q, A, F, Fut>(
@@ -228,13 +269,25 @@ async fn receive<Q, A, F, Fut>(
     Fut: Future<Output = A> + Send + 'static,
 {
     let greeted = timeout(HANDSHAKE_LIMIT, greet(&house, stream)).await;
-    drop(handshake);
-    let (node, reader, writer) = match greeted {
+    let (node, mut reader) = match greeted {
         Ok(Ok(greeted)) => greeted,
         Ok(Err((refusal, detail))) => return house.refusals.refuse(from, refusal, &detail),
         Err(_) => return house.refusals.refuse(from, Refusal::Timeout, &format_args!("{HANDSHAKE_LIMIT:?}")),
     };
     house.refusals.counters.accepted.fetch_add(1, Ordering::Relaxed);
+    let first = timeout(FIRST_CALL, reader.next()).await.ok();
+    drop(handshake);
+    if let Some(Ok(frame)) = &first
+        && let Ok(Call::Tunnel { octets }) = peer::decode(frame)
+    {
+        if let Err((refusal, detail)) = tunnel::receive(&house, &node, reader, octets).await {
+            house.refusals.refuse(from, refusal, &detail);
+        }
+        return;
+    }
+    let FrameReader { stream, received } = reader;
+    let (reader, writer) = tokio::io::split(stream);
+    let reader = FrameReader { stream: reader, received };
     let seat = house.seat(&node);
     let (frames, queue) = mpsc::channel(FRAMES_WAITING);
     let mut writing = JoinSet::new();
@@ -244,7 +297,7 @@ async fn receive<Q, A, F, Fut>(
     tokio::select! {
         () = seat.cancelled() => {}
         _ = writing.join_next() => {} // the other side takes nothing any more
-        ended = conversation.run(reader, &mut handlers) => {
+        ended = conversation.run(first, reader, &mut handlers) => {
             if let Some((refusal, detail)) = ended {
                 house.refusals.refuse(from, refusal, &detail);
             }
@@ -256,20 +309,17 @@ async fn receive<Q, A, F, Fut>(
 }
 
 /// Why a connection was not accepted, or is no longer.
-type Refused = (Refusal, String);
+pub(super) type Refused = (Refusal, String);
 
 /// TLS, keys, greetings. The server's greeting comes last: it is the client's word that it is in.
-async fn greet(
-    house: &House,
-    stream: TcpStream,
-) -> Result<(NodeName, Reader, tokio::io::WriteHalf<TlsStream<TcpStream>>), Refused> {
+async fn greet(house: &House, stream: TcpStream) -> Result<(NodeName, FrameReader<TlsStream<Moving>>), Refused> {
     let dead = |error: io::Error| (Refusal::Tls, error.to_string());
     tune(&stream).map_err(dead)?;
-    let tls = TlsAcceptor::from(house.identity.server()).accept(stream).await.map_err(|error| why_refused(&error))?;
+    let tls = TlsAcceptor::from(house.identity.server()).accept(Moving(Some(stream))).await;
+    let tls = tls.map_err(|error| why_refused(&error))?;
     let node = house.identity.node_of(tls.get_ref().1.peer_certificates());
     let node = node.ok_or_else(|| (Refusal::Key, "no certificate".to_owned()))?;
-    let (reader, mut writer) = tokio::io::split(tls);
-    let mut reader = FrameReader::new(reader);
+    let mut reader = FrameReader::new(tls);
     let broken = |error: ReadError| match error {
         ReadError::Io(error) => why_refused(&error),
         ReadError::Wire(error) => wire_refused(&error),
@@ -282,15 +332,15 @@ async fn greet(
     let ours = peer::encode(&Hello { version: VERSION, node: house.identity.me().clone() });
     let ours = ours.map_err(|error| wire_refused(&error))?;
     let written = async {
-        writer.write_all(&ours).await?;
-        writer.flush().await
+        reader.stream.write_all(&ours).await?;
+        reader.stream.flush().await
     };
     written.await.map_err(|error| why_refused(&error))?;
     if theirs.version != VERSION {
-        let _gone = writer.shutdown().await; // it has our greeting, and so knows why
+        let _gone = reader.stream.shutdown().await; // it has our greeting, and so knows why
         return Err((Refusal::Version, format!("{} instead of {VERSION}", theirs.version)));
     }
-    Ok((node, reader, writer))
+    Ok((node, reader))
 }
 
 /// What a failed handshake, or the first failed read or write after it, means.
@@ -307,8 +357,8 @@ fn why_refused(error: &io::Error) -> Refused {
     (refusal, error.to_string())
 }
 
-fn wire_refused(error: &WireError) -> Refused {
-    let refusal = if matches!(error, WireError::Oversize(_)) { Refusal::Oversize } else { Refusal::Malformed };
+pub(super) fn wire_refused(error: &WireError) -> Refused {
+    let refusal = if matches!(error, WireError::Oversize(..)) { Refusal::Oversize } else { Refusal::Malformed };
     (refusal, error.to_string())
 }
 
@@ -323,7 +373,12 @@ struct Conversation<'a, F> {
 
 impl<F> Conversation<'_, F> {
     /// Reads until the other side closes (`None`) or breaks the protocol.
-    async fn run<Q, A, Fut>(&self, mut reader: Reader, handlers: &mut JoinSet<()>) -> Option<Refused>
+    async fn run<Q, A, Fut>(
+        &self,
+        mut first: Option<Result<Bytes, ReadError>>,
+        mut reader: Reader,
+        handlers: &mut JoinSet<()>,
+    ) -> Option<Refused>
     where
         Q: DeserializeOwned + Send + 'static,
         A: Serialize + Send + 'static,
@@ -331,9 +386,12 @@ impl<F> Conversation<'_, F> {
         Fut: Future<Output = A> + Send + 'static,
     {
         loop {
-            let frame = tokio::select! {
-                frame = reader.next() => frame,
-                Some(_) = handlers.join_next() => continue,
+            let frame = match first.take() {
+                Some(frame) => frame,
+                None => tokio::select! {
+                    frame = reader.next() => frame,
+                    Some(_) = handlers.join_next() => continue,
+                },
             };
             let call = match frame {
                 Ok(frame) => peer::decode::<Call>(&frame),
@@ -348,6 +406,10 @@ impl<F> Conversation<'_, F> {
                         let _no_room = self.frames.try_send(frame); // then answers are on their way, which say as much
                     }
                     continue;
+                }
+                // What follows is no frame.
+                Ok(Call::Tunnel { .. }) => {
+                    return Some((Refusal::Malformed, "a tunnel is asked for first, or not at all".to_owned()));
                 }
                 Err(error) => return Some(wire_refused(&error)),
             };

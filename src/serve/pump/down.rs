@@ -74,7 +74,7 @@ impl Pump {
         }
         let bytes = if own { &self.answer[..] } else { self.down.passing() };
         let written = ready!(Pin::new(&mut self.client).poll_write(cx, bytes));
-        self.unflushed = self.client.is_tls();
+        self.unflushed = self.client.holds_back();
         Poll::Ready(written.ok().filter(|n| *n > 0).ok_or(End::ClientGone))
     }
 
@@ -97,6 +97,8 @@ impl Pump {
                 Look::Success(header) => {
                     if self.sharing.is_some() && header.kind == b'C' {
                         self.note_tag(at + HEADER, header.body);
+                    } else if header.kind == b'C' && self.down.bytes()[at + HEADER..].starts_with(b"SET\0") {
+                        self.note_set();
                     }
                     self.pass_down(header);
                     if header.kind == b'Z' {

@@ -21,7 +21,8 @@ fn own_has(pairs: &[(String, String)], name: &str) -> bool {
 impl Pump {
     /// Gives the backend back at a transaction boundary, unless more is to pass and nobody waits. Whether it went.
     pub(super) fn let_go(&mut self) -> bool {
-        let more = !self.up.is_empty() && !self.pool.is_wanted();
+        // Who is held keeps none: it would wait for it in vain after a switchover.
+        let more = !self.up.is_empty() && !self.pool.is_wanted() && !self.is_held();
         // What is being gathered was promised to this backend.
         let written = self.up.start == self.up.parsed && self.sharing.as_ref().is_none_or(|sharing| sharing.whole == 0);
         let Some(sharing) = self.sharing.as_mut() else { return false };
@@ -40,7 +41,7 @@ impl Pump {
         add(&self.pool.stats.transactions, 1);
         if std::mem::take(&mut sharing.is_dirty) {
             let options = sharing.options.take();
-            sharing.chore = Some(Box::pin(async move {
+            self.chore = Some(Box::pin(async move {
                 chores::learn(lease, options).await.map(|(lease, changed)| (lease, Done::Learnt(changed)))
             }));
         } else {
@@ -54,13 +55,17 @@ impl Pump {
         if !self.passes() {
             return Err(End::Shut);
         }
-        let Some(sharing) = self.sharing.as_mut() else { return Ok(false) };
-        let Some(chore) = sharing.chore.as_mut() else { return Ok(false) };
+        let Some(chore) = self.chore.as_mut() else { return Ok(false) };
         let Poll::Ready(done) = chore.as_mut().poll(cx) else { return Ok(false) };
-        sharing.chore = None;
+        self.chore = None;
         match done {
             Some((lease, Done::Tuned)) => self.attach(lease),
+            Some((lease, Done::Surveyed(hold, survey))) => {
+                self.attach(lease);
+                self.surveyed(hold, survey);
+            }
             Some((mut lease, Done::Learnt(changed))) => {
+                let Some(sharing) = self.sharing.as_mut() else { return Ok(true) };
                 let made = self.pool.settings(changed.pairs.clone());
                 // What it was made then; one that was reset has none.
                 lease.settings = made.clone().filter(|_| !changed.is_reset);
@@ -81,7 +86,7 @@ impl Pump {
         if self.link.is_some() {
             return Ok(true);
         }
-        let Some(sharing) = self.sharing.as_mut() else { return Err(End::BackendGone) };
+        let Some(sharing) = self.sharing.as_mut() else { return self.link_up_again(cx) };
         let answer = match &self.waiting {
             Some(waiting) => {
                 if self.entry.slot.is_wait_cancelled() {
@@ -110,8 +115,7 @@ impl Pump {
             return Ok(true);
         }
         let wanted = sharing.settings.clone();
-        sharing.chore =
-            Some(Box::pin(async move { chores::tune(lease, wanted).await.map(|lease| (lease, Done::Tuned)) }));
+        self.chore = Some(Box::pin(async move { chores::tune(lease, wanted).await.map(|lease| (lease, Done::Tuned)) }));
         self.poll_chore(cx)?;
         Ok(self.link.is_some())
     }

@@ -12,7 +12,6 @@ use bytes::BufMut;
 use std::future::Future;
 use std::io::IoSlice;
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::AsyncWrite;
@@ -87,7 +86,7 @@ impl Pump {
                 self.up.skip_to(self.up.end);
                 return Err(End::Finished);
             }
-            if self.gate().holds_clients() || self.pool.database.paused.load(Ordering::Relaxed) {
+            if self.is_held() {
                 // A place in the queue would keep a backend from others.
                 self.waiting = None;
                 let wait = self.data.limits.get().query_wait;
@@ -96,6 +95,9 @@ impl Pump {
             }
         }
         self.held = None;
+        if self.mode == Mode::Session {
+            self.note_statement(header);
+        }
         // The request may have taken longer than what it cancelled.
         self.slot().settle_doubt();
         if let Some(sharing) = self.sharing.as_mut().filter(|_| self.exchange.at_rest()) {

@@ -159,6 +159,8 @@ pub struct Exchange {
     copy_in: bool,
     /// The last that was settled is an error.
     failed: bool,
+    /// A Bind or a Query passed since the last Parse.
+    bound: bool,
 }
 
 impl Exchange {
@@ -173,6 +175,7 @@ impl Exchange {
             discarding: false,
             copy_in: false,
             failed: false,
+            bound: true,
         }
     }
 
@@ -195,6 +198,11 @@ impl Exchange {
     pub fn awaits_command(&self) -> bool {
         let runs = self.ledger.first.iter().chain(&self.ledger.rest);
         runs.into_iter().any(|(kind, _)| matches!(kind, Awaited::Query | Awaited::Execute))
+    }
+
+    /// A Bind or a Query passed since the last Parse: that was for more than to be described.
+    pub fn is_bound(&self) -> bool {
+        self.bound
     }
 
     /// What PostgreSQL answers next is an Execute.
@@ -289,9 +297,18 @@ impl Exchange {
             }
             b'c' | b'f' => Awaited::CopyEnd,
             // Query, FunctionCall.
-            b'Q' | b'F' => Awaited::Query,
-            b'P' => Awaited::Parse,
-            b'B' => Awaited::Bind,
+            b'Q' | b'F' => {
+                self.bound = true;
+                Awaited::Query
+            }
+            b'P' => {
+                self.bound = false;
+                Awaited::Parse
+            }
+            b'B' => {
+                self.bound = true;
+                Awaited::Bind
+            }
             b'D' => Awaited::Describe,
             b'E' => Awaited::Execute,
             b'C' => Awaited::Close,

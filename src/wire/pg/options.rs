@@ -58,6 +58,14 @@ pub struct Options {
 }
 
 impl Options {
+    /// These were set with another gate.
+    pub fn adopt<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
+        for name in names.filter(|name| name.contains('.')) {
+            // What finds no room leaves doubt.
+            self.in_doubt |= !self.keep(name.to_owned());
+        }
+    }
+
     /// A transaction begins.
     pub fn begin(&mut self) {
         (self.understood, self.has_portals) = (0, false);
@@ -109,7 +117,7 @@ impl Options {
             let is_kept = match customized_option(head) {
                 Some(name) => self.keep(name),
                 // A name in quotes may be a customized one.
-                None => !head.contains(&b'"'),
+                None => !quotes_a_name(head),
             };
             self.understood += u32::from(is_kept);
             return false;
@@ -142,6 +150,16 @@ impl Options {
         true
     }
 
+    /// Whether anything was seen that sets something.
+    pub fn has_noted(&self) -> bool {
+        self.in_doubt || !self.names.is_empty() || self.understood > 0 || self.local != Local::None
+    }
+
+    /// The names, and whether there is doubt.
+    pub fn peek(&self) -> (Vec<String>, bool) {
+        (self.names.clone(), self.in_doubt)
+    }
+
     /// The names, and whether there was doubt since this was last asked.
     pub fn take(&mut self) -> (Vec<String>, bool) {
         (self.names.clone(), std::mem::take(&mut self.in_doubt))
@@ -155,6 +173,16 @@ impl Options {
         }
         is_known
     }
+}
+
+/// Whether a SET names its setting in quotes, as far as that is plain; quotes around its value are none.
+fn quotes_a_name(set: &[u8]) -> bool {
+    let is_end = |b: &u8| b.is_ascii_whitespace() || *b == b'=';
+    let mut words = set.split(is_end).filter(|word| !word.is_empty()).skip(1);
+    let is_scope = |word: &&[u8]| word.eq_ignore_ascii_case(b"session") || word.eq_ignore_ascii_case(b"local");
+    let first = words.next().unwrap_or_default();
+    let name = if is_scope(&first) { words.next().unwrap_or_default() } else { first };
+    name.contains(&b'"') || name.is_empty() || name.contains(&b'/') || name.contains(&b'-')
 }
 
 /// Whether this is one SET LOCAL and nothing else. A semicolon inside of it is not understood.
@@ -222,6 +250,9 @@ mod tests {
     fn what_is_not_understood_leaves_doubt() {
         for (statement, sets, names, doubt) in [
             ("set search_path = a", 1, &[][..], false),
+            ("set search_path to a, \"B c\"", 1, &[], false),
+            ("set session \"my\".\"x\" = 'y'", 1, &[], true),
+            ("set /* */ \"my\".\"x\" = 'y'", 1, &[], true),
             (" SET my.tenant = 'x'", 1, &["my.tenant"], false),
             ("set \"my\".\"tenant\" = 'x'", 1, &[], true),
             ("/* app */ set my.tenant = 'x'", 1, &[], true),

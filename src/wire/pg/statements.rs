@@ -256,9 +256,42 @@ impl Names {
         Names { token, ..Names::default() }
     }
 
+    /// Takes a statement that the client had with another gate: the Parse message's body behind its name. No backend
+    /// knows it yet. `body` of a DEALLOCATE comes after what it takes.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn adopt(&mut self, name: &[u8], body: &[u8], catalogue: &mut Catalogue) -> Result<(), Malformed> {
+        let text = self.deallocation(name, body).unwrap_or(body);
+        if name.is_empty() {
+            self.unnamed = text.to_vec();
+            self.unnamed_effect = Effect::of(text);
+            self.serial += 1;
+            return Ok(());
+        }
+        self.check_room(text.len())?;
+        self.named.insert(name.into(), catalogue.intern(text));
+        Ok(())
+    }
+
     /// Whether the client has this statement.
     pub fn has(&self, name: &[u8]) -> bool {
         self.named.contains_key(name)
+    }
+
+    /// The client's statements under its own names, the unnamed one too: each with its Parse message's body behind the
+    /// name. While nothing is in flight.
+    pub fn export(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let text = |name: &[u8], text: &[u8]| match self.deallocates.get(name) {
+            Some(taken) => {
+                let taken = String::from_utf8_lossy(taken).replace('"', "\"\"");
+                format!("DEALLOCATE \"{taken}\"\0\0\0").into_bytes()
+            }
+            None => text.to_vec(),
+        };
+        let named = self.named.iter().map(|(name, statement)| (name.to_vec(), text(name, &statement.text)));
+        let unnamed = (!self.unnamed.is_empty()).then(|| (Vec::new(), text(b"", &self.unnamed)));
+        named.chain(unnamed).collect()
     }
 
     /// DEALLOCATE of one statement.

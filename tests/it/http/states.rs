@@ -39,7 +39,14 @@ pub fn active() -> Snapshot {
         node: "alp".parse().unwrap(),
         version: "0.1.0".into(),
         role: Role::Active,
-        gate: GateStatus { open: true, state: GateState::Open, reason: None, lease_remaining_ms: 4210, sessions: 12 },
+        gate: GateStatus {
+            open: true,
+            state: GateState::Open,
+            reason: None,
+            lease_remaining_ms: 4210,
+            sessions: 12,
+            forwarded: 0,
+        },
         epoch: 7,
         witness: Some(WitnessStatus {
             mode: "update".into(),
@@ -99,6 +106,7 @@ pub fn passive() -> Snapshot {
         reason: Some("alp is active".into()),
         lease_remaining_ms: 0,
         sessions: 0,
+        forwarded: 0,
     };
     s.witness.as_mut().unwrap().servers[0].verdict = VerdictWord::Elsewhere;
     s.vip.as_mut().unwrap().bound = false;
@@ -126,6 +134,7 @@ pub fn lapsed() -> Snapshot {
         reason: Some("neither the witness nor midna has confirmed epoch 7 for 5 s".into()),
         lease_remaining_ms: 0,
         sessions: 0,
+        forwarded: 0,
     };
     let witness = s.witness.as_mut().unwrap();
     witness.age_ms = Some(6100);
@@ -156,6 +165,7 @@ pub fn fenced() -> Snapshot {
         reason: Some("midna won epoch 8".into()),
         lease_remaining_ms: 0,
         sessions: 0,
+        forwarded: 0,
     };
     let witness = s.witness.as_mut().unwrap();
     witness.points_at = Some("midna".parse().unwrap());

@@ -7,6 +7,7 @@ use portcullis::base::time::{Duration, Instant};
 use portcullis::engine::status::*;
 use portcullis::io::clock;
 use portcullis::serve::command::Commands;
+use portcullis::serve::forward::Forwarder;
 use portcullis::serve::gate::{Gate, ReadClock};
 use portcullis::serve::listener::{Confirm, Doors, ProxyOptions, Rules, mock_secret, run_with};
 use portcullis::serve::tls::TlsAcceptor;
@@ -34,6 +35,8 @@ pub struct Setup {
     pub pg: Option<Arc<Pg>>,
     /// An inherited socket says where it listens.
     pub doors: Doors,
+    /// The way to another gate.
+    pub forward: Option<Arc<Forwarder>>,
 }
 
 impl Default for Setup {
@@ -50,6 +53,7 @@ impl Default for Setup {
             pool: Pool { threads: 2, ..Pool::default() },
             pg: None,
             doors: Doors::default(),
+            forward: None,
         }
     }
 }
@@ -108,6 +112,7 @@ pub async fn shut_with(setup: Setup) -> Front {
         mock_secret: mock_secret(&Secret::new(setup.cluster_key.to_vec())),
         pool: Pool { max_clients: setup.max_clients, query_wait: setup.query_wait, ..setup.pool },
         node: "alp".parse().unwrap(),
+        forward: setup.forward,
     };
     let (snapshot, snapshots) = watch::channel(Arc::new(snapshot()));
     let (confirmed, asked) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU32::new(0)));
@@ -215,7 +220,14 @@ fn snapshot() -> Snapshot {
         node: "alp".parse().unwrap(),
         version: "test".to_owned(),
         role: Role::Active,
-        gate: GateStatus { open: true, state: GateState::Open, reason: None, lease_remaining_ms: 1, sessions: 0 },
+        gate: GateStatus {
+            open: true,
+            state: GateState::Open,
+            reason: None,
+            lease_remaining_ms: 1,
+            sessions: 0,
+            forwarded: 0,
+        },
         epoch: 7,
         witness: None,
         vip: None,

@@ -198,7 +198,7 @@ fn files_that_do_not_serve_say_why() {
 }
 
 /// TLS by hand, at once or after an SSLRequest.
-async fn by_hand(front: &Front, pki: &Pki, direct: bool, alpn: &[&[u8]]) -> std::io::Result<TlsStream<TcpStream>> {
+pub async fn by_hand(front: &Front, pki: &Pki, direct: bool, alpn: &[&[u8]]) -> std::io::Result<TlsStream<TcpStream>> {
     by_hand_at(front.address, pki, direct, alpn).await
 }
 
@@ -225,7 +225,7 @@ async fn by_hand_at(
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), stream).await
 }
 
-async fn receive(stream: &mut TlsStream<TcpStream>) -> Option<(u8, Vec<u8>)> {
+pub async fn receive(stream: &mut TlsStream<TcpStream>) -> Option<(u8, Vec<u8>)> {
     let kind = stream.read_u8().await.ok()?;
     let length = stream.read_u32().await.ok()?;
     let mut body = vec![0; usize::try_from(length).unwrap() - 4];

@@ -43,6 +43,7 @@ impl Hash for Guard {
             durability,
             takeover,
             handover,
+            hold_over,
             rejoin,
             watching,
             followers,
@@ -50,6 +51,7 @@ impl Hash for Guard {
             units,
             last_ended,
             shutting_down,
+            forwards,
             events: _,
             counters: _,
         } = self;
@@ -57,7 +59,7 @@ impl Hash for Guard {
         (durable, next_seq, next_id, writing, fence_now, fence_retry, started).hash(state);
         (at, poll_at, renew_at, witness, proofs, peer, pg, pg_present, vips, link_up, gate).hash(state);
         (job, durability, takeover, handover, rejoin).hash(state);
-        (watching, followers, neighbours, units, last_ended, shutting_down, proofs_from).hash(state);
+        (watching, followers, neighbours, units, last_ended, shutting_down, proofs_from, forwards).hash(state);
     }
 }
 

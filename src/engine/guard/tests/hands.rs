@@ -99,6 +99,14 @@ impl World {
                     assert!(until > self.clocks(node).boot, "nobody waits for a lease that has run out");
                     self.nodes[node].gate_until = Instant::ZERO;
                 }
+                Effect::CarryOver { epoch, .. } => {
+                    assert_eq!(index, 0, "sessions are carried before anything else");
+                    assert!(!self.is_open(node), "only what is suspended is carried");
+                    self.nodes[node].gate_until = Instant::ZERO;
+                    if !self.lean {
+                        self.nodes[node].said.push(format!("carried over at {epoch}"));
+                    }
+                }
                 Effect::Extend { until } => {
                     self.openings += u64::from(!self.is_open(node));
                     self.nodes[node].gate_until = until;
@@ -163,7 +171,7 @@ impl World {
                     self.post(after, Delivery::Pg { node, life, op, task });
                 }
                 Effect::Drain { op, .. } => {
-                    self.post(MS * 5, Delivery::To(node, life, Event::Drained { op, busy: 0 }));
+                    self.post(MS * 5, Delivery::To(node, life, Event::Drained { op, cancelled: 0, busy: 0 }));
                 }
                 Effect::Say { text, .. } if !self.lean => self.nodes[node].said.push(text),
                 Effect::End { ticket, exit, text, .. } => {
@@ -191,10 +199,16 @@ impl World {
                     };
                     self.post(after, Delivery::To(node, life, Event::NeighbourAnswered { question, answer }));
                 }
+                Effect::Forward { epoch } => {
+                    let peer = self.nodes[1 - node].shadow.complete;
+                    assert!(epoch.is_none_or(|epoch| epoch <= peer), "only what the peer holds or held");
+                }
                 Effect::Say { .. }
                 | Effect::Count { .. }
                 | Effect::Note { .. }
                 | Effect::HoldClients
+                | Effect::HoldToCarry
+                | Effect::Forward { .. }
                 | Effect::LetClientsGo
                 | Effect::AnnounceVip { .. }
                 | Effect::AskNode { .. }

@@ -19,6 +19,8 @@ pub(super) const TRUE_RECORD: &str = "the node that the record calls in sync hol
 pub(super) const TOLD: &str = "commits pass without the standby only while the record says so";
 /// A gate is open only on a complete epoch above every fence, for a lease at most, and never long beside a higher one.
 pub(super) const OPEN_RIGHTLY: &str = "a gate is open only on a complete epoch, for a lease at most";
+/// S13.
+pub(super) const FORWARDS: &str = "who serves forwards nobody";
 pub(super) const SERVES_AGAIN: &str = "after all faults heal somebody can serve";
 
 /// How far what is recorded has come; it never goes back.
@@ -53,6 +55,10 @@ impl World {
                 continue;
             }
             let n = &self.nodes[node];
+            if n.guard.as_ref().is_some_and(|guard| guard.forwards.is_some()) {
+                self.broke(FORWARDS, format!("{} is open and forwards", name(node)));
+                continue;
+            }
             let local = |at: Instant| n.clock.read(at);
             let whole = n.shadow.complete == n.shadow.won && n.shadow.fence <= n.shadow.complete;
             let beyond = n.gate_until > local(self.now) + lease;

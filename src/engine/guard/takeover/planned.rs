@@ -1,0 +1,94 @@
+//! The taking side of a switchover before its point of no return: the old node prepares, the standby keeps up.
+//!
+//! What it is NOT: it decides nothing about R2; everything here can still be put back.
+
+use super::{NEARING_LIMIT, STOP_LIMIT, Step, TELL_EVERY, Takeover};
+use crate::base::ids::Lsn;
+use crate::base::time::Duration;
+use crate::engine::guard::Guard;
+use crate::engine::guard::proofs::{AskedFor, PEER_LIMIT, PeerAskedFor};
+use crate::engine::setup::Mode;
+use crate::engine::turn::{Effect, Now, PeerQuestion};
+
+/// Silence of the old node while it prepares, which may take long, after which it is given up.
+const SILENCE_LIMIT: Duration = Duration::from_secs(10);
+
+impl Takeover {
+    /// It is a rehearsal, or has not refused yet.
+    pub(in crate::engine::guard) fn is_only_planned(&self) -> bool {
+        let before = matches!(
+            self.step,
+            Step::Asking { .. }
+                | Step::Preparing { .. }
+                | Step::CheckingWitness { .. }
+                | Step::Nearing { .. }
+                | Step::Stopping { .. }
+                | Step::CatchingUp { .. }
+        );
+        self.dry_run || before
+    }
+}
+
+impl Guard {
+    /// The old node holds its clients; what it could not wait for is the operator's to know.
+    pub(in crate::engine::guard) fn on_ready(&mut self, now: Now, cancelled: u64, busy: u64, fx: &mut Vec<Effect>) {
+        let text = match cancelled {
+            0 => "clients are held at their transaction boundary".to_owned(),
+            _ => format!(
+                "clients are held at their transaction boundary; {cancelled} open transactions took too long and \
+                 were cancelled, {busy} of those sessions will be ended"
+            ),
+        };
+        self.say(now, &text, fx);
+        if self.setup.mode == Mode::VipOnly {
+            self.near_old_primary(now, fx);
+            return;
+        }
+        let q = self.ask_witness(now, 0, AskedFor::Takeover, fx);
+        self.step(now, Step::CheckingWitness { question: q }, Some(PEER_LIMIT), fx);
+    }
+
+    /// A standby that hangs or lags is found out while nothing is stopped yet.
+    pub(in crate::engine::guard) fn near_old_primary(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        match self.takeover.as_ref().and_then(|t| t.nearing).filter(|lsn| !self.has_replayed(*lsn)) {
+            Some(lsn) => self.step(now, Step::Nearing { lsn }, Some(NEARING_LIMIT), fx),
+            None => self.stop_old_primary(now, fx),
+        }
+    }
+
+    pub(in crate::engine::guard) fn has_replayed(&self, lsn: Lsn) -> bool {
+        let report = self.pg.report.as_ref().filter(|_| self.pg.up);
+        report.and_then(|report| report.replay_lsn).is_some_and(|replay| replay >= lsn)
+    }
+
+    pub(in crate::engine::guard) fn stop_old_primary(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let Some(attempt) = self.takeover.as_ref().map(|t| t.id) else { return };
+        let ask = PeerQuestion::StopPrimary { attempt };
+        let question = self.ask_peer(now, PeerAskedFor::Takeover, ask, STOP_LIMIT, fx);
+        self.say(now, "the old primary is being stopped", fx);
+        self.step(now, Step::Stopping { question }, Some(STOP_LIMIT), fx);
+    }
+
+    /// A checkpoint of many GB takes its time: what the peer is at, by its own pulses.
+    pub(in crate::engine::guard) fn tell_preparing(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let Some(t) = &self.takeover else { return };
+        if self.peer.heard.is_none_or(|at| now.boot >= at + SILENCE_LIMIT) {
+            let why = format!("{} fell silent; `promote` run again will fail over", self.setup.peer);
+            self.fail_takeover(now, 1, &why, fx);
+            return;
+        }
+        let at_it = self.peer.state.as_ref().and_then(|p| p.handing_over.clone());
+        let Some((_, word)) = at_it.filter(|(attempt, _)| *attempt == t.id) else { return };
+        let (since, text) = match &t.told {
+            Some((told, _, next)) if *told == word && now.boot < *next => return,
+            Some((told, since, _)) if *told == word => {
+                (*since, format!("{}: {word} ({} s)", self.setup.peer, now.boot.since(*since).as_secs()))
+            }
+            _ => (now.boot, format!("{}: {word}", self.setup.peer)),
+        };
+        if let Some(t) = &mut self.takeover {
+            t.told = Some((word, since, now.boot + TELL_EVERY));
+        }
+        self.say(now, &text, fx);
+    }
+}
