@@ -19,7 +19,7 @@ help:
 	@echo 'make demo-stop  end what KEEP=1 left running'
 	@echo 'make deb        the Debian package, in $${CARGO_TARGET_DIR:-target}/debian'
 	@echo 'make soak-sim   the model with two deviations and 10,000 simulated schedules (a quarter of an hour)'
-	@echo 'make soak       soak-sim, then the fence for hours: races, randomized runs, an hour of bad weather; SOAK="random --seed 7" runs one'
+	@echo 'make soak       soak-sim, then for hours: races, crash points, power-offs, switchovers, randomized runs, bad weather; SOAK="power-off --rounds 3" runs one'
 	@echo 'make bench      portcullis beside pgbouncer, HAProxy and pgpool-II on one PostgreSQL (half an hour); BENCH=quick: 3 minutes'
 
 check:

@@ -16,8 +16,8 @@ fn a_daemon_that_dies_at_a_record_of_a_switchover_finishes_it() {
     points(
         "crashswitch",
         &[
-            (What::Switchover, On::Worker, 1),
             (What::Switchover, On::Worker, drawn(2, 9)),
+            (What::Switchover, On::Worker, 1),
             (What::Switchover, On::Worker, 12),
             (What::Switchover, On::Active, 1),
         ],

@@ -1,6 +1,7 @@
 //! `make soak`: the long runs on real parts. `steady` is an hour of bad weather without a cut, `random` plays seeded
-//! faults against a pair and looks for two nodes that serve or a write that is gone, `race` promotes both at once, `crash-points` has a daemon die
-//! at every record of every procedure.
+//! faults against a pair and looks for two nodes that serve or a write that is gone, `race` promotes both at once,
+//! `crash-points` has a daemon die at every record of every procedure, `power-off` pulls the plug of the active node a
+//! hundred times, `switchover` measures what clients see of one.
 //!
 //! Without a word it runs all with their defaults. It prints a line per step, a summary, and `figure:` lines, and
 //! ends with 1 on any violation; the logs of a failed run are kept below `target/soak`.

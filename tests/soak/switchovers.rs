@@ -107,8 +107,8 @@ fn report(rounds: &[Round], committed: usize, lost: usize) -> Vec<String> {
     }
     let all: usize = failed.values().sum();
     println!(
-        "figure: switchover: {} runs, {committed} transactions committed, {all} failed {failed:?}, {lost} committed ones \
-         missing; clients held for at most {} ms (p99 {} ms)",
+        "figure: switchover: {} runs, {committed} transactions committed, {all} failed {failed:?}, {lost} committed \
+         ones missing; clients held for at most {} ms (p99 {} ms)",
         rounds.len(),
         held.max(),
         held.p99()

@@ -155,7 +155,7 @@ impl Node {
         Ok(before)
     }
 
-    /// The n-th record that its daemon appends from now on is its last (a debug build: io/journal.rs); 0 takes that back.
+    /// The n-th record that its daemon appends from now on is its last (a debug build: io/journal.rs); 0 takes it back.
     /// Returns how many were left.
     pub fn crash_at_record(&self, n: u32) -> Outcome<Option<u32>> {
         let file = self.dir.join("state/crash-at-record");

@@ -343,7 +343,7 @@ fn tell(world: &World, what: &Procedure, mode: Mode, fault: Option<(Option<usize
     eprintln!("--- {} in {mode:?}, {fault:?}", what.name);
     let mut before = ["", ""];
     for line in world.log.iter().flatten() {
-        let node = match line.splitn(3, ' ').nth(1) {
+        let node = match line.split(' ').nth(1) {
             Some("a") => 0,
             Some("b") => 1,
             _ => 2,
