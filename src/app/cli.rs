@@ -79,7 +79,6 @@ fn dispatch(globals: &Globals, command: Command) -> Result<u8, Fault> {
         Command::Man(args) => manual::write_pages(&args.dir).map(|()| 0),
         Command::Attach(_) => not_built("attach"),
         Command::Detach(_) => not_built("detach"),
-        Command::Drill(_) => not_built("drill"),
         online => online::dispatch(globals, &online).unwrap_or_else(|| not_built("this verb")),
     }
 }

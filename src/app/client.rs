@@ -2,28 +2,36 @@
 //! to `status.listen`.
 //!
 //! It decides nothing but which question to ask the person at the terminal; every check is the daemon's, which also
-//! goes on when this program is gone. [`transport`] speaks HTTP, [`promote`] holds the one dialogue.
+//! goes on when this program is gone. [`transport`] speaks HTTP, [`promote`] holds the one dialogue, [`door`] tries the
+//! front door, [`after`] says what comes next, [`drill`] moves the service there and back.
 //!
 //! **Invariant:** a command that reached the daemon and whose end was not seen never ends with exit code 1 ("nothing
 //! changed"): its outcome is unknown, so it is 4.
 
+mod after;
+mod door;
+mod drill;
 mod promote;
 mod transport;
 
+pub use door::Door;
+pub use drill::{DrillArgs, drill};
 pub use promote::{Ask, PromoteArgs, ask_on_terminal, promote};
 
 use crate::app::render::{self, Style, check::Level};
 use crate::base::config::Config;
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
+use crate::base::time::millis;
 use crate::engine::status::{EventRow, Snapshot};
+use crate::io::clock;
 use jiff::Timestamp;
 use serde_json::Value;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-use transport::Line;
+use transport::{Line, Progress};
 
 /// Time between two pictures of `status --watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -35,12 +43,15 @@ pub struct Target {
     pub node: Option<NodeName>,
     pub control: PathBuf,
     pub status_listen: Option<SocketAddr>,
+    /// Tried after a procedure; `None`: not tried.
+    pub door: Option<Door>,
 }
 
 impl Target {
     /// From the configuration and the node this machine is.
     pub fn new(config: &Config, node: Option<NodeName>) -> Target {
-        Target { node, control: config.runtime_dir.join("control.sock"), status_listen: config.status_listen }
+        let control = config.runtime_dir.join("control.sock");
+        Target { node, control, status_listen: config.status_listen, door: Some(Door::new(config)) }
     }
 }
 
@@ -192,17 +203,17 @@ pub struct End {
     pub exit: ExitCode,
     pub text: String,
     pub data: Option<Value>,
+    /// The very line.
+    raw: String,
 }
 
-/// Sends a command and hands its lines to `print` as they come: the very NDJSON lines with `json`, else sentences with
-/// the time since the start. The last sentence is printed too, except that of a failure without `json`, which belongs
-/// on standard error. A fault is an answer that never came or never ended.
-pub async fn command(
+/// Sends a command and hands its lines to `print` as they come; the last one is returned. A fault is an answer that
+/// never came or never ended.
+async fn command(
     target: &Target,
     verb: &str,
     args: &Value,
-    json: bool,
-    print: &mut (dyn FnMut(&str) + Send),
+    print: &mut (dyn FnMut(&Progress) + Send),
 ) -> Result<End, Fault> {
     let mut stopped = std::pin::pin!(tokio::signal::ctrl_c());
     let mut stream = transport::send(target, verb, args).await?;
@@ -212,16 +223,8 @@ pub async fn command(
             _ = stopped.as_mut() => return Err(interrupted(verb, args)),
         };
         match line {
-            Line::Progress { raw, .. } if json => print(&raw),
-            Line::Progress { text, at_ms, .. } => print(&format!("{}  {}", elapsed(at_ms), render::clean(&text))),
-            Line::End { end, raw } => {
-                if json {
-                    print(&raw);
-                } else if end.exit == ExitCode::Done && !end.text.is_empty() {
-                    print(&render::clean(&end.text));
-                }
-                return Ok(end);
-            }
+            Line::Progress(progress) => print(&progress),
+            Line::End(end) => return Ok(end),
         }
     }
 }
@@ -243,9 +246,78 @@ pub async fn run(target: &Target, verb: &str, args: &Value, json: bool, out: &mu
     settle(end, json)
 }
 
-/// Runs a command with its lines on `out`. A reader of ours that has gone away does not end the command.
+/// Runs a command with its lines on `out`: the very NDJSON lines with `json`, else sentences with the time since the
+/// start. The last sentence is printed too, except that of a failure without `json`, which belongs on standard error.
+/// After a procedure that succeeded the front door is tried. A reader of ours that has gone away ends nothing.
 async fn printed(target: &Target, verb: &str, args: &Value, json: bool, out: &mut Out<'_>) -> Result<End, Fault> {
-    command(target, verb, args, json, &mut |line| drop(out.put(&format!("{line}\n")))).await
+    let entered = clock::now();
+    let mut lines = Lines { out, json, counting: false };
+    let end = command(target, verb, args, &mut |progress| lines.progress(progress)).await;
+    lines.close();
+    let end = end?;
+    if !json && end.exit == ExitCode::Done && !end.text.is_empty() {
+        lines.put(&render::clean(&end.text));
+    }
+    let nothing_done = end.data.as_ref().and_then(|data| data.get("already_active")).is_some();
+    if end.exit == ExitCode::Done && target.door.is_some() && after::is_procedure(verb, args) && !nothing_done {
+        for (text, data) in after::words(target, verb, entered).await {
+            let at_ms = millis(clock::now().since(entered));
+            match json {
+                true => lines.put(&serde_json::json!({"line": text, "at_ms": at_ms, "data": data}).to_string()),
+                false => lines.put(&render::clean(&text)),
+            }
+        }
+    }
+    if json {
+        lines.put(&end.raw);
+    }
+    Ok(end)
+}
+
+/// The lines of a command as they are shown.
+struct Lines<'a, 'b> {
+    out: &'a mut Out<'b>,
+    json: bool,
+    /// The last line is one that the next count replaces.
+    counting: bool,
+}
+
+impl Lines<'_, '_> {
+    fn put(&mut self, line: &str) {
+        drop(self.out.put(&format!("{line}\n")));
+    }
+
+    /// One line is rewritten on a terminal; in a pipe a few are left of many.
+    fn progress(&mut self, progress: &Progress) {
+        if self.json {
+            return self.put(&progress.raw);
+        }
+        let line = format!("{}  {}", elapsed(progress.at_ms), render::clean(&progress.text));
+        match progress.left_ms {
+            Some(_) if self.out.style.terminal => {
+                drop(self.out.put(&format!("\r\x1b[K{line}")));
+                self.counting = true;
+            }
+            Some(left) if !is_told_in_a_pipe(left) => {}
+            _ => {
+                self.close();
+                self.put(&line);
+            }
+        }
+    }
+
+    /// What was counted is over: the next line takes its place.
+    fn close(&mut self) {
+        if std::mem::take(&mut self.counting) {
+            drop(self.out.put("\r\x1b[K"));
+        }
+    }
+}
+
+/// Of the seconds counted down: each of the last three, before that every fifth.
+fn is_told_in_a_pipe(left_ms: u64) -> bool {
+    let seconds = left_ms / 1000 + 1;
+    seconds <= 3 || seconds.is_multiple_of(5)
 }
 
 /// The exit code of an end; a failure not yet printed becomes the one line on standard error.

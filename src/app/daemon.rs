@@ -3,6 +3,7 @@
 
 use crate::app::driver::{Driver, EVENTS_WAITING, Request, open_event_log, read_clocks};
 use crate::app::hands::{Hands, mac_text};
+use crate::app::notices::{self, Notices};
 use crate::app::pools;
 use crate::app::reload::Reloader;
 use crate::app::wall::{Wall, WallHand};
@@ -193,7 +194,9 @@ async fn serve(
     spawn_senses(&config, &node, &secrets, &parts, &senses, report_tx, &peer_name);
     let rules = Arc::clone(&secrets.rules);
     let commands = make_commands(&config, &node, secrets, &gate, snapshot_rx.clone(), report_rx);
-    let reloader = Arc::new(Reloader::new(config_file, rules, commands.clone(), config.clone()));
+    let notices = Notices::start(config.notify.clone(), notices::LIMIT);
+    let reloader = Reloader::new(config_file, rules, commands.clone(), notices.clone(), config.clone());
+    let reloader = Arc::new(reloader);
     let people = People { requests: &request_tx, commands: &commands, reloader: &reloader };
     spawn_pages(&config, control, &gate, &beat, &snapshot_rx, people);
     let keep = std::env::var_os("NOTIFY_SOCKET").map(|_| fd_store::keep as listener::Keep);
@@ -212,6 +215,8 @@ async fn serve(
         snapshots: snapshot_tx,
         beat,
         event_log,
+        notices,
+        service: config.service.name.clone(),
         first,
         next_ticket: 1,
         peer_counters,

@@ -7,6 +7,7 @@
 
 use crate::app::hands::Hands;
 use crate::app::lines::Lines;
+use crate::app::notices::{self, Notice, Notices};
 use crate::app::render::clean;
 use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
@@ -71,6 +72,9 @@ pub struct Driver {
     /// Nanoseconds since boot of the last turn.
     pub beat: Arc<AtomicU64>,
     pub event_log: Lines,
+    pub notices: Notices,
+    /// `service.name`, for notices.
+    pub service: String,
     /// Effects of the guard's own start.
     pub first: Vec<Effect>,
     pub next_ticket: Ticket,
@@ -204,6 +208,10 @@ impl Driver {
         let refused = self.peer_counters.each();
         snapshot.counters.peer_refused_connections =
             refused.iter().filter(|(label, _)| *label != "accepted").map(|(_, count)| count).sum();
+        let notices = self.notices.counts();
+        snapshot.counters.notices_sent = notices.sent;
+        snapshot.counters.notices_failed = notices.failed;
+        snapshot.counters.notices_dropped = notices.dropped;
         self.snapshots.send_replace(Arc::new(snapshot));
     }
 
@@ -228,11 +236,34 @@ impl Driver {
                 Effect::LetClientsGo => self.gate.resume(),
                 Effect::Note { kind, text } => {
                     tracing::info!(kind, "{text}");
+                    self.notify(kind, &text);
                     self.log_event(kind, text);
                 }
                 other => self.hands.execute(other),
             }
         }
+    }
+
+    /// `[notify]`: handed over, never waited for.
+    fn notify(&self, kind: &str, text: &str) {
+        if !self.notices.wants(kind) {
+            return;
+        }
+        let now = read_clocks();
+        let snapshot = self.guard.snapshot(now);
+        let procedure = snapshot.procedure.as_ref().map(|procedure| procedure.kind.as_str());
+        let Some(severity) = notices::severity_during(kind, procedure) else { return };
+        self.notices.put(Notice {
+            node: snapshot.node,
+            service: self.service.clone(),
+            at: now.rfc3339(),
+            kind: kind.to_owned(),
+            severity,
+            text: text.to_owned(),
+            epoch: snapshot.epoch,
+            role: snapshot.role,
+            folded: 0,
+        });
     }
 
     /// The event log is for people: losing a line of it costs nothing but the line.
@@ -292,6 +323,9 @@ fn command(request: &ControlRequest) -> Result<Command, String> {
         "pause" => Ok(Command::Pause),
         "resume" => Ok(Command::Resume),
         "maintenance" => Ok(Command::Maintenance { on: flag("on") }),
+        "drilled" => {
+            Ok(Command::Drilled { text: clean(&text("text").unwrap_or_default()).chars().take(500).collect() })
+        }
         other => Err(format!("{other} is not built yet in this daemon")),
     }
 }

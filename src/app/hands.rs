@@ -190,6 +190,12 @@ impl Hands {
                     let _client_gone = reply.try_send(ControlReply::Line { text, data: None });
                 }
             }
+            Effect::Count { ticket, text, left } => {
+                if let Some(reply) = self.commands.get(&ticket) {
+                    let data = Some(serde_json::json!({ "left_ms": crate::base::time::millis(left) }));
+                    let _client_gone = reply.try_send(ControlReply::Line { text, data });
+                }
+            }
             Effect::End { ticket, exit, text, flag } => {
                 if let Some(reply) = self.commands.remove(&ticket) {
                     let data = flag.map(|flag| serde_json::json!({ flag: true }));

@@ -1,6 +1,6 @@
 //! The verbs that need a daemon, a database or a socket: from the parsed command line to their rooms.
 
-use super::client::{self, Out, PromoteArgs, Target};
+use super::client::{self, DrillArgs, Out, PromoteArgs, Target};
 use super::render::Style;
 use super::verbs::{Command, Globals, ProbeArgs, Since, Switch};
 use super::{cli, daemon, doctor, may_start, probe, witness};
@@ -61,6 +61,15 @@ pub fn dispatch(globals: &Globals, command: &Command) -> Option<Result<u8, Fault
         Command::Rejoin(args) => {
             let body = json!({"node": args.node_name.as_str(), "dry_run": args.dry_run});
             send(globals, "rejoin", body, args.json)
+        }
+        Command::Drill(args) => {
+            let (to, dsn) = (args.to.clone(), args.dsn.clone());
+            let wait = match globals.load() {
+                Ok(config) => config.wait_before_takeover(),
+                Err(fault) => return Some(Err(fault)),
+            };
+            let args = DrillArgs { to, dsn, json: args.json, wait };
+            with_target(globals, async |t, out| client::drill(t, &args, out).await.map(cli::code))
         }
         Command::Fence(args) => send(globals, "fence", json!({"reason": args.reason}), false),
         Command::Unfence => send(globals, "unfence", json!({}), false),

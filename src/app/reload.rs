@@ -7,6 +7,7 @@
 //! **Invariant:** a file with an error changes nothing at all.
 
 use super::daemon::read_rules;
+use super::notices::Notices;
 use crate::base::config::{Config, Pool, is_live};
 use crate::base::fault::Fault;
 use crate::io::files;
@@ -48,14 +49,15 @@ pub struct Reloader {
     file: PathBuf,
     rules: Arc<Rules>,
     commands: Commands,
+    notices: Notices,
     /// What is in force: as at the start, but for what was applied since.
     running: Mutex<Config>,
 }
 
 impl Reloader {
     /// For a daemon that was started with this configuration.
-    pub fn new(file: PathBuf, rules: Arc<Rules>, commands: Commands, running: Config) -> Reloader {
-        Reloader { file, rules, commands, running: Mutex::new(running) }
+    pub fn new(file: PathBuf, rules: Arc<Rules>, commands: Commands, notices: Notices, running: Config) -> Reloader {
+        Reloader { file, rules, commands, notices, running: Mutex::new(running) }
     }
 
     /// Reads the file again and applies what can be applied.
@@ -78,6 +80,8 @@ impl Reloader {
         self.rules.replace(hba, tls, new.auth.cache);
         self.commands.forget_roles();
         self.commands.set_limits(pool.clone());
+        self.notices.set(new.notify.clone());
+        running.notify = new.notify;
         running.auth = new.auth;
         running.pool = pool;
         Ok(done)

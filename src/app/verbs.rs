@@ -171,8 +171,14 @@ pub enum Command {
                             user=app\"\n\nThe table portcullis_probe is made when it is missing. Exit codes: 0 no \
                             outage; 1 outage seen.")]
     Probe(ProbeArgs),
-    /// Switch over there and back with a prober running; prints the measured interruption (not built yet)
-    #[command(after_help = "Example:\n  portcullis drill")]
+    /// Switch over there and back with a prober running; prints the measured interruption
+    #[command(
+        after_help = "Example:\n  portcullis drill --dsn \"host=db.example.org port=6432 dbname=app user=app\"\n\nWith \
+                      --dsn it reads and writes through the front door as probe does (PGPASSWORD is used; table \
+                      portcullis_probe); without it only the door is tried. Never a failover. Exit codes: 0 there \
+                      and back; 1 failed, nothing changed; 3 refused as unsafe; 4 stopped half-way: it says where \
+                      the service is."
+    )]
     Drill(DrillArgs),
     /// Run the embedded authoritative DNS server, on a third machine
     #[command(
@@ -248,7 +254,7 @@ pub struct PromoteArgs {
     /// Go on although writes that were acknowledged may be missing here
     #[arg(long)]
     pub accept_data_loss: bool,
-    /// Vouch that this node is switched off, so that nobody need wait for its lease
+    /// Vouch that this node is switched off: needed without DNS, and then its lease is not waited for
     #[arg(long, value_name = "NAME")]
     pub peer_is_off: Option<NodeName>,
     /// One JSON object a step
@@ -372,12 +378,18 @@ pub struct ProbeArgs {
 
 #[derive(Debug, Args)]
 pub struct DrillArgs {
-    /// Which node goes first [default: the one standby]
+    /// Where to first [default: the one standby]
     #[arg(long, value_name = "NAME")]
     pub to: Option<NodeName>,
+    /// How the prober connects: libpq words or a URL [default: it tries the door, without a login]
+    #[arg(long, value_name = "DSN")]
+    pub dsn: Option<String>,
     /// Accepted; nothing is asked
     #[arg(long)]
     pub yes: bool,
+    /// One JSON object a step
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -257,6 +257,13 @@ pub struct Counters {
     pub peer_refused_connections: u64,
     pub sessions_total: u64,
     pub auth_failures: u64,
+    /// Of `[notify]`: told, could not be told, and given up because too many waited. The driver adds them.
+    #[serde(default)]
+    pub notices_sent: u64,
+    #[serde(default)]
+    pub notices_failed: u64,
+    #[serde(default)]
+    pub notices_dropped: u64,
 }
 
 /// What an older daemon, which does not send the field, would have said.

@@ -172,6 +172,10 @@ pub enum Command {
     Maintenance {
         on: bool,
     },
+    /// What a drill found, for the event log.
+    Drilled {
+        text: String,
+    },
 }
 
 /// Work for the PostgreSQL hand; one at a time.
@@ -305,6 +309,12 @@ pub enum Effect {
     Say {
         ticket: Ticket,
         text: String,
+    },
+    /// How long a wait still lasts, about once a second.
+    Count {
+        ticket: Ticket,
+        text: String,
+        left: Duration,
     },
     /// The last word to `ticket`; `flag` is a fact for programs (`already_active`, `may_lose`).
     End {

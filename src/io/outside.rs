@@ -1,4 +1,5 @@
-//! Programs outside: `service.units` through `systemctl`, `fence.stonith`, and what `doctor` asks of systemd and nft.
+//! Programs outside: `service.units` through `systemctl`, `fence.stonith`, `notify.command` and sendmail, and what
+//! `doctor` asks of systemd and nft.
 //!
 //! What it is NOT: it decides nothing and keeps no state. Every call is bounded; a caller that drops it kills the
 //! client program, never the unit's job in systemd.
@@ -55,6 +56,22 @@ pub async fn stonith(words: &[String], node: &NodeName) -> Result<(), String> {
     command.args(words);
     let output = tool::run(command, &program, STONITH_LIMIT).await.map_err(|error| error.to_string())?;
     said(output, &program)
+}
+
+/// Runs a program of the administrator's with `input` on its standard input: no shell, its own process group, killed
+/// with all of it at `limit`. What it printed, for the log.
+///
+/// # Errors
+/// It could not be started, ended with another exit code than 0, or did not end in time; in one line.
+pub async fn tell(words: &[String], input: &[u8], limit: Duration) -> Result<String, String> {
+    let Some((program, words)) = words.split_first() else { return Err("there is no program to run".to_owned()) };
+    let mut command = tool::command(program);
+    command.args(words);
+    let output = tool::run_with_input(command, program, Some(input), limit).await;
+    // What `tool` says of a program that is missing is about PostgreSQL's.
+    let output = output.map_err(|error| error.to_string().replace("; check bin_dir of this node", ""))?;
+    let printed = format!("{}{}", output.out, output.err);
+    said(output, program).map(|()| printed)
 }
 
 /// Is systemd the service manager of this machine (sd_booted(3))?

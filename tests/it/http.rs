@@ -13,3 +13,5 @@ mod pages;
 mod render;
 #[path = "http/states.rs"]
 mod states;
+#[path = "http/words.rs"]
+mod words;

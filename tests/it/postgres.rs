@@ -2,6 +2,8 @@
 
 #[path = "postgres/pair.rs"]
 mod pair;
+#[path = "postgres/target.rs"]
+mod target;
 
 use pair::{LIMIT, as_postgres, client, clone, peer, pid, postmaster, send, sql, until, wait_streaming};
 use portcullis::engine::report::PgReport;

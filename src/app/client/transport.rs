@@ -117,8 +117,18 @@ where
 
 /// One line of a command's answer.
 pub(super) enum Line {
-    Progress { text: String, at_ms: u64, raw: String },
-    End { end: End, raw: String },
+    Progress(Progress),
+    End(End),
+}
+
+/// What happened so far.
+pub(super) struct Progress {
+    pub(super) text: String,
+    pub(super) at_ms: u64,
+    /// Of a wait: how long it still lasts.
+    pub(super) left_ms: Option<u64>,
+    /// The very line.
+    pub(super) raw: String,
 }
 
 /// A command's answer as it comes.
@@ -200,9 +210,10 @@ fn parse(raw: String) -> Option<Line> {
             3 => ExitCode::Refused,
             _ => ExitCode::HalfWay,
         };
-        return Some(Line::End { end: End { exit, text: text("text"), data }, raw });
+        return Some(Line::End(End { exit, text: text("text"), data, raw }));
     }
     let at_ms = value.get("at_ms").and_then(Value::as_u64).unwrap_or(0);
     value.get("line").and_then(Value::as_str)?;
-    Some(Line::Progress { text: text("line"), at_ms, raw })
+    let left_ms = data.as_ref().and_then(|data| data.get("left_ms")).and_then(Value::as_u64);
+    Some(Line::Progress(Progress { text: text("line"), at_ms, left_ms, raw }))
 }

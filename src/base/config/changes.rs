@@ -3,7 +3,8 @@
 //! What it is NOT: it reads no file and knows no daemon; which keys a reload can apply it says once, in [`is_live`].
 
 use super::{
-    Auth, Cluster, Config, Dns, Fence, Node, NodePostgres, Pool, Postgres, Replication, Service, Tsig, Vip, Witness,
+    Auth, Cluster, Config, Dns, Fence, Node, NodePostgres, Notify, Pool, Postgres, Replication, Service, Tsig, Vip,
+    Witness,
 };
 
 /// Notes the keys of one section that differ. A field that is forgotten here does not compile.
@@ -19,7 +20,9 @@ macro_rules! compare {
 
 /// Whether a daemon that runs can take this key over.
 pub fn is_live(key: &str) -> bool {
-    key.starts_with("auth.") || (key.starts_with("pool.") && !matches!(key, "pool.mode" | "pool.threads"))
+    key.starts_with("auth.")
+        || key.starts_with("notify.")
+        || (key.starts_with("pool.") && !matches!(key, "pool.mode" | "pool.threads"))
 }
 
 impl Config {
@@ -78,6 +81,9 @@ impl Config {
             password_file: "password_file", conninfo: "conninfo", slots: "slots",
         });
         pool(&old.pool, &new.pool, &mut out);
+        compare!(out, "notify", Notify, &old.notify, &new.notify, {
+            command: "command", mail: "mail", sendmail: "sendmail",
+        });
         out
     }
 }
@@ -230,7 +236,7 @@ mod tests {
 
     #[test]
     fn what_a_reload_applies() {
-        for key in ["auth.hba_file", "pool.size", "pool.query_wait"] {
+        for key in ["auth.hba_file", "pool.size", "pool.query_wait", "notify.mail"] {
             assert!(is_live(key), "{key}");
         }
         for key in ["pool.mode", "pool.threads", "status.listen", "node.alp.address"] {

@@ -264,4 +264,9 @@ password_file = @PASSWORD@    # the password alone
 
 [status]
 # listen = "127.0.0.1:6434"  # read-only HTTP: status page, /status.json, /metrics, /active
+
+[notify]
+# command = []               # run for every event worth waking someone for; the event as JSON on standard input
+# mail = []                  # the same as a mail: ["dba@example.org"]
+# sendmail = "/usr/sbin/sendmail"          # the program that takes it
 "#;

@@ -49,6 +49,7 @@ pub struct Config {
     pub pool: Pool,
     pub reads_balance: bool,
     pub status_listen: Option<SocketAddr>,
+    pub notify: Notify,
     /// One sentence each: accepted, but worth saying at start and in `check-config`.
     pub warnings: Vec<String>,
 }
@@ -196,6 +197,23 @@ pub struct Replication {
     pub password_file: PathBuf,
     pub conninfo: String,
     pub slots: bool,
+}
+
+/// Whom events worth waking someone for are told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notify {
+    /// Run once for each, with the event as JSON on standard input; empty: none.
+    pub command: Vec<String>,
+    /// Addresses that get a mail; empty: none.
+    pub mail: Vec<String>,
+    /// The program that takes the mail.
+    pub sendmail: PathBuf,
+}
+
+impl Default for Notify {
+    fn default() -> Notify {
+        Notify { command: Vec::new(), mail: Vec::new(), sendmail: "/usr/sbin/sendmail".into() }
+    }
 }
 
 /// When a client has a backend.

@@ -4,8 +4,8 @@
 
 use super::text::{self, Notes, Section};
 use super::{
-    Auth, Cluster, Config, Dns, DnsMode, Fence, FencePostgres, Node, NodePostgres, OnStandbyLoss, Pool, PoolMode,
-    Postgres, Replication, ReplicationMode, Service, Tsig, Vip, Witness,
+    Auth, Cluster, Config, Dns, DnsMode, Fence, FencePostgres, Node, NodePostgres, Notify, OnStandbyLoss, Pool,
+    PoolMode, Postgres, Replication, ReplicationMode, Service, Tsig, Vip, Witness,
 };
 use crate::base::ids::NodeName;
 use std::net::{IpAddr, SocketAddr};
@@ -49,7 +49,7 @@ pub(super) fn config(notes: &Notes<'_>, table: &DeTable<'_>) -> Option<Config> {
     let pool = pool(root.section("pool"));
     let reads_balance = reads(root.section("reads"));
     let status_listen = status(root.section("status"));
-    notify(root.section("notify"));
+    let notify = notify(root.section("notify"));
     root.finish();
     Some(Config {
         state_dir,
@@ -67,6 +67,7 @@ pub(super) fn config(notes: &Notes<'_>, table: &DeTable<'_>) -> Option<Config> {
         pool,
         reads_balance,
         status_listen,
+        notify,
         warnings: Vec::new(),
     })
 }
@@ -379,7 +380,15 @@ fn status(section: Section<'_>) -> Option<SocketAddr> {
     listen.unwrap_or(Some(SocketAddr::from(([127, 0, 0, 1], 6434))))
 }
 
-fn notify(section: Section<'_>) {
-    not_built_list(&section, "command");
+fn notify(section: Section<'_>) -> Notify {
+    let d = Notify::default();
+    let command = section.list("command", "\"/usr/local/bin/page-someone\"", any).unwrap_or_default();
+    if command.first().is_some_and(|program| !program.starts_with('/')) {
+        let remedy = "write [\"/path/to/program\"], with its words after it; there is no shell";
+        section.error("command", "does not name a program by its full path", remedy);
+    }
+    let mail = section.list("mail", "\"dba@example.org\"", text::mail_address).unwrap_or_default();
+    let sendmail = section.path_of("sendmail").unwrap_or(d.sendmail);
     section.finish();
+    Notify { command, mail, sendmail }
 }

@@ -459,6 +459,15 @@ pub(super) fn unit(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// Where a mail goes: `dba@example.org`, or a local user. Never an option of sendmail, never two.
+pub(super) fn mail_address(text: &str) -> Result<String, String> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~.@".contains(&b);
+    if text.is_empty() || text.starts_with('-') || text.starts_with('|') || !text.bytes().all(plain) {
+        return Err(format!("\"{}\" is not one mail address, as \"dba@example.org\"", text.escape_debug()));
+    }
+    Ok(text.to_owned())
+}
+
 /// An address with its mask, as `192.0.2.100/24`.
 pub(super) fn network(text: &str) -> Result<ipnet::IpNet, String> {
     let network: ipnet::IpNet =

@@ -67,7 +67,8 @@ impl Guard {
                     let command = Command::Switchover { to: Some(target), dry_run };
                     self.forward(now, ticket, command, Duration::from_secs(2), fx);
                 } else {
-                    let text = format!("refused: there is no voter named {target}");
+                    let text =
+                        format!("refused: no voter is named {target}; name {} or {}", self.setup.me, self.setup.peer);
                     fx.push(Effect::End { ticket, exit: 3, text, flag: None });
                 }
             }
@@ -102,6 +103,10 @@ impl Guard {
                     self.note(now, fx, "paused", "clients are held at their next transaction boundary".to_owned());
                 }
                 let text = "paused; `portcullis resume` lets clients go".to_owned();
+                fx.push(Effect::End { ticket, exit: 0, text, flag: None });
+            }
+            Command::Drilled { text } => {
+                self.note(now, fx, "drill", text.clone());
                 fx.push(Effect::End { ticket, exit: 0, text, flag: None });
             }
             Command::Maintenance { on } => self.on_maintenance(now, ticket, on, fx),

@@ -4,8 +4,10 @@
 use super::Guard;
 use super::observe::is_behind;
 use crate::base::ids::{Epoch, NodeName};
+use crate::base::time::millis;
 use crate::engine::evidence::{self, Seen};
 use crate::engine::setup::Mode;
+use crate::engine::status::human_ms;
 use crate::engine::turn::Now;
 
 /// What a takeover over this record would lose.
@@ -43,7 +45,7 @@ impl Guard {
         };
         if marker.sysid != report.system_id {
             return Loss::NotPromotable(format!(
-                "this PostgreSQL has system identifier {}, the record says {}: other data",
+                "this PostgreSQL has system identifier {}, the record says {}: other data; rejoin it",
                 report.system_id, marker.sysid
             ));
         }
@@ -94,18 +96,18 @@ impl Guard {
         }
         if marker.is_none() && !alive {
             return Some(format!(
-                "without a marker only {}'s word lifts a fence, and it does not answer",
+                "without a marker only {}'s word lifts a fence, and it does not answer; start its daemon",
                 self.setup.peer
             ));
         }
         let held = self.peer.state.as_ref().filter(|_| alive).filter(|p| p.won > self.durable.won);
-        held.map(|p| format!("{} holds the higher epoch {}", p.node, p.won))
+        held.map(|p| format!("{} holds the higher epoch {}; `portcullis status` there", p.node, p.won))
     }
 
     /// What is known, for a person who has to decide.
     pub(super) fn facts(
         &self,
-        _now: Now,
+        now: Now,
         seen: &Seen,
         alive: bool,
         planned: bool,
@@ -118,7 +120,11 @@ impl Guard {
             let role = self.peer.state.as_ref().map_or("unknown", |p| p.role.as_str());
             format!("{peer} is alive, role {role}")
         } else {
-            let last = self.peer.heard_wall.clone().unwrap_or_else(|| "never in this life of the daemon".to_owned());
+            let ago = |at| human_ms(millis(now.boot.since(at)));
+            let last = match (&self.peer.heard_wall, self.peer.heard) {
+                (Some(wall), Some(at)) => format!("{wall}, {} ago", ago(at)),
+                _ => format!("never since this daemon started, {} ago", ago(self.started)),
+            };
             format!("{peer} does not answer; last contact: {last}")
         });
         lines.push(match evidence::marker_of(seen) {
@@ -151,11 +157,22 @@ impl Guard {
             Loss::NotPromotable(why) => format!("cannot be promoted: {why}"),
         });
         lines.push(if planned {
-            format!("this is a switchover to epoch {epoch}")
+            format!("the plan: a switchover to epoch {epoch}: {peer} hands over, clients are held for about a second")
         } else if alive {
-            format!("this is a takeover to epoch {epoch} with the peer's consent")
+            format!("the plan: a takeover to epoch {epoch} with {peer}'s consent, so nothing is waited for")
         } else {
-            format!("this is a failover to epoch {epoch}; W = {:.2} s is waited out", self.wait().as_secs_f64())
+            let wait = self.wait().as_secs_f64();
+            let off = self.takeover.as_ref().is_some_and(|t| t.peer_is_off);
+            let how = match (self.setup.mode, self.setup.stonith, off) {
+                (Mode::VipOnly, _, true) => format!("{peer} is off, as you say, so nothing is waited for"),
+                (_, true, _) => format!(
+                    "fence.stonith switches {peer} off; where that fails, its lease is waited out, W = {wait:.2} s"
+                ),
+                (_, false, _) => {
+                    format!("{peer} may serve until its lease has run out, so W = {wait:.2} s is waited out")
+                }
+            };
+            format!("the plan: a failover to epoch {epoch}: {how}")
         });
         lines
     }

@@ -416,7 +416,9 @@ impl Guard {
             }
             Then::Arm => self.on_arm_recorded(now, false, fx),
             Then::Takeover { attempt } if self.is_attempt(attempt) => {
-                self.fail_takeover(now, 1, &format!("the journal cannot be written: {why}"), fx);
+                let text =
+                    format!("the journal cannot be written: {why}; free the disk of state_dir, then run it again");
+                self.fail_takeover(now, 1, &text, fx);
             }
             Then::Takeover { .. } => {}
             Then::Rejoin => self.fail_rejoin(now, 1, &format!("the journal cannot be written: {why}"), fx),

@@ -232,7 +232,7 @@ impl Guard {
         });
         if let Some(name) = peer_is_off {
             if name != self.setup.peer {
-                let text = format!("--peer-is-off {name}: the peer of this node is {}", self.setup.peer);
+                let text = format!("--peer-is-off {name}: the peer of this node is {}; name that one", self.setup.peer);
                 self.end_takeover(now, 3, &text, fx);
                 return;
             }
@@ -258,6 +258,15 @@ impl Guard {
         let Some(t) = &self.takeover else { return };
         for ticket in &t.tickets {
             fx.push(Effect::Say { ticket: *ticket, text: text.to_owned() });
+        }
+    }
+
+    /// What is left of W, for everybody who waits.
+    fn count(&mut self, left: Duration, fx: &mut Vec<Effect>) {
+        let Some(t) = &self.takeover else { return };
+        let text = format!("{} may still hold a lease: {} s left", self.setup.peer, left.as_secs() + 1);
+        for ticket in &t.tickets {
+            fx.push(Effect::Count { ticket: *ticket, text: text.clone(), left });
         }
     }
 
@@ -352,14 +361,19 @@ impl Guard {
             }
             (Step::CheckingWitness { question: q }, Ok(record)) if *q == question => {
                 if !t.record.as_ref().is_some_and(|(pair, _)| pair.same_data(&record.0)) {
-                    self.fail_takeover(now, 1, "the record changed meanwhile; nothing was changed", fx);
+                    self.fail_takeover(
+                        now,
+                        1,
+                        "the record changed meanwhile; nothing was changed, run it again to judge it anew",
+                        fx,
+                    );
                     return;
                 }
                 self.say(now, "the witness answers", fx);
                 self.stop_old_primary(now, fx);
             }
             (Step::CheckingWitness { question: q }, Err(why)) if *q == question => {
-                let text = format!("the witness does not answer ({why}); nothing was changed");
+                let text = format!("the witness does not answer ({why}); nothing was changed, bring it back first");
                 self.fail_takeover(now, 3, &text, fx);
             }
             _ => {}
@@ -413,7 +427,8 @@ impl Guard {
                     self.say(now, &text, fx);
                     self.begin_recording(now, fx);
                 } else {
-                    self.fail_takeover(now, 1, "the peer consented to another epoch", fx);
+                    let why = "the peer consented to another epoch; see `portcullis status` there, then run it again";
+                    self.fail_takeover(now, 1, why, fx);
                 }
             }
             (
@@ -465,7 +480,8 @@ impl Guard {
                         }
                     }
                     let left = until.since(now.boot).as_secs_f64();
-                    let text = format!("the record is ours; waiting out the old node's lease, {left:.1} s");
+                    let sure = if self.setup.stonith { ", or until fence.stonith says that it is off" } else { "" };
+                    let text = format!("the record is ours; waiting out the old node's lease, {left:.1} s{sure}");
                     self.say(now, &text, fx);
                     self.step(now, Step::WaitingOut { until, said: u64::MAX }, None, fx);
                     if let Some(t) = &mut self.takeover {
@@ -515,12 +531,9 @@ impl Guard {
                     }
                     self.begin_refusing(now, true, fx);
                 } else if late {
-                    self.fail_takeover(
-                        now,
-                        1,
-                        "the standby did not replay the old primary's last checkpoint in time",
-                        fx,
-                    );
+                    let why = "the standby did not replay the old primary's last checkpoint in time; see \
+                               PostgreSQL's log here";
+                    self.fail_takeover(now, 1, why, fx);
                 }
             }
             Step::WaitingOut { until, said } => {
@@ -529,7 +542,7 @@ impl Guard {
                 } else if late {
                     let left = until.since(now.boot).as_secs() + 1;
                     if left != said {
-                        self.say(now, &format!("{left} s"), fx);
+                        self.count(until.since(now.boot), fx);
                     }
                     let next = (now.boot + Duration::from_secs(1)).min(until);
                     if let Some(t) = &mut self.takeover {

@@ -15,17 +15,28 @@ const ASK_LIMIT: Duration = Duration::from_secs(5);
 /// Whether it is a standby already is asked before a stop: one that is hung is not waited for long.
 const ROLE_LIMIT: Duration = Duration::from_secs(2);
 
+/// The settings that end a recovery early; empty: none does.
+const TARGETS: [&str; 5] =
+    ["recovery_target", "recovery_target_lsn", "recovery_target_name", "recovery_target_time", "recovery_target_xid"];
+const HAS_TARGET: &str = "SELECT EXISTS (SELECT FROM pg_settings WHERE setting <> '' AND name IN ('recovery_target', \
+     'recovery_target_lsn', 'recovery_target_name', 'recovery_target_time', 'recovery_target_xid'))";
+
 impl Cluster {
-    /// Makes the local standby a writable primary; all received WAL is replayed first. Resumes a paused replay.
-    /// Already a primary is fine.
+    /// Makes the local standby a writable primary; all received WAL is replayed first. Resumes a paused replay, and
+    /// restarts one that has a recovery target without it. Already a primary is fine.
     ///
     /// # Errors
     /// PostgreSQL does not run, or is not writable within `limit` (it goes on: call again).
     pub async fn promote(&self, limit: Duration) -> Result<(), PgError> {
         let deadline = clock::now() + limit;
-        let session = self.session(limit).await?;
+        let mut session = self.session(limit).await?;
         if session.value("SELECT pg_is_in_recovery()", limit).await? == "f" {
             return Ok(());
+        }
+        if session.value(HAS_TARGET, limit).await? == "t" {
+            drop(session);
+            self.forget_target(limit).await?;
+            session = self.session(limit).await?;
         }
         session
             .value("SELECT CASE WHEN pg_is_wal_replay_paused() THEN pg_wal_replay_resume() END IS NULL", limit)
@@ -41,6 +52,19 @@ impl Cluster {
             tokio::time::sleep(WATCH_EVERY).await;
         }
         Ok(())
+    }
+
+    /// A recovery target would end the replay there, and what was received after it would be lost. Such settings need
+    /// a restart.
+    async fn forget_target(&self, limit: Duration) -> Result<(), PgError> {
+        tracing::warn!("PostgreSQL has a recovery target, which would end its replay early: restarting it without");
+        self.stop(StopMode::Fast, limit).await?;
+        self.edit_auto_conf(&self.settings.data_dir, |conf| {
+            for name in TARGETS {
+                conf.set(name, "");
+            }
+        })?;
+        self.start(limit).await
     }
 
     /// Ends the primary's service: stops it (fast for `stop_limit`, then harder) and starts it as a hot standby that

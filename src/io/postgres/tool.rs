@@ -6,7 +6,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use std::ffi::OsStr;
 use std::process::Stdio;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 /// What is kept of each output stream; of a longer one the beginning is dropped, because the end tells why it failed.
@@ -71,12 +71,34 @@ impl Drop for Group {
 }
 
 /// Runs `command` to its end, or kills it at `limit`. `what` names it in errors.
-pub(in crate::io) async fn run(mut command: Command, what: &str, limit: Duration) -> Result<Output, PgError> {
+pub(in crate::io) async fn run(command: Command, what: &str, limit: Duration) -> Result<Output, PgError> {
+    run_with_input(command, what, None, limit).await
+}
+
+/// The same with `input` on its standard input; a program that does not read it is no error.
+pub(in crate::io) async fn run_with_input(
+    mut command: Command,
+    what: &str,
+    input: Option<&[u8]>,
+    limit: Duration,
+) -> Result<Output, PgError> {
+    if input.is_some() {
+        command.stdin(Stdio::piped());
+    }
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| not_started(what, &error))?;
     let mut group = Group::of(&child);
     let (out, err) = (child.stdout.take(), child.stderr.take());
-    let work = async { tokio::join!(tail(out), tail(err), child.wait()) };
+    let stdin = child.stdin.take();
+    let feed = async move {
+        if let (Some(mut stdin), Some(input)) = (stdin, input) {
+            let _it_may_not_want_it = stdin.write_all(input).await;
+        }
+    };
+    let work = async {
+        let (out, err, status, ()) = tokio::join!(tail(out), tail(err), child.wait(), feed);
+        (out, err, status)
+    };
     let Ok((out, err, status)) = tokio::time::timeout(limit, work).await else {
         return Err(PgError::TimedOut(format!("{what} did not end within {limit:?} and was killed")));
     };

@@ -195,6 +195,9 @@ fn counters(registry: &mut Registry, snapshot: &Snapshot) {
         ("peer_refused_connections", "Peer connections refused", c.peer_refused_connections),
         ("sessions_accepted", "Client sessions since the daemon started", c.sessions_total),
         ("auth_failures", "Clients whose authentication failed", c.auth_failures),
+        ("notices_sent", "Notices that notify.command or sendmail took", c.notices_sent),
+        ("notices_failed", "Notices that notify.command or sendmail did not take", c.notices_failed),
+        ("notices_dropped", "Notices given up because too many waited", c.notices_dropped),
     ];
     for (name, help, value) in table {
         registry.register(name, help, ConstCounter::new(value));

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 fn target(control: &Path) -> Target {
-    Target { node: Some("alp".parse().unwrap()), control: control.to_owned(), status_listen: None }
+    Target { node: Some("alp".parse().unwrap()), control: control.to_owned(), status_listen: None, door: None }
 }
 
 macro_rules! printed {
@@ -88,6 +88,7 @@ async fn the_daemon_of_another_node_is_not_believed() {
         node: Some("midna".parse().unwrap()),
         control: folder.path().join("control.sock"),
         status_listen: Some(at),
+        door: None,
     };
     let (result, _) = printed!(out => status(&wrong, false, false, out));
     assert!(result.unwrap_err().text.contains("the daemon of alp answered"));

@@ -15,6 +15,9 @@ use crate::engine::setup::Mode;
 use crate::engine::status::Role;
 use crate::engine::turn::{Effect, Now, PeerQuestion, PgTask};
 
+/// How often it is looked whether PostgreSQL has been seen.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
 impl Guard {
     /// Both answers are in, or their time is over: decide what this is.
     pub(in crate::engine::guard) fn when_asked(&mut self, now: Now, fx: &mut Vec<Effect>) {
@@ -28,12 +31,13 @@ impl Guard {
         }
         // A demotion under way (fence, then unfence at once) is waited for rather than complained about.
         let demoting = matches!(self.pg.task, Some((_, PgOwner::Demotion | PgOwner::Follow)));
-        let unseen = self.pg.demoted && !self.pg.up;
+        // A daemon that has just started has not looked yet: that is no reason to refuse.
+        let unseen = !self.pg.up && (self.pg.demoted || self.pg.error.is_none() && self.pg_present);
         if let Some(t) = &mut self.takeover
             && ((demoting && now.boot < t.started + DEMOTION_LIMIT)
                 || (unseen && now.boot < t.started.max(self.pg.look_from) + PEER_LIMIT * 2))
         {
-            t.deadline = Some(now.boot + Duration::from_millis(200));
+            t.deadline = Some(now.boot + LOOK_AGAIN);
             return;
         }
         if self.durable.is_holder() && self.gate.open {
@@ -116,10 +120,14 @@ impl Guard {
             _ if self.setup.mode == Mode::Observe
                 && peer_state.as_ref().is_some_and(|p| p.digest != self.setup.digest) =>
             {
-                Some("the configurations of the two nodes differ (nodes, timers or dns.servers)".to_owned())
+                Some(
+                    "the configurations of the two nodes differ (nodes, timers or dns.servers); make them one, restart \
+                     both daemons"
+                        .to_owned(),
+                )
             }
             _ if !self.vips.is_empty() && !self.link_up => {
-                Some("the link of the VIP's interface is down here, so the VIP could not be bound".to_owned())
+                Some("the link of the VIP's interface is down here, so the VIP could not be bound; mend it".to_owned())
             }
             _ if peer_state.as_ref().is_some_and(|p| p.maintenance) => Some(format!(
                 "maintenance is on at {0}, which leaves its PostgreSQL alone; `portcullis maintenance off` there first",

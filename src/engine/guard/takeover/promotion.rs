@@ -87,7 +87,7 @@ impl Guard {
                 self.fail_takeover(now, 1, &text, fx);
             }
             JobEnd::NotWritten(why) => {
-                let text = format!("the record was not changed: {why}");
+                let text = format!("the record was not changed: {why}; run promote again");
                 self.fail_takeover(now, 1, &text, fx);
             }
             JobEnd::Unknown(why) => {
@@ -108,9 +108,13 @@ impl Guard {
         let claimed = self.peer.state.as_ref().is_some_and(|peer| peer.won >= epoch);
         if seen > epoch || claimed {
             let taken = if claimed { epoch.max(seen) } else { seen };
-            return Some(format!("epoch {taken} was taken meanwhile; nothing is promoted here"));
+            return Some(format!(
+                "epoch {taken} was taken meanwhile; nothing is promoted here, `portcullis status` says who serves"
+            ));
         }
-        (fence > epoch).then(|| format!("this node was fenced at {fence} meanwhile; nothing is promoted here"))
+        (fence > epoch).then(|| {
+            format!("this node was fenced at {fence} meanwhile; nothing is promoted here, run promote again to lift it")
+        })
     }
 
     pub(in crate::engine::guard) fn begin_naming(&mut self, now: Now, fx: &mut Vec<Effect>) {

@@ -177,6 +177,7 @@ impl World {
                     self.post(after, Delivery::To(node, life, Event::NeighbourAnswered { question, answer }));
                 }
                 Effect::Say { .. }
+                | Effect::Count { .. }
                 | Effect::Note { .. }
                 | Effect::HoldClients
                 | Effect::LetClientsGo

@@ -5,6 +5,7 @@ mod fingerprint;
 mod hands;
 mod laws;
 mod model;
+mod night;
 mod observe;
 mod parts;
 mod random;
