@@ -89,7 +89,9 @@ fn voter(node: &str, serves: u64) -> Facts {
         rejoining: false,
         unheard: false,
         maintenance: false,
+        tunnels: true,
         procedure: None,
+        handing_over: None,
     };
     Facts { state, standbys: Vec::new(), others: Vec::new(), wish: None }
 }

@@ -208,7 +208,6 @@ impl World {
                 | Effect::Note { .. }
                 | Effect::HoldClients
                 | Effect::HoldToCarry
-                | Effect::Forward { .. }
                 | Effect::LetClientsGo
                 | Effect::AnnounceVip { .. }
                 | Effect::AskNode { .. }

@@ -96,6 +96,9 @@ impl Kind {
             | Effect::Say { .. }
             | Effect::Count { .. }
             | Effect::FollowFrom { .. }
+            | Effect::CarryOver { .. }
+            | Effect::Forward { .. }
+            | Effect::HoldToCarry
             | Effect::End { .. }
             | Effect::Note { .. } => None,
         }
