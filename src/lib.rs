@@ -114,6 +114,7 @@ pub mod app {
     pub mod lines;
     pub mod manual;
     pub mod may_start;
+    pub mod meter;
     pub mod online;
     pub mod pools;
     pub mod probe;

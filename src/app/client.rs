@@ -7,6 +7,7 @@
 //! **Invariant:** a command that reached the daemon and whose end was not seen never ends with exit code 1 ("nothing
 //! changed"): its outcome is unknown, so it is 4.
 
+mod bar;
 mod promote;
 mod transport;
 
@@ -206,6 +207,7 @@ pub async fn command(
 ) -> Result<End, Fault> {
     let mut stopped = std::pin::pin!(tokio::signal::ctrl_c());
     let mut stream = transport::send(target, verb, args).await?;
+    let mut bar = bar::Bar::new();
     loop {
         let line = tokio::select! {
             line = stream.next() => line?,
@@ -213,8 +215,10 @@ pub async fn command(
         };
         match line {
             Line::Progress { raw, .. } if json => print(&raw),
+            Line::Progress { text, at_ms, data, .. } if bar.takes(&render::clean(&text), at_ms, data.as_ref()) => {}
             Line::Progress { text, at_ms, .. } => print(&format!("{}  {}", elapsed(at_ms), render::clean(&text))),
             Line::End { end, raw } => {
+                bar.clear();
                 if json {
                     print(&raw);
                 } else if end.exit == ExitCode::Done && !end.text.is_empty() {

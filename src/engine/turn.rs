@@ -7,7 +7,7 @@
 use crate::base::ids::{Epoch, Lsn, NodeName, OpId, SystemId, TimelineId};
 use crate::base::time::Instant;
 use crate::engine::durable::Entry;
-use crate::engine::report::{ControlData, PgReport, SourceFacts};
+use crate::engine::report::{ControlData, PgReport, Progress, RejoinPlan, SourceFacts, WalTail};
 use crate::engine::status::Role;
 use crate::wire::dns::{Reading, RecordPair, UpdateOutcome};
 use serde::{Deserialize, Serialize};
@@ -75,10 +75,11 @@ pub enum Event {
         op: OpId,
         result: Result<PgOutput, String>,
     },
-    /// Progress of a long PostgreSQL task (a clone), for the person who waits.
+    /// Progress of a long PostgreSQL task (a rejoin), for the person who waits; as figures where it has any.
     PgProgress {
         op: OpId,
         text: String,
+        progress: Option<Progress>,
     },
     /// The VIP was bound or renewed by us.
     VipBound {
@@ -190,10 +191,14 @@ pub enum PgTask {
     Start,
     /// Stop, standby.signal, follow the peer or nobody, start.
     Demote { follow_peer: bool },
-    /// Replay all that was received, end recovery, wait until writable.
-    Promote,
-    /// Clone the peer into a fresh directory, set the old one aside, configure, start.
-    Clone(SourceFacts),
+    /// Replay all that was received, end recovery on a timeline above this one, wait until writable.
+    Promote { above: TimelineId },
+    /// What a rejoin would do here; looks only.
+    PlanRejoin(SourceFacts),
+    /// Follow, rewind or clone the peer, configure, start.
+    Rejoin(SourceFacts),
+    /// On the active node: what a rejoin to it must know; changes nothing.
+    LookAsSource(Option<WalTail>),
     /// On the active node: the replication role and the peer's slot.
     PrepareStandby,
     /// On a standby that already streams: our own primary_conninfo (application_name, passfile, slot).
@@ -209,6 +214,7 @@ pub enum PgOutput {
     Lsn(Lsn),
     Control(ControlData),
     Source(SourceFacts),
+    Plan(RejoinPlan),
 }
 
 /// All that goes out.
@@ -306,6 +312,12 @@ pub enum Effect {
         ticket: Ticket,
         text: String,
     },
+    /// A line that the next one of its kind replaces on a terminal, with its figures for programs.
+    Progress {
+        ticket: Ticket,
+        text: String,
+        progress: Progress,
+    },
     /// The last word to `ticket`; `flag` is a fact for programs (`already_active`, `may_lose`).
     End {
         ticket: Ticket,
@@ -381,6 +393,9 @@ pub struct ProcedureBrief {
     pub step: String,
     /// Exit code and last sentence, once it ended.
     pub ended: Option<(u8, String)>,
+    /// The figures of `step`.
+    #[serde(default)]
+    pub progress: Option<Progress>,
 }
 
 /// Questions on the peer channel.
@@ -405,8 +420,15 @@ pub enum PeerQuestion {
     },
     /// Before any consent: put everything back.
     PutBack { attempt: u64 },
-    /// First step of a rejoin, to the active node: write `sync=none`, empty the list, make role and slot.
-    PrepareRejoin { id: u64 },
+    /// First step of a rejoin, to the active node: write `sync=none`, empty the list, make role and slot. With `look`
+    /// nothing is changed: only its facts are told, and whether its WAL has this end (an older daemon prepares).
+    PrepareRejoin {
+        id: u64,
+        #[serde(default)]
+        look: bool,
+        #[serde(default)]
+        tail: Option<WalTail>,
+    },
     /// Run this procedure on your side (a command given on the wrong node).
     Run { command: Command },
 }

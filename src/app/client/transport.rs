@@ -117,7 +117,7 @@ where
 
 /// One line of a command's answer.
 pub(super) enum Line {
-    Progress { text: String, at_ms: u64, raw: String },
+    Progress { text: String, at_ms: u64, data: Option<Value>, raw: String },
     End { end: End, raw: String },
 }
 
@@ -204,5 +204,5 @@ fn parse(raw: String) -> Option<Line> {
     }
     let at_ms = value.get("at_ms").and_then(Value::as_u64).unwrap_or(0);
     value.get("line").and_then(Value::as_str)?;
-    Some(Line::Progress { text: text("line"), at_ms, raw })
+    Some(Line::Progress { text: text("line"), at_ms, data, raw })
 }

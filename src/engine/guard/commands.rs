@@ -3,6 +3,7 @@
 
 use super::handover::MAINTENANCE;
 use super::proofs::PeerAskedFor;
+use super::rejoin::told;
 use super::takeover::Kind;
 use super::{Guard, Then};
 use crate::base::time::{Duration, Instant};
@@ -236,8 +237,7 @@ impl Guard {
             let Some(brief) = brief.as_ref().filter(|b| b.id == id) else { return true };
             if brief.step != w.last {
                 w.last = brief.step.clone();
-                let text = brief.step.clone();
-                fx.push(Effect::Say { ticket: w.ticket, text });
+                fx.push(told(w.ticket, brief.step.clone(), brief.progress.clone()));
             }
             match &brief.ended {
                 Some((exit, text)) => {

@@ -3,7 +3,8 @@
 //! **Invariant:** whatever is interrupted on the way to a standby leaves one: `standby.signal` is written first.
 
 use super::control::{StopMode, Stopped};
-use super::{Cluster, Peer, PgError, files};
+use super::{Cluster, Peer, PgError, files, history};
+use crate::base::ids::TimelineId;
 use crate::io::clock;
 use std::path::Path;
 use std::time::Duration;
@@ -14,6 +15,12 @@ const WATCH_EVERY: Duration = Duration::from_millis(10);
 const ASK_LIMIT: Duration = Duration::from_secs(5);
 /// Whether it is a standby already is asked before a stop: one that is hung is not waited for long.
 const ROLE_LIMIT: Duration = Duration::from_secs(2);
+
+/// What a history file says that only keeps a promotion from using its number. It names no timeline, so no standby
+/// follows it.
+const SKIPPED: &str = "# portcullis: this number was used by another promotion\n";
+/// So many numbers are skipped at most.
+const SKIP_MAX: u32 = 1000;
 
 impl Cluster {
     /// Makes the local standby a writable primary; all received WAL is replayed first. Resumes a paused replay.
@@ -41,6 +48,28 @@ impl Cluster {
             tokio::time::sleep(WATCH_EVERY).await;
         }
         Ok(())
+    }
+
+    /// [`Cluster::promote`], on a timeline above `above`: a number that somebody else used must not mean two histories
+    /// (P14). PostgreSQL takes the first number that has no history file, so empty ones stand there meanwhile.
+    ///
+    /// # Errors
+    /// As [`Cluster::promote`].
+    pub async fn promote_above(&self, above: TimelineId, limit: Duration) -> Result<(), PgError> {
+        let own = self.local().await?.history.current();
+        let wal = self.settings.data_dir.join("pg_wal");
+        for number in own.0 + 1..=above.0.min(own.0.saturating_add(SKIP_MAX)) {
+            let file = wal.join(history::file_name(TimelineId(number)));
+            if !file.exists() {
+                files::replace(&file, SKIPPED.as_bytes(), 0o600)?;
+            }
+        }
+        let promoted = self.promote(limit).await;
+        // PostgreSQL that goes on promoting after the limit still needs them; a start takes them away.
+        if !matches!(promoted, Err(PgError::TimedOut(_))) {
+            clear_skipped(&self.settings.data_dir);
+        }
+        promoted
     }
 
     /// Ends the primary's service: stops it (fast for `stop_limit`, then harder) and starts it as a hot standby that
@@ -130,6 +159,20 @@ impl Cluster {
             Some(session.value("SELECT pg_is_in_recovery()", limit).await.ok()? == "t")
         };
         tokio::time::timeout(limit, asking).await.ok().flatten()
+    }
+}
+
+/// Removes what [`Cluster::promote_above`] left: a standby that starts would take it for the newest timeline.
+pub(super) fn clear_skipped(data_dir: &Path) {
+    let wal = data_dir.join("pg_wal");
+    for entry in std::fs::read_dir(wal).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|end| end == "history")
+            && std::fs::read_to_string(&path).is_ok_and(|text| text == SKIPPED)
+            && let Err(error) = files::remove(&path)
+        {
+            tracing::warn!(file = %path.display(), %error, "remove it before PostgreSQL starts as a standby");
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use super::laws::MISSING;
 use super::world::{Cut, Delivery, MS, Pg, World, holds, name};
 use crate::base::ids::{Lsn, SystemId, TimelineId};
 use crate::base::time::{Duration, Instant};
-use crate::engine::report::{ControlData, PgReport, SourceFacts, StandbyRow};
+use crate::engine::report::{ControlData, PgReport, RejoinHow, RejoinPlan, SourceFacts, StandbyRow};
 use crate::engine::turn::{Effect, Event, PgOutput, PgTask};
 use crate::wire::dns::{Reading, RecordPair, UpdateOutcome};
 
@@ -177,6 +177,7 @@ impl World {
                     self.post(after, Delivery::To(node, life, Event::NeighbourAnswered { question, answer }));
                 }
                 Effect::Say { .. }
+                | Effect::Progress { .. }
                 | Effect::Note { .. }
                 | Effect::HoldClients
                 | Effect::LetClientsGo
@@ -309,15 +310,15 @@ impl World {
             PgTask::Demote { follow_peer } => {
                 *pg = Pg { up: true, in_recovery: true, follows: follow_peer, start: pg.start + 1, ..pg.clone() };
             }
-            PgTask::Promote => {
+            PgTask::Promote { above } => {
                 pg.in_recovery = false;
                 pg.follows = false;
-                pg.timeline += 1;
+                pg.timeline = pg.timeline.max(above.0) + 1;
                 pg.lsn += 5;
                 n.promotions += 1;
                 pg.data.push((n.promotions * 2 + node as u64, 0));
             }
-            PgTask::Clone(_) => {
+            PgTask::Rejoin(_) => {
                 let start = pg.start + 1;
                 *pg = Pg {
                     up: true,
@@ -328,11 +329,29 @@ impl World {
                     follows: true,
                     start,
                     data: other.data,
+                    refusal: false,
+                    told_ahead: 0,
                 };
             }
-            PgTask::PrepareStandby => {
-                let source = SourceFacts { system_id: SystemId(77), bytes: 1, tablespaces: 0 };
+            PgTask::PrepareStandby | PgTask::LookAsSource(_) => {
+                let source = SourceFacts {
+                    system_id: SystemId(77),
+                    bytes: 1,
+                    tablespaces: 0,
+                    spaces: Vec::new(),
+                    timeline: TimelineId(pg.timeline),
+                    history: Vec::new(),
+                    control_timeline: TimelineId(pg.timeline),
+                    lsn: Lsn(pg.lsn + pg.told_ahead),
+                    oldest: Lsn(0),
+                    same_tail: None,
+                };
                 return Ok(PgOutput::Source(source));
+            }
+            PgTask::PlanRejoin(_) => {
+                let refusal = pg.refusal.then(|| "a test says no".to_owned());
+                let plan = RejoinPlan { how: RejoinHow::Clone, why: "a test".to_owned(), refusal, tail: None };
+                return Ok(PgOutput::Plan(plan));
             }
             PgTask::Checkpoint | PgTask::Adopt | PgTask::Nudge => {}
         }

@@ -8,6 +8,7 @@ mod model;
 mod observe;
 mod parts;
 mod random;
+mod rejoined;
 mod review;
 mod scenarios;
 mod second_reading;

@@ -128,6 +128,8 @@ impl World {
             follows: in_recovery,
             start: 1,
             data: vec![(0, 0)],
+            refusal: false,
+            told_ahead: 0,
         };
         let node = |in_recovery| Node {
             guard: None,
