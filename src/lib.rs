@@ -118,6 +118,7 @@ pub mod app {
     pub mod lines;
     pub mod manual;
     pub mod may_start;
+    pub mod meter;
     pub mod notices;
     pub mod online;
     pub mod pools;

@@ -9,6 +9,7 @@
 //! changed"): its outcome is unknown, so it is 4.
 
 mod after;
+mod bar;
 mod door;
 mod drill;
 mod promote;
@@ -251,7 +252,7 @@ pub async fn run(target: &Target, verb: &str, args: &Value, json: bool, out: &mu
 /// After a procedure that succeeded the front door is tried. A reader of ours that has gone away ends nothing.
 async fn printed(target: &Target, verb: &str, args: &Value, json: bool, out: &mut Out<'_>) -> Result<End, Fault> {
     let entered = clock::now();
-    let mut lines = Lines { out, json, counting: false };
+    let mut lines = Lines { out, json, counting: false, bar: bar::Bar::new() };
     let end = command(target, verb, args, &mut |progress| lines.progress(progress)).await;
     lines.close();
     let end = end?;
@@ -280,6 +281,8 @@ struct Lines<'a, 'b> {
     json: bool,
     /// The last line is one that the next count replaces.
     counting: bool,
+    /// Of bytes that are copied.
+    bar: bar::Bar,
 }
 
 impl Lines<'_, '_> {
@@ -292,7 +295,11 @@ impl Lines<'_, '_> {
         if self.json {
             return self.put(&progress.raw);
         }
-        let line = format!("{}  {}", elapsed(progress.at_ms), render::clean(&progress.text));
+        let text = render::clean(&progress.text);
+        if self.bar.takes(&text, progress.at_ms, progress.data.as_ref()) {
+            return;
+        }
+        let line = format!("{}  {text}", elapsed(progress.at_ms));
         match progress.left_ms {
             Some(_) if self.out.style.terminal => {
                 drop(self.out.put(&format!("\r\x1b[K{line}")));
@@ -308,6 +315,7 @@ impl Lines<'_, '_> {
 
     /// What was counted is over: the next line takes its place.
     fn close(&mut self) {
+        self.bar.clear();
         if std::mem::take(&mut self.counting) {
             drop(self.out.put("\r\x1b[K"));
         }

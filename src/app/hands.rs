@@ -5,17 +5,18 @@
 //! effect.
 
 use crate::app::daemon::Parts;
+use crate::app::meter::Meter;
 use crate::app::wall::WallHand;
 use crate::base::ids::{NodeName, OpId};
 use crate::base::time::Duration;
 use crate::engine::durable::Entry;
-use crate::engine::report::SourceFacts;
+use crate::engine::report::{RejoinHow, SourceFacts};
 use crate::engine::turn::{Effect, Event, PeerAnswer, PeerQuestion, PgOutput, PgTask, Ticket};
 use crate::io::dns::Authority;
 use crate::io::journal::Journal;
 use crate::io::neighbour;
 use crate::io::outside;
-use crate::io::postgres::{Cluster, Peer, PgError, StopMode, slot_name};
+use crate::io::postgres::{Cluster, Peer, PgError, StopMode, Tick, slot_name};
 use crate::io::vip::{PROBE_TIME, VipHand};
 use crate::serve::gate::Gate;
 use crate::serve::http::ControlReply;
@@ -42,8 +43,6 @@ const PG_FENCE_STOP: Duration = Duration::from_secs(5);
 /// A fast stop of a switchover: its last WAL has to reach the standby. Clients wait for it, and for a start where it was
 /// in vain: both have to fit into `pool.query_wait`.
 const PG_STOP_LIMIT: Duration = Duration::from_secs(15);
-/// How often progress of a clone is told.
-const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// How often the drain looks whether it is done.
 const DRAIN_LOOK: Duration = Duration::from_millis(2);
 /// How long sessions that are not in a transaction have to come to rest.
@@ -211,6 +210,12 @@ impl Hands {
                     let _client_gone = reply.try_send(ControlReply::Line { text, data });
                 }
             }
+            Effect::Progress { ticket, text, progress } => {
+                if let Some(reply) = self.commands.get(&ticket) {
+                    let data = serde_json::to_value(progress).ok();
+                    let _client_gone = reply.try_send(ControlReply::Line { text, data });
+                }
+            }
             Effect::End { ticket, exit, text, flag } => {
                 if let Some(reply) = self.commands.remove(&ticket) {
                     let data = flag.map(|flag| serde_json::json!({ flag: true }));
@@ -366,8 +371,10 @@ async fn run_pg(
             let follow = if follow_peer { Some(peer.ok_or_else(no_peer)?) } else { None };
             cluster.demote(follow, PG_FENCE_STOP, PG_START_LIMIT).await.map(|_| PgOutput::Done)
         }
-        PgTask::Promote => cluster.promote(PG_LIMIT).await.map(|()| PgOutput::Done),
-        PgTask::Clone(source) => clone(cluster, peer.ok_or_else(no_peer)?, op, &source, events).await,
+        PgTask::Promote { above } => cluster.promote_above(above, PG_LIMIT).await.map(|()| PgOutput::Done),
+        PgTask::PlanRejoin(source) => cluster.plan_rejoin(&source).await.map(PgOutput::Plan),
+        PgTask::Rejoin(source) => rejoin(cluster, peer.ok_or_else(no_peer)?, op, &source, events).await,
+        PgTask::LookAsSource(tail) => cluster.look_as_source(tail.as_ref(), PG_LIMIT).await.map(PgOutput::Source),
         PgTask::PrepareStandby => {
             cluster.ensure_replication_role(PG_LIMIT).await?;
             if let Some(peer) = peer.filter(|_| cluster.replication.slots) {
@@ -388,35 +395,24 @@ async fn run_pg(
     }
 }
 
-async fn clone(
+async fn rejoin(
     cluster: &Cluster,
     peer: &Peer,
     op: OpId,
     source: &SourceFacts,
     events: &mpsc::Sender<Event>,
 ) -> Result<PgOutput, PgError> {
-    let mut told = crate::base::time::Instant::ZERO;
-    let aside = cluster
-        .clone_from(peer, source, |done, total| {
-            let now = crate::io::clock::now();
-            if now.since(told) < PROGRESS_EVERY {
-                return;
-            }
-            told = now;
-            let mb = |bytes: u64| bytes / (1024 * 1024);
-            let text = match total.filter(|total| *total > 0) {
-                Some(total) => {
-                    format!("cloned {} of {} MiB ({} %)", mb(done), mb(total), done.min(total) * 100 / total)
-                }
-                None => format!("cloned {} MiB", mb(done)),
-            };
-            let _queue_full = events.try_send(Event::PgProgress { op, text });
-        })
-        .await?;
-    if let Some(aside) = aside {
-        let text = format!("the old data directory is kept as {}", aside.display());
-        let _queue_full = events.try_send(Event::PgProgress { op, text });
+    let mut meter = Meter::new(crate::io::clock::now());
+    let mut tell = |tick| {
+        if let Some((text, progress)) = meter.tick(crate::io::clock::now(), tick) {
+            let _queue_full = events.try_send(Event::PgProgress { op, text, progress });
+        }
+    };
+    let done = cluster.rejoin(peer, source, &mut tell).await?;
+    if let Some(aside) = done.aside.filter(|_| done.how == RejoinHow::Clone) {
+        tell(Tick::Words(format!("the old data directory is kept as {}", aside.display())));
     }
+    tell(Tick::Words("starting PostgreSQL as a standby".to_owned()));
     cluster.start(PG_START_LIMIT).await?;
     Ok(PgOutput::Done)
 }

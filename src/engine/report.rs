@@ -61,7 +61,7 @@ pub struct ControlData {
     pub timeline: TimelineId,
 }
 
-/// What the source of a clone says of itself, through its own daemon.
+/// What the source of a rejoin says of itself, through its own daemon. What an older daemon does not say is 0 or empty.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SourceFacts {
     pub system_id: SystemId,
@@ -69,4 +69,77 @@ pub struct SourceFacts {
     pub bytes: u64,
     /// Tablespaces outside the data directory.
     pub tablespaces: u32,
+    /// Where they are, and their bytes.
+    #[serde(default)]
+    pub spaces: Vec<(String, u64)>,
+    /// The timeline that is being written; 0: not told.
+    #[serde(default)]
+    pub timeline: TimelineId,
+    /// The timelines before it, oldest first, each with where it ended.
+    #[serde(default)]
+    pub history: Vec<(TimelineId, Lsn)>,
+    /// Of the latest checkpoint: behind `timeline` for a while after a promotion.
+    #[serde(default)]
+    pub control_timeline: TimelineId,
+    /// Where the last record ended when this was asked.
+    #[serde(default)]
+    pub lsn: Lsn,
+    /// The oldest WAL it still has.
+    #[serde(default)]
+    pub oldest: Lsn,
+    /// Whether its WAL is byte for byte what [`WalTail`] asked about; `None`: not asked, or not to be told.
+    #[serde(default)]
+    pub same_tail: Option<bool>,
+}
+
+/// The end of a node's own WAL, to be compared with the source's: equal timeline numbers do not mean equal WAL (P14).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct WalTail {
+    /// Name of the segment file.
+    pub segment: String,
+    /// From this byte of it, this many.
+    pub from: u64,
+    pub len: u64,
+    /// SHA-256 of them, in hexadecimal.
+    pub sha256: String,
+}
+
+/// How a node becomes a standby of the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RejoinHow {
+    /// Its WAL is the beginning of the source's: it only has to follow.
+    Follow,
+    /// By `pg_rewind`.
+    Rewind,
+    /// By a fresh copy.
+    Clone,
+}
+
+/// What a rejoin would do here, found out by looking alone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RejoinPlan {
+    pub how: RejoinHow,
+    /// Why this way, and what it needs, in a sentence without a capital at its beginning.
+    pub why: String,
+    /// It cannot be done at all, and what would help.
+    pub refusal: Option<String>,
+    /// To be proven the same at the source before anything is followed.
+    pub tail: Option<WalTail>,
+}
+
+/// How far a copy is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Progress {
+    pub done_bytes: u64,
+    /// 0: not known yet.
+    pub total_bytes: u64,
+    pub rate_bytes_per_s: u64,
+    pub left_s: Option<u64>,
+    /// What it does beside copying: waiting for a checkpoint, syncing files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// Transactions that the source does not have, once they are counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diverged_transactions: Option<u64>,
 }

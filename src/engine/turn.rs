@@ -7,7 +7,7 @@
 use crate::base::ids::{Epoch, Lsn, NodeName, OpId, SystemId, TimelineId};
 use crate::base::time::Instant;
 use crate::engine::durable::Entry;
-use crate::engine::report::{ControlData, PgReport, SourceFacts, StandbyRow};
+use crate::engine::report::{ControlData, PgReport, Progress, RejoinPlan, SourceFacts, StandbyRow, WalTail};
 use crate::engine::status::Role;
 use crate::wire::dns::{Reading, RecordPair, UpdateOutcome};
 use serde::{Deserialize, Serialize};
@@ -81,10 +81,11 @@ pub enum Event {
         op: OpId,
         result: Result<PgOutput, String>,
     },
-    /// Progress of a long PostgreSQL task (a clone), for the person who waits.
+    /// Progress of a long PostgreSQL task (a rejoin), for the person who waits; as figures where it has any.
     PgProgress {
         op: OpId,
         text: String,
+        progress: Option<Progress>,
     },
     /// The VIP was bound or renewed by us.
     VipBound {
@@ -201,10 +202,14 @@ pub enum PgTask {
     Start,
     /// Stop, standby.signal, follow the peer or nobody, start.
     Demote { follow_peer: bool },
-    /// Replay all that was received, end recovery, wait until writable.
-    Promote,
-    /// Clone the peer into a fresh directory, set the old one aside, configure, start.
-    Clone(SourceFacts),
+    /// Replay all that was received, end recovery on a timeline above this one, wait until writable.
+    Promote { above: TimelineId },
+    /// What a rejoin would do here; looks only.
+    PlanRejoin(SourceFacts),
+    /// Follow, rewind or clone the peer, configure, start.
+    Rejoin(SourceFacts),
+    /// On the active node: what a rejoin to it must know; changes nothing.
+    LookAsSource(Option<WalTail>),
     /// On the active node: the replication role and the peer's slot.
     PrepareStandby,
     /// On a standby that already streams: our own primary_conninfo (application_name, passfile, slot).
@@ -224,6 +229,7 @@ pub enum PgOutput {
     Lsn(Lsn),
     Control(ControlData),
     Source(SourceFacts),
+    Plan(RejoinPlan),
 }
 
 /// All that goes out.
@@ -351,6 +357,12 @@ pub enum Effect {
         text: String,
         left: Duration,
     },
+    /// A line that the next one of its kind replaces on a terminal, with its figures for programs.
+    Progress {
+        ticket: Ticket,
+        text: String,
+        progress: Progress,
+    },
     /// The last word to `ticket`; `flag` is a fact for programs (`already_active`, `may_lose`).
     End {
         ticket: Ticket,
@@ -363,6 +375,16 @@ pub enum Effect {
         kind: &'static str,
         text: String,
     },
+}
+
+impl Effect {
+    /// A line for who waits on `ticket`, with its figures where it has any.
+    pub fn told(ticket: Ticket, text: String, progress: Option<Progress>) -> Effect {
+        match progress {
+            Some(progress) => Effect::Progress { ticket, text, progress },
+            None => Effect::Say { ticket, text },
+        }
+    }
 }
 
 /// What one node tells the other about itself with every pulse.
@@ -432,6 +454,9 @@ pub struct ProcedureBrief {
     pub step: String,
     /// Exit code and last sentence, once it ended.
     pub ended: Option<(u8, String)>,
+    /// The figures of `step`.
+    #[serde(default)]
+    pub progress: Option<Progress>,
 }
 
 /// What a node without a vote tells the voters about itself. A type of its own, so that it can never be taken for a
@@ -490,8 +515,15 @@ pub enum PeerQuestion {
     },
     /// Before any consent: put everything back.
     PutBack { attempt: u64 },
-    /// First step of a rejoin, to the active node: write `sync=none`, empty the list, make role and slot.
-    PrepareRejoin { id: u64 },
+    /// First step of a rejoin, to the active node: write `sync=none`, empty the list, make role and slot. With `look`
+    /// nothing is changed: only its facts are told, and whether its WAL has this end (an older daemon prepares).
+    PrepareRejoin {
+        id: u64,
+        #[serde(default)]
+        look: bool,
+        #[serde(default)]
+        tail: Option<WalTail>,
+    },
     /// Without a marker: I go alone at this epoch; write that down (R4, P8).
     GoingAlone { epoch: Epoch, since: String },
     /// Run this procedure on your side (a command given on the wrong node).

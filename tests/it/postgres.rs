@@ -2,13 +2,15 @@
 
 #[path = "postgres/pair.rs"]
 mod pair;
+#[path = "postgres/rejoined.rs"]
+mod rejoined;
 #[path = "postgres/target.rs"]
 mod target;
 
 use pair::{LIMIT, as_postgres, client, clone, peer, pid, postmaster, send, sql, until, wait_streaming};
 use portcullis::engine::report::PgReport;
 use portcullis::io::clock;
-use portcullis::io::postgres::{Cluster, PgError, PgLost, StopHow, StopMode, Watcher, slot_name, watch};
+use portcullis::io::postgres::{Cluster, PgError, PgLost, StopHow, StopMode, Tick, Watcher, slot_name, watch};
 use rustix::process::Signal;
 use std::fs;
 use std::sync::Arc;
@@ -186,7 +188,8 @@ fn a_clone_keeps_what_belongs_to_its_machine() {
         // Nothing there before: port and socket come from our configuration. Nothing secret is to be seen meanwhile.
         let spy = Spy::start();
         let (mut ticks, mut total) = (0, None);
-        let aside = Cluster::clone_from(&midna, &peer(&alp), &facts, |done, all| {
+        let aside = Cluster::clone_from(&midna, &peer(&alp), &facts, &mut |tick| {
+            let Tick::Bytes { done, total: all } = tick else { return };
             assert!(all.is_none_or(|all| done <= all + all / 10));
             (ticks, total) = (ticks + 1, all.or(total));
         })
@@ -209,7 +212,7 @@ fn a_clone_keeps_what_belongs_to_its_machine() {
         let active = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'portcullis_midna' AND active";
         assert_eq!(sql(&alp, active).await, "1");
         assert!(matches!(alp.drop_slot("portcullis_midna", LIMIT).await, Err(PgError::Failed(_))), "in use");
-        let refused = Cluster::clone_from(&midna, &peer(&alp), &facts, |_, _| {}).await;
+        let refused = Cluster::clone_from(&midna, &peer(&alp), &facts, &mut |_| {}).await;
         assert!(matches!(refused, Err(PgError::Refused(_))), "it runs: {refused:?}");
 
         // Now with settings of its own on each side, and an old directory.
@@ -293,18 +296,21 @@ fn a_clone_that_fails_or_was_cut_short_loses_nothing() {
 
         let mut wrong = facts.clone();
         wrong.bytes = u64::MAX / 2;
-        let error = Cluster::clone_from(&midna, &peer(&alp), &wrong, |_, _| {}).await.expect_err("no space");
+        let error = Cluster::clone_from(&midna, &peer(&alp), &wrong, &mut |_| {}).await.expect_err("no space");
         assert!(matches!(&error, PgError::Refused(text) if text.contains("MiB free")), "{error}");
         wrong = facts.clone();
         wrong.tablespaces = 1;
-        assert!(matches!(Cluster::clone_from(&midna, &peer(&alp), &wrong, |_, _| {}).await, Err(PgError::Refused(_))));
+        assert!(matches!(
+            Cluster::clone_from(&midna, &peer(&alp), &wrong, &mut |_| {}).await,
+            Err(PgError::Refused(_))
+        ));
         wrong = facts.clone();
         wrong.system_id.0 += 1;
-        let error = Cluster::clone_from(&midna, &peer(&alp), &wrong, |_, _| {}).await.expect_err("another cluster");
+        let error = Cluster::clone_from(&midna, &peer(&alp), &wrong, &mut |_| {}).await.expect_err("another cluster");
         assert!(error.to_string().contains("another cluster"), "{error}");
         let mut nobody = peer(&alp);
         nobody.port = 1;
-        let error = Cluster::clone_from(&midna, &nobody, &facts, |_, _| {}).await.expect_err("nobody there");
+        let error = Cluster::clone_from(&midna, &nobody, &facts, &mut |_| {}).await.expect_err("nobody there");
         assert!(error.to_string().contains("Connection refused"), "{error}");
         assert_eq!(fs::read_to_string(data.join("precious")).expect("read"), "kept");
         assert!(!base.dir.join("midna/data.portcullis-new/data").exists(), "a failed copy takes no room");

@@ -29,6 +29,7 @@ mod planned;
 mod pooled;
 mod random;
 mod record;
+mod rejoined;
 mod restart;
 mod side_doors;
 mod stonith;

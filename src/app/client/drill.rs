@@ -70,7 +70,7 @@ enum Stage {
 pub async fn drill(target: &Target, args: &DrillArgs, out: &mut Out<'_>) -> Result<ExitCode, Fault> {
     let stage = RefCell::new(Stage::Nothing);
     let done = {
-        let mut lines = Lines { out: &mut *out, json: args.json, counting: false };
+        let mut lines = Lines { out: &mut *out, json: args.json, counting: false, bar: super::bar::Bar::new() };
         let whole = there_and_back(target, args, &stage, &mut lines);
         tokio::select! {
             // First: a command under way would tell of itself only.

@@ -127,6 +127,8 @@ pub(super) struct Progress {
     pub(super) at_ms: u64,
     /// Of a wait: how long it still lasts.
     pub(super) left_ms: Option<u64>,
+    /// Facts for programs.
+    pub(super) data: Option<Value>,
     /// The very line.
     pub(super) raw: String,
 }
@@ -215,5 +217,5 @@ fn parse(raw: String) -> Option<Line> {
     let at_ms = value.get("at_ms").and_then(Value::as_u64).unwrap_or(0);
     value.get("line").and_then(Value::as_str)?;
     let left_ms = data.as_ref().and_then(|data| data.get("left_ms")).and_then(Value::as_u64);
-    Some(Line::Progress(Progress { text: text("line"), at_ms, left_ms, raw }))
+    Some(Line::Progress(Progress { text: text("line"), at_ms, left_ms, data, raw }))
 }

@@ -4,8 +4,8 @@
 
 use super::text::{self, Notes, Section};
 use super::{
-    Auth, Cluster, Config, Dns, DnsMode, Fence, FencePostgres, Node, NodePostgres, Notify, OnStandbyLoss, Passive, Pool,
-    PoolMode, Postgres, Replication, ReplicationMode, Service, Tsig, Vip, Witness,
+    Auth, Cluster, Config, Dns, DnsMode, Fence, FencePostgres, Node, NodePostgres, Notify, OnStandbyLoss, Passive,
+    Pool, PoolMode, Postgres, Replication, ReplicationMode, Service, Tsig, Vip, Witness,
 };
 use crate::base::ids::NodeName;
 use std::net::{IpAddr, SocketAddr};

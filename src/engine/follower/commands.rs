@@ -67,7 +67,7 @@ impl Follower {
         if self.durable.maintenance {
             let text = "refused: maintenance is on there; `portcullis maintenance off` first".to_owned();
             let (kind, step) = ("rejoin".to_owned(), String::new());
-            self.last_ended = Some(ProcedureBrief { kind, id: wish.id, step, ended: Some((3, text)) });
+            self.last_ended = Some(ProcedureBrief { kind, id: wish.id, step, ended: Some((3, text)), progress: None });
             return;
         }
         self.begin_rejoin(now, wish.id, None, wish.dry_run);

@@ -215,9 +215,9 @@ impl Follower {
             }
             Event::PgSilent(why) => self.pg.error = Some(why),
             Event::PgDone { op, result } => self.on_pg_done(now, op, result, fx),
-            Event::PgProgress { op, text } => {
+            Event::PgProgress { op, text, progress } => {
                 if self.pg.task.as_ref().is_some_and(|(running, _)| *running == op) {
-                    self.say_rejoin(&text, fx);
+                    self.say_rejoin(&text, progress, fx);
                 }
             }
             Event::PgStartRefused => self.pg.start_refused |= self.pg.task.is_none(),
@@ -375,7 +375,7 @@ impl Follower {
     /// Starts a PostgreSQL task; the caller has looked that none runs.
     fn pg_task(&mut self, owner: Owner, task: PgTask, fx: &mut Vec<Effect>) {
         let op = OpId(self.id());
-        self.pg.restarts = matches!(task, PgTask::Stop | PgTask::Start | PgTask::Demote { .. } | PgTask::Clone(_));
+        self.pg.restarts = matches!(task, PgTask::Stop | PgTask::Start | PgTask::Demote { .. } | PgTask::Rejoin(_));
         self.pg.task = Some((op, owner));
         fx.push(Effect::Pg { op, task });
     }

@@ -7,7 +7,7 @@ use super::{Asked, Follower, Owner, Then};
 use crate::base::ids::{Lsn, NodeName};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
-use crate::engine::report::SourceFacts;
+use crate::engine::report::{Progress, SourceFacts};
 use crate::engine::turn::{Effect, Now, PeerAnswer, PeerQuestion, PgOutput, PgTask, ProcedureBrief, Ticket};
 
 /// How long is waited for a voter whose gate is open.
@@ -55,6 +55,7 @@ pub(super) struct Rejoin {
     pub(super) deadline: Option<Instant>,
     give_up: Instant,
     last_line: String,
+    progress: Option<Progress>,
     /// Whom it is cloned from, once that is known.
     source: Option<(NodeName, Option<SourceFacts>)>,
     /// The data here is not what it was, or was not whole before.
@@ -67,7 +68,7 @@ impl Rejoin {
             Step::Cloning if !self.last_line.is_empty() => self.last_line.clone(),
             _ => self.step.word().to_owned(),
         };
-        ProcedureBrief { kind: "rejoin".to_owned(), id: self.id, step, ended: None }
+        ProcedureBrief { kind: "rejoin".to_owned(), id: self.id, step, ended: None, progress: self.progress.clone() }
     }
 
     pub(super) fn since(&self) -> &str {
@@ -95,17 +96,17 @@ impl Follower {
             deadline: Some(now.boot + ACTIVE_LIMIT),
             give_up: now.boot + ACTIVE_LIMIT,
             last_line: String::new(),
+            progress: None,
             source: None,
             touched: self.durable.rejoining,
         });
     }
 
-    pub(super) fn say_rejoin(&mut self, text: &str, fx: &mut Vec<Effect>) {
+    pub(super) fn say_rejoin(&mut self, text: &str, progress: Option<Progress>, fx: &mut Vec<Effect>) {
         let Some(r) = &mut self.rejoin else { return };
         r.last_line = text.to_owned();
-        for ticket in &r.tickets {
-            fx.push(Effect::Say { ticket: *ticket, text: text.to_owned() });
-        }
+        r.progress = progress;
+        fx.extend(r.tickets.iter().map(|ticket| Effect::told(*ticket, text.to_owned(), r.progress.clone())));
     }
 
     fn rejoin_step(&mut self, now: Now, step: Step, limit: Duration, fx: &mut Vec<Effect>) {
@@ -114,7 +115,7 @@ impl Follower {
         r.give_up = now.boot + limit;
         r.deadline = (limit < NO_LIMIT).then_some(r.give_up);
         let text = r.step.word();
-        self.say_rejoin(text, fx);
+        self.say_rejoin(text, None, fx);
         if let Some(r) = &mut self.rejoin {
             r.last_line.clear();
         }
@@ -238,7 +239,9 @@ impl Follower {
             (Step::Stopping, Ok(_)) => {
                 let Some((_, Some(source))) = r.source.clone() else { return };
                 self.rejoin_step(now, Step::Cloning, NO_LIMIT, fx);
-                self.pg_task(Owner::Rejoin, PgTask::Clone(source), fx);
+                // Nobody has compared the end of the WAL: it is not followed, but rewound to or cloned.
+                let source = SourceFacts { same_tail: Some(false), ..source };
+                self.pg_task(Owner::Rejoin, PgTask::Rejoin(source), fx);
             }
             (Step::Cloning, Ok(_)) => {
                 self.pg.follows = r.source.as_ref().map(|(name, _)| name.clone());

@@ -177,7 +177,18 @@ impl Play {
                         (None, _) => Err("silence".to_owned()),
                         (Some(facts), PeerQuestion::Follow { .. }) => Ok(PeerAnswer::Facts(Box::new(facts))),
                         (Some(_), PeerQuestion::PrepareFollower { id }) => {
-                            let source = SourceFacts { system_id: SystemId(77), bytes: 1, tablespaces: 0 };
+                            let source = SourceFacts {
+                                system_id: SystemId(77),
+                                bytes: 1,
+                                tablespaces: 0,
+                                spaces: Vec::new(),
+                                timeline: TimelineId(1),
+                                history: Vec::new(),
+                                control_timeline: TimelineId(1),
+                                lsn: Lsn(0),
+                                oldest: Lsn(0),
+                                same_tail: None,
+                            };
                             Ok(PeerAnswer::Prepared { id, source })
                         }
                         (_, other) => panic!("a node without a vote asked {other:?}"),
@@ -189,7 +200,10 @@ impl Play {
                     None
                 }
                 Effect::Pg { op, task } => {
-                    assert!(!matches!(task, PgTask::Promote | PgTask::SetSyncList(_) | PgTask::Start), "{task:?}");
+                    assert!(
+                        !matches!(task, PgTask::Promote { .. } | PgTask::SetSyncList(_) | PgTask::Start),
+                        "{task:?}"
+                    );
                     self.tasks.push((self.upstream.clone(), task));
                     let result = self.answer.clone().unwrap_or(Ok(PgOutput::Done));
                     Some(Event::PgDone { op, result })
@@ -408,7 +422,7 @@ fn a_rejoin_marks_prepares_stops_clones_and_ends_when_it_streams() {
     play.run(1000);
     play.give(Event::Command { ticket: 21, command: Command::Rejoin { node: name("c"), dry_run: false } });
     let kinds: Vec<&PgTask> = play.tasks.iter().map(|(_, task)| task).collect();
-    assert!(matches!(kinds.as_slice(), [PgTask::Stop, PgTask::Clone(_)]), "{kinds:?}");
+    assert!(matches!(kinds.as_slice(), [PgTask::Stop, PgTask::Rejoin(_)]), "{kinds:?}");
     assert!(play.tasks.iter().all(|(from, _)| from == &Some(name("a"))));
     assert!(Durable::replay(&play.disk).rejoining && ended(21).is_none());
     // The service moves while it catches up: it goes along.
@@ -466,7 +480,7 @@ fn a_wish_said_again_and_again_is_one_rejoin() {
     play.voters.insert(name("a"), Some(facts));
     play.report = Some(standby(77, 1, 1000, true));
     play.run(10_000);
-    let clones = play.tasks.iter().filter(|(_, task)| matches!(task, PgTask::Clone(_))).count();
+    let clones = play.tasks.iter().filter(|(_, task)| matches!(task, PgTask::Rejoin(_))).count();
     assert_eq!(clones, 1);
     let brief = play.follower.state().procedure.expect("it tells of it");
     assert_eq!((brief.id, brief.ended.map(|(exit, _)| exit)), (4711, Some(0)));

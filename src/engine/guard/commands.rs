@@ -257,8 +257,7 @@ impl Guard {
             let Some(brief) = brief.as_ref().filter(|b| b.id == id) else { return true };
             if brief.step != w.last {
                 w.last = brief.step.clone();
-                let text = brief.step.clone();
-                fx.push(Effect::Say { ticket: w.ticket, text });
+                fx.push(Effect::told(w.ticket, brief.step.clone(), brief.progress.clone()));
             }
             match &brief.ended {
                 Some((exit, text)) => {

@@ -99,6 +99,8 @@ enum PgOwner {
     Takeover,
     Handover,
     Rejoin,
+    /// A rejoin of the peer, which looks at this node first.
+    Look,
     Demotion,
     Follow,
     Durability,
@@ -141,6 +143,8 @@ struct PgMemory {
     consented_attempt: Option<u64>,
     prepared_start: Option<u64>,
     adopted: bool,
+    /// The rejoin of the peer that asked for a look: whom to answer, and its number.
+    look_for: Option<(Ticket, u64)>,
     /// `may-start-primary` refused it: the daemon starts it once proof has come (R6).
     start_refused: bool,
 }
@@ -312,7 +316,7 @@ impl Guard {
             Event::PgLost(why) => self.on_pg_lost(now, why, fx),
             Event::PgSilent(why) => self.pg.error = Some(why),
             Event::PgDone { op, result } => self.on_pg_done(now, op, result, fx),
-            Event::PgProgress { op, text } => self.on_pg_progress(now, op, &text, fx),
+            Event::PgProgress { op, text, progress } => self.on_pg_progress(now, op, text, progress, fx),
             Event::Drained { op, cancelled, busy } => self.on_drained(now, op, cancelled, busy, fx),
             Event::Command { ticket, command } => self.on_command(now, ticket, command, fx),
             Event::Sessions { sessions, total, auth_failures } => {
@@ -507,7 +511,7 @@ impl Guard {
         }
         let Some((op, owner, task)) = self.pg.next.pop_front() else { return };
         self.pg.task = Some((op, owner));
-        self.pg.restarts = matches!(task, PgTask::Stop | PgTask::Start | PgTask::Demote { .. } | PgTask::Clone(_));
+        self.pg.restarts = matches!(task, PgTask::Stop | PgTask::Start | PgTask::Demote { .. } | PgTask::Rejoin(_));
         self.pg.setting = match &task {
             PgTask::SetSyncList(name) => Some(name.as_ref().map(|n| format!("\"{n}\"")).unwrap_or_default()),
             _ => None,
@@ -536,6 +540,7 @@ impl Guard {
             PgOwner::Takeover => self.on_takeover_pg(now, result, fx),
             PgOwner::Handover => self.on_handover_pg(now, op, result, fx),
             PgOwner::Rejoin => self.on_rejoin_pg(now, result, fx),
+            PgOwner::Look => self.on_looked(result, fx),
             PgOwner::Durability => self.on_durability_pg(now, result, fx),
             PgOwner::Followers => self.on_followers_pg(result, fx),
             PgOwner::Demotion | PgOwner::Follow => self.on_demoted(now, owner, result, fx),
@@ -547,12 +552,6 @@ impl Guard {
                     self.note(now, fx, "postgres_setup_failed", why);
                 }
             }
-        }
-    }
-
-    fn on_pg_progress(&mut self, now: Now, op: OpId, text: &str, fx: &mut Vec<Effect>) {
-        if self.pg.task.is_some_and(|(running, _)| running == op) {
-            self.say_rejoin(now, text, fx);
         }
     }
 

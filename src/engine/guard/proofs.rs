@@ -516,7 +516,8 @@ impl Guard {
                 self.on_consent(now, ticket, attempt, epoch, handed_over, fx)
             }
             PeerQuestion::PutBack { attempt } => self.on_put_back(now, ticket, attempt, fx),
-            PeerQuestion::PrepareRejoin { id } => self.on_prepare_rejoin(now, ticket, id, fx),
+            PeerQuestion::PrepareRejoin { id, look: true, tail } => self.on_look(ticket, id, tail, fx),
+            PeerQuestion::PrepareRejoin { id, .. } => self.on_prepare_rejoin(now, ticket, id, fx),
             PeerQuestion::GoingAlone { epoch, since } => self.on_going_alone(ticket, epoch, since, fx),
             PeerQuestion::Run { command } => self.on_run_for_peer(now, ticket, command, fx),
             PeerQuestion::Follow { .. } | PeerQuestion::PrepareFollower { .. } => {

@@ -308,7 +308,14 @@ impl Guard {
                     });
                 }
                 let mut marker = fresh(*epoch, sync.clone(), *loss)?;
-                if marker.timeline == TimelineId(0) {
+                if let Some(own) = mine(*epoch) {
+                    marker.timeline = own.timeline.max(marker.timeline);
+                } else if self.pg.report.as_ref().is_some_and(|report| report.in_recovery) {
+                    // The one that the promotion will write: who takes over from a taker that dies half-way must not
+                    // use its number again (P14).
+                    let used = current.map_or(TimelineId(1), |m| m.timeline).max(marker.timeline);
+                    marker.timeline = TimelineId(used.0.saturating_add(1));
+                } else if marker.timeline == TimelineId(0) {
                     marker.timeline = current.map_or(TimelineId(1), |m| m.timeline);
                 }
                 Ok((evidence::addresses_for(&self.setup, pair, &self.setup.me), marker))

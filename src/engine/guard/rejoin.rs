@@ -1,14 +1,20 @@
-//! Rejoin, on the node that comes back: a fresh clone of the active node, the old directory set aside.
+//! Rejoin, on the node that comes back: it follows, is rewound or cloned, as its plan says.
+//!
+//! ```text
+//!  asking -> looking -> planning [-> proving] -> marking -> preparing -> stopping -> working -> goal -> streaming
+//!            the active node's facts, a plan made of them, and the end of our WAL compared: nothing is changed yet
+//! ```
 //!
 //! **Invariant:** from `RejoinStarted` to `RejoinDone` the data here is durably not promotable; the record says
-//! `sync=none` before anything here is touched.
+//! `sync=none` before anything here is touched. What can be refused is refused before either. It is done only when the
+//! standby has replayed what the active node wrote after the copy or rewind had ended.
 
 use super::proofs::{PEER_LIMIT, PeerAskedFor};
 use super::{Guard, PgOwner, Then};
-use crate::base::ids::{Lsn, NodeName};
+use crate::base::ids::{Lsn, NodeName, OpId, TimelineId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
-use crate::engine::report::SourceFacts;
+use crate::engine::report::{Progress, RejoinHow, RejoinPlan, SourceFacts, WalTail};
 use crate::engine::status::Role;
 use crate::engine::turn::{Command, Effect, Now, PeerAnswer, PeerQuestion, PgOutput, PgTask, ProcedureBrief, Ticket};
 
@@ -16,6 +22,10 @@ use crate::engine::turn::{Command, Effect, Now, PeerAnswer, PeerQuestion, PgOutp
 const NODE_LIMIT: Duration = Duration::from_secs(30);
 /// The active node's part: record, list, role, slot.
 const PREPARE_LIMIT: Duration = Duration::from_secs(30);
+/// The active node's facts; right after a promotion a checkpoint comes first.
+const LOOK_LIMIT: Duration = Duration::from_secs(90);
+/// An active node that does not serve, or does not answer, for so long ends a rejoin that waits for it.
+const LOST_LIMIT: Duration = Duration::from_secs(20);
 /// Until the new standby streams and has caught up.
 const STREAM_LIMIT: Duration = Duration::from_secs(120);
 /// How long is waited for synchronous again before the rejoin ends without it.
@@ -24,11 +34,15 @@ const SYNC_LIMIT: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone, PartialEq, Hash)]
 enum Step {
     Asking { question: Option<u64>, again: Instant },
+    Looking { question: u64 },
+    Planning,
+    Proving { question: u64 },
     Marking,
     Preparing { question: u64 },
     Stopping,
-    Cloning,
-    Streaming { goal: Option<Lsn> },
+    Working,
+    Goal { question: Option<u64>, again: Instant },
+    Streaming { goal: Lsn, timeline: TimelineId },
     Finishing,
     Syncing,
 }
@@ -37,10 +51,14 @@ impl Step {
     fn word(&self) -> &'static str {
         match self {
             Step::Asking { .. } => "asking the active node",
+            Step::Looking { .. } => "looking at the active node",
+            Step::Planning => "looking at the data here",
+            Step::Proving { .. } => "comparing the end of the WAL here with the active node's",
             Step::Marking => "marking this node as not promotable",
             Step::Preparing { .. } => "the active node records sync=none",
             Step::Stopping => "stopping PostgreSQL",
-            Step::Cloning => "cloning",
+            Step::Working => "making this node a standby",
+            Step::Goal { .. } => "asking the active node how far it is",
             Step::Streaming { .. } => "catching up",
             Step::Finishing => "ending the fenced state",
             Step::Syncing => "waiting for synchronous replication",
@@ -59,6 +77,10 @@ pub(super) struct Rejoin {
     pub(super) deadline: Option<Instant>,
     give_up: Instant,
     last_line: String,
+    progress: Option<Progress>,
+    /// Since when the active node has not been there.
+    lost: Option<Instant>,
+    plan: Option<RejoinPlan>,
     source: Option<SourceFacts>,
     /// The data here is not what it was, or was not whole before.
     touched: bool,
@@ -67,10 +89,10 @@ pub(super) struct Rejoin {
 impl Rejoin {
     pub(super) fn brief(&self) -> ProcedureBrief {
         let step = match self.step {
-            Step::Cloning if !self.last_line.is_empty() => self.last_line.clone(),
+            Step::Working if !self.last_line.is_empty() => self.last_line.clone(),
             _ => self.step.word().to_owned(),
         };
-        ProcedureBrief { kind: "rejoin".to_owned(), id: self.id, step, ended: None }
+        ProcedureBrief { kind: "rejoin".to_owned(), id: self.id, step, ended: None, progress: self.progress.clone() }
     }
 
     pub(super) fn since(&self) -> &str {
@@ -95,6 +117,9 @@ impl Guard {
             deadline: Some(now.boot),
             give_up: now.boot + NODE_LIMIT,
             last_line: String::new(),
+            progress: None,
+            lost: None,
+            plan: None,
             source: None,
             touched: self.durable.rejoining,
         });
@@ -104,15 +129,36 @@ impl Guard {
     pub(super) fn say_rejoin(&mut self, _now: Now, text: &str, fx: &mut Vec<Effect>) {
         let Some(r) = &mut self.rejoin else { return };
         r.last_line = text.to_owned();
-        for ticket in &r.tickets {
-            fx.push(Effect::Say { ticket: *ticket, text: text.to_owned() });
+        fx.extend(r.tickets.iter().map(|ticket| Effect::told(*ticket, text.to_owned(), r.progress.clone())));
+    }
+
+    /// What the hand says while it works.
+    pub(super) fn on_pg_progress(
+        &mut self,
+        now: Now,
+        op: OpId,
+        text: String,
+        progress: Option<Progress>,
+        fx: &mut Vec<Effect>,
+    ) {
+        if self.pg.task.is_none_or(|(running, _)| running != op) {
+            return;
         }
+        if progress.as_ref().is_some_and(|progress| progress.diverged_transactions.is_some()) {
+            self.note(now, fx, "diverged", text.clone());
+        }
+        if let Some(r) = &mut self.rejoin {
+            r.progress = progress;
+        }
+        self.say_rejoin(now, &text, fx);
     }
 
     fn rejoin_step(&mut self, now: Now, step: Step, limit: Option<Duration>, fx: &mut Vec<Effect>) {
         let Some(r) = &mut self.rejoin else { return };
         r.step = step;
         r.last_line.clear();
+        r.progress = None;
+        r.lost = None;
         r.give_up = now.boot + limit.unwrap_or(Duration::from_secs(86_400));
         r.deadline = limit.map(|limit| now.boot + limit);
         let text = r.step.word();
@@ -158,17 +204,41 @@ impl Guard {
                 *again = now.boot + Duration::from_secs(1);
                 r.deadline = Some(*again);
             }
+            (Step::Looking { question: q }, Ok(PeerAnswer::Prepared { source, .. })) if *q == question => {
+                r.source = Some(source.clone());
+                self.rejoin_step(now, Step::Planning, None, fx);
+                self.pg_task_next(PgOwner::Rejoin, PgTask::PlanRejoin(source), fx);
+            }
+            (Step::Proving { question: q }, Ok(PeerAnswer::Prepared { source, .. })) if *q == question => {
+                r.source = Some(source.clone());
+                // The plan knows what an unequal end means.
+                self.rejoin_step(now, Step::Planning, None, fx);
+                self.pg_task_next(PgOwner::Rejoin, PgTask::PlanRejoin(source), fx);
+            }
+            (Step::Goal { question: q, .. }, Ok(PeerAnswer::Prepared { source, .. })) if *q == Some(question) => {
+                let step = Step::Streaming { goal: source.lsn, timeline: source.timeline };
+                self.rejoin_step(now, step, Some(STREAM_LIMIT), fx);
+            }
+            (Step::Goal { question: q, again }, _) if *q == Some(question) => {
+                *q = None;
+                *again = now.boot + Duration::from_secs(1);
+                r.deadline = Some(*again);
+            }
+            (Step::Looking { question: q } | Step::Proving { question: q }, answer) if *q == question => {
+                let why = refusal(answer);
+                let text = format!("{}: {why}; nothing was changed, run rejoin again", self.setup.peer);
+                self.end_rejoin(now, 1, &text, fx);
+            }
             (Step::Preparing { question: q }, Ok(PeerAnswer::Prepared { source, .. })) if *q == question => {
-                r.source = Some(source);
+                // What was proven when it was planned stays proven; the answer is fresher in everything else.
+                let same_tail = r.source.as_ref().and_then(|before| before.same_tail);
+                r.source = Some(SourceFacts { same_tail, ..source });
                 r.touched = true;
                 self.rejoin_step(now, Step::Stopping, None, fx);
                 self.pg_task_next(PgOwner::Rejoin, PgTask::Stop, fx);
             }
             (Step::Preparing { question: q }, answer) if *q == question => {
-                let why = match answer {
-                    Ok(PeerAnswer::Refused { why }) | Err(why) => why,
-                    Ok(_) => "it gave an answer to another question".to_owned(),
-                };
+                let why = refusal(answer);
                 let text = format!("{}: {why}; run rejoin again", self.setup.peer);
                 self.fail_rejoin(now, 1, &text, fx);
             }
@@ -195,12 +265,64 @@ impl Guard {
             self.end_rejoin(now, 3, &format!("refused: {why}"), fx);
             return;
         }
+        let question = self.look_at_source(now, None, fx);
+        self.rejoin_step(now, Step::Looking { question }, Some(LOOK_LIMIT), fx);
+    }
+
+    fn look_at_source(&mut self, now: Now, tail: Option<WalTail>, fx: &mut Vec<Effect>) -> u64 {
         let id = self.rejoin.as_ref().map_or(0, |r| r.id);
-        if self.rejoin.as_ref().is_some_and(|r| r.dry_run) {
-            let text = format!("would clone {} and set the old directory aside; nothing was changed", peer.node);
-            self.end_rejoin(now, 0, &text, fx);
+        let ask = PeerQuestion::PrepareRejoin { id, look: true, tail };
+        self.ask_peer(now, PeerAskedFor::Rejoin, ask, LOOK_LIMIT, fx)
+    }
+
+    /// The active node's side of it: its facts, and nothing changed.
+    pub(super) fn on_look(&mut self, ticket: Ticket, id: u64, tail: Option<WalTail>, fx: &mut Vec<Effect>) {
+        if !self.durable.is_holder() || !self.gate.open {
+            let why = "this node is not the active one, or its gate is not open".to_owned();
+            fx.push(Effect::AnswerPeer { ticket, answer: Box::new(PeerAnswer::Refused { why }) });
             return;
         }
+        // A newer question replaces one that nobody waits for any more.
+        self.pg.look_for = Some((ticket, id));
+        self.pg_task_next(PgOwner::Look, PgTask::LookAsSource(tail), fx);
+    }
+
+    pub(super) fn on_looked(&mut self, result: Result<PgOutput, String>, fx: &mut Vec<Effect>) {
+        let Some((ticket, id)) = self.pg.look_for.take() else { return };
+        let answer = match result {
+            Ok(PgOutput::Source(source)) => PeerAnswer::Prepared { id, source },
+            Ok(_) => PeerAnswer::Refused { why: "PostgreSQL there gave no facts".to_owned() },
+            Err(why) => PeerAnswer::Refused { why },
+        };
+        fx.push(Effect::AnswerPeer { ticket, answer: Box::new(answer) });
+    }
+
+    /// Refused, rehearsed, proven or begun.
+    fn on_plan(&mut self, now: Now, plan: RejoinPlan, fx: &mut Vec<Effect>) {
+        let Some(r) = &mut self.rejoin else { return };
+        let (id, dry_run) = (r.id, r.dry_run);
+        let proven = r.source.as_ref().is_some_and(|source| source.same_tail.is_some()) || r.plan.is_some();
+        r.plan = Some(plan.clone());
+        if let Some(why) = plan.refusal {
+            self.end_rejoin(now, 3, &format!("refused: {why}"), fx);
+            return;
+        }
+        if let Some(tail) = plan.tail.filter(|_| !proven) {
+            let question = self.look_at_source(now, Some(tail), fx);
+            self.rejoin_step(now, Step::Proving { question }, Some(LOOK_LIMIT), fx);
+            return;
+        }
+        let (would, aside) = match plan.how {
+            RejoinHow::Follow => ("follow", ""),
+            RejoinHow::Rewind => ("rewind to", ""),
+            RejoinHow::Clone => ("clone", "; an old data directory is set aside"),
+        };
+        let text = format!("{would} {}: {}{aside}", self.setup.peer, plan.why);
+        if dry_run {
+            self.end_rejoin(now, 0, &format!("would {text}; nothing was changed"), fx);
+            return;
+        }
+        self.say_rejoin(now, &format!("will {text}"), fx);
         self.rejoin_step(now, Step::Marking, None, fx);
         self.record(fx, vec![Entry::RejoinStarted { id }], Then::Rejoin);
     }
@@ -210,7 +332,7 @@ impl Guard {
         match r.step {
             Step::Marking => {
                 let id = r.id;
-                let ask = PeerQuestion::PrepareRejoin { id };
+                let ask = PeerQuestion::PrepareRejoin { id, look: false, tail: None };
                 let question = self.ask_peer(now, PeerAskedFor::Rejoin, ask, PREPARE_LIMIT, fx);
                 self.rejoin_step(now, Step::Preparing { question }, Some(PREPARE_LIMIT), fx);
             }
@@ -228,16 +350,20 @@ impl Guard {
     pub(super) fn on_rejoin_pg(&mut self, now: Now, result: Result<PgOutput, String>, fx: &mut Vec<Effect>) {
         let Some(r) = &self.rejoin else { return };
         match (r.step.clone(), result) {
+            (Step::Planning, Ok(PgOutput::Plan(plan))) => self.on_plan(now, plan, fx),
+            (Step::Planning, Err(why)) => {
+                self.end_rejoin(now, 1, &format!("{why}; nothing was changed, run rejoin again"), fx);
+            }
             (Step::Stopping, Ok(_)) => {
                 let Some(source) = r.source.clone() else { return };
-                self.rejoin_step(now, Step::Cloning, None, fx);
-                self.pg_task_next(PgOwner::Rejoin, PgTask::Clone(source), fx);
+                self.rejoin_step(now, Step::Working, None, fx);
+                self.pg_task_next(PgOwner::Rejoin, PgTask::Rejoin(source), fx);
             }
-            (Step::Cloning, Ok(_)) => {
+            (Step::Working, Ok(_)) => {
                 self.pg.demoted = true;
                 self.pg.adopted = true;
-                let goal = self.peer.state.as_ref().and_then(|p| p.pg.as_ref()).map(|pg| pg.lsn);
-                self.rejoin_step(now, Step::Streaming { goal }, Some(STREAM_LIMIT), fx);
+                let step = Step::Goal { question: None, again: now.boot };
+                self.rejoin_step(now, step, Some(STREAM_LIMIT), fx);
             }
             (_, Err(why)) => self.fail_rejoin(now, 4, &format!("{why}; run rejoin again"), fx),
             _ => {}
@@ -247,7 +373,27 @@ impl Guard {
     pub(super) fn advance_rejoin(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let Some(r) = &self.rejoin else { return };
         let late = now.boot >= r.give_up;
+        if matches!(r.step, Step::Goal { .. } | Step::Streaming { .. }) && self.source_is_lost(now) {
+            let text = format!("{} does not serve any more; run rejoin again when a node is active", self.setup.peer);
+            self.fail_rejoin(now, 4, &text, fx);
+            return;
+        }
+        let Some(r) = &self.rejoin else { return };
         match r.step.clone() {
+            Step::Looking { .. } | Step::Proving { .. } if late => {
+                let text = format!("{} did not answer in time; nothing was changed", self.setup.peer);
+                self.end_rejoin(now, 1, &text, fx);
+            }
+            Step::Goal { question: None, again } if now.boot >= again => {
+                let question = self.look_at_source(now, None, fx);
+                if let Some(r) = &mut self.rejoin {
+                    r.step = Step::Goal { question: Some(question), again };
+                    r.deadline = Some(now.boot + LOST_LIMIT);
+                }
+            }
+            Step::Goal { .. } if late => {
+                self.fail_rejoin(now, 4, "the active node does not say how far it is; run rejoin again", fx);
+            }
             Step::Asking { .. } if late => {
                 let text = format!("{} did not answer within {} s", self.setup.peer, NODE_LIMIT.as_secs());
                 self.end_rejoin(now, 1, &text, fx);
@@ -260,12 +406,13 @@ impl Guard {
                     r.deadline = give_up;
                 }
             }
-            Step::Streaming { goal } => {
+            Step::Streaming { goal, timeline } => {
                 let report = self.pg.report.as_ref().filter(|_| self.pg.up);
                 let there = report.is_some_and(|report| {
                     report.in_recovery
                         && report.streaming
-                        && goal.is_none_or(|goal| report.replay_lsn.is_some_and(|lsn| lsn >= goal))
+                        && report.timeline >= timeline
+                        && report.replay_lsn.is_some_and(|lsn| lsn >= goal)
                 });
                 if there {
                     let id = self.rejoin.as_ref().map_or(0, |r| r.id);
@@ -294,6 +441,17 @@ impl Guard {
         }
     }
 
+    /// The node that is being joined has not served, or not answered, for a while.
+    fn source_is_lost(&mut self, now: Now) -> bool {
+        let serves = self.peer_reachable(now) && self.peer.state.as_ref().is_some_and(|peer| peer.gate_open);
+        let Some(r) = &mut self.rejoin else { return false };
+        if serves {
+            r.lost = None;
+            return false;
+        }
+        now.boot.since(*r.lost.get_or_insert(now.boot)) >= LOST_LIMIT
+    }
+
     /// `rejoin NODE` from either node.
     pub(super) fn on_rejoin_command(
         &mut self,
@@ -315,5 +473,12 @@ impl Guard {
             let text = format!("refused: there is no node named {node}; the nodes are {}", names.join(", "));
             fx.push(Effect::End { ticket, exit: 3, text, flag: None });
         }
+    }
+}
+
+fn refusal(answer: Result<PeerAnswer, String>) -> String {
+    match answer {
+        Ok(PeerAnswer::Refused { why }) | Err(why) => why,
+        Ok(_) => "it gave an answer to another question".to_owned(),
     }
 }

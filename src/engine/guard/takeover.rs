@@ -182,7 +182,7 @@ pub(super) struct Takeover {
 impl Takeover {
     pub(super) fn brief(&self) -> ProcedureBrief {
         let kind = self.kind.word().to_owned();
-        ProcedureBrief { kind, id: self.id, step: self.step.word().to_owned(), ended: None }
+        ProcedureBrief { kind, id: self.id, step: self.step.word().to_owned(), ended: None, progress: None }
     }
 
     pub(super) fn since(&self) -> &str {

@@ -7,7 +7,7 @@
 //! the owner lacks, it can be bounded, and a unit whose postmaster ends so is simply inactive.
 
 use super::postmaster::{self, Phase, Postmaster};
-use super::{Cluster, PgError, autoconf, errand, files, tool};
+use super::{Cluster, PgError, autoconf, errand, files, rewind, standby, tool};
 use crate::base::ids::{Lsn, SystemId};
 use crate::base::time::Instant;
 use crate::engine::report::ControlData;
@@ -104,14 +104,20 @@ impl Cluster {
     }
 
     pub(super) async fn control_data_of(&self, data_dir: &Path) -> Result<ControlData, PgError> {
+        let text = self.control_text(data_dir).await?;
+        read_control_data(&text)
+            .ok_or_else(|| PgError::Failed("pg_controldata answered in an unknown form; check bin_dir".to_owned()))
+    }
+
+    /// All that `pg_controldata` says.
+    pub(super) async fn control_text(&self, data_dir: &Path) -> Result<String, PgError> {
         let mut command = tool::command(self.bin("pg_controldata"));
         command.arg("-D").arg(data_dir);
         let output = tool::run(command, "pg_controldata", LOOK_LIMIT).await?;
         if !output.ok {
             return Err(PgError::Failed(format!("pg_controldata failed: {}", output.last_line())));
         }
-        read_control_data(&output.out)
-            .ok_or_else(|| PgError::Failed("pg_controldata answered in an unknown form; check bin_dir".to_owned()))
+        Ok(output.out)
     }
 
     /// Starts PostgreSQL as its signal files say, and waits until it takes sessions. Already running is fine.
@@ -132,6 +138,9 @@ impl Cluster {
         if !data_dir.join("PG_VERSION").exists() {
             return Err(PgError::Refused(format!("there is no cluster in {}; rejoin makes one", data_dir.display())));
         }
+        if rewind::is_half_rewound(data_dir) {
+            return Err(PgError::Refused(format!("a rewind of {} did not end; run rejoin again", data_dir.display())));
+        }
         if !self.processes()?.is_empty() {
             // Backends that outlived a killed postmaster; a new one beside them would be refused, or worse.
             self.finish_off(KILL_LIMIT).await?;
@@ -146,6 +155,7 @@ impl Cluster {
         for file in postmaster::clear_stale_locks(data_dir, &lock).map_err(|error| blind(&error))? {
             tracing::info!(file = %file.display(), "removed a stale lock file: its process is not this PostgreSQL");
         }
+        standby::clear_skipped(data_dir);
         let debian = debian_cluster(Path::new(DEBIAN_ETC), data_dir);
         let _taken_back_at_the_end = errand::begin(&self.state_dir);
         match self.runner(debian.as_ref()).await {
@@ -385,10 +395,13 @@ fn reason_in(log: &str) -> Option<String> {
         .or_else(|| lines().next().map(str::to_owned))
 }
 
+/// The value behind a label of `pg_controldata`.
+pub(super) fn control_field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':').map(str::trim))
+}
+
 fn read_control_data(text: &str) -> Option<ControlData> {
-    let field = |name: &str| {
-        text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':').map(str::trim))
-    };
+    let field = |name: &str| control_field(text, name);
     Some(ControlData {
         system_id: SystemId(field("Database system identifier")?.parse().ok()?),
         state: field("Database cluster state")?.to_owned(),

@@ -52,6 +52,17 @@ pub(super) fn sync_parent(path: &Path) -> Result<(), PgError> {
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(|error| failed("synced", parent, &error))
 }
 
+/// Bytes in all files below `dir`, links not followed; what cannot be seen counts for nothing.
+pub(super) fn size(dir: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    let of = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => size(&entry.path()),
+        Ok(meta) => meta.len(),
+        Err(_) => 0,
+    };
+    entries.flatten().map(of).sum()
+}
+
 /// Text of a log from byte `from` on, at most its last `limit` bytes; empty when it cannot be read.
 pub(super) fn tail_from(path: &Path, from: u64, limit: usize) -> String {
     let read = || -> io::Result<Vec<u8>> {

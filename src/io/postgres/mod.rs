@@ -12,7 +12,12 @@
 //! | `settings`, `autoconf` | owned settings by ALTER SYSTEM, or in `postgresql.auto.conf` while it is stopped |
 //! | `standby` | promote, demote, make a standby, follow |
 //! | `role` | the replication role, slots, facts for a clone |
+//! | `divergence`, `history` | where the cluster here left the source's history, and what follows from it |
+//! | `rewind` | a rejoin: follow, `pg_rewind`, or clone |
 //! | `clone` | a fresh copy beside the old directory, then the swap |
+//! | `spaces` | a clone's tablespaces |
+//! | `own` | what belongs to one machine and survives both |
+//! | `progress` | a long tool watched while it runs |
 //! | `survey` | the facts that `doctor` judges |
 //! | `tool`, `files` | child processes with a time limit; durable writes |
 //!
@@ -23,12 +28,18 @@
 mod autoconf;
 mod clone;
 mod control;
+mod divergence;
 mod errand;
 mod files;
+mod history;
+mod own;
 mod postmaster;
+mod progress;
+mod rewind;
 mod role;
 mod session;
 mod settings;
+mod spaces;
 mod standby;
 mod survey;
 pub(in crate::io) mod tool;
@@ -36,6 +47,8 @@ pub(in crate::io) mod tool;
 pub use clone::SET_ASIDE_INFIX;
 pub use control::{StopHow, StopMode, Stopped};
 pub use errand::start_was_ordered;
+pub use progress::Tick;
+pub use rewind::{DIVERGED_INFIX, Rejoined};
 pub use role::SourceFacts;
 pub use session::{PgLost, Watcher, watch};
 pub use settings::slot_name;

@@ -1,9 +1,10 @@
 //! What the active node makes for its standbys: the replication role, the physical slots, and the facts a clone needs
 //! to know beforehand.
 
-use super::session::{Session, lost_by};
-use super::{Cluster, PgError};
-use crate::base::ids::SystemId;
+use super::session::{Session, last_record_end, lost_by};
+use super::{Cluster, PgError, history};
+use crate::base::ids::{SystemId, TimelineId};
+use crate::engine::report::WalTail;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use postgres_protocol::password::scram_sha_256;
 use std::fmt;
@@ -29,6 +30,17 @@ const QUIET: &str = "SET log_statement = 'none'; SET log_min_duration_statement 
 const CREATE_ROLE: &str = "DO $$ BEGIN EXECUTE format('CREATE ROLE %I LOGIN REPLICATION PASSWORD %s', \
     current_setting('portcullis.role'), \
     coalesce(quote_literal(nullif(current_setting('portcullis.verifier'), '')), 'NULL')); END $$";
+
+/// All of [`SourceFacts`] but the history.
+const FACTS: &str = "SELECT (SELECT system_identifier FROM pg_control_system()), \
+    (SELECT sum(pg_tablespace_size(oid))::bigint FROM pg_tablespace), \
+    (SELECT count(*) FROM pg_tablespace WHERE spcname NOT IN ('pg_default', 'pg_global')), \
+    pg_walfile_name(pg_current_wal_insert_lsn()), (SELECT timeline_id FROM pg_control_checkpoint()), \
+    pg_current_wal_insert_lsn(), (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'), \
+    (SELECT min(substr(name, 9)) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'), \
+    (SELECT coalesce(string_agg(pg_tablespace_size(oid) || ' ' || pg_tablespace_location(oid), E'\\n'), '') \
+     FROM pg_tablespace \
+     WHERE spcname NOT IN ('pg_default', 'pg_global'))";
 
 pub use crate::engine::report::SourceFacts;
 
@@ -95,24 +107,74 @@ impl Cluster {
         self.session(limit).await?.value(sql, limit).await.map(|_| ())
     }
 
+    /// What a rejoin to this primary must know beforehand. Changes nothing, except that right after a promotion it
+    /// makes the checkpoint that `pg_rewind` waits for. With `tail`: whether the WAL here is the same.
+    ///
+    /// # Errors
+    /// PostgreSQL does not answer within `limit`.
+    pub async fn look_as_source(&self, tail: Option<&WalTail>, limit: Duration) -> Result<SourceFacts, PgError> {
+        let mut facts = self.source_facts(limit).await?;
+        if facts.control_timeline != facts.timeline {
+            self.checkpoint(limit).await?;
+            facts = self.source_facts(limit).await?;
+        }
+        if let Some(tail) = tail {
+            facts.same_tail = self.has_tail(tail, limit).await?;
+        }
+        Ok(facts)
+    }
+
+    async fn has_tail(&self, tail: &WalTail, limit: Duration) -> Result<Option<bool>, PgError> {
+        if tail.segment.len() != 24 || !tail.segment.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Ok(None);
+        }
+        // A file that is not there is NULL, and nothing follows from it.
+        let sql = format!(
+            "SELECT coalesce(encode(sha256(pg_read_binary_file('pg_wal/{}', {}, {}, true)), 'hex'), '')",
+            tail.segment, tail.from, tail.len
+        );
+        let here = self.session(limit).await?.value(&sql, limit).await?;
+        Ok((!here.is_empty()).then(|| here == tail.sha256))
+    }
+
     /// What a clone of this cluster must know beforehand.
     ///
     /// # Errors
     /// PostgreSQL does not answer within `limit`.
     pub async fn source_facts(&self, limit: Duration) -> Result<SourceFacts, PgError> {
-        let sql = "SELECT (SELECT system_identifier FROM pg_control_system()), sum(pg_tablespace_size(oid))::bigint, \
-            count(*) FILTER (WHERE spcname NOT IN ('pg_default', 'pg_global')) FROM pg_tablespace";
-        let rows = self.session(limit).await?.rows(sql, limit).await?;
-        let column = |at| rows.first().and_then(|row| row.try_get(at).ok().flatten());
+        let session = self.session(limit).await?;
+        let rows = session.rows(FACTS, limit).await?;
+        let column = |at| rows.first().and_then(|row| row.try_get(at).ok().flatten()).unwrap_or_default();
         let facts = || -> Option<SourceFacts> {
+            // The first eight digits of a segment's name are its timeline.
+            let timeline = TimelineId(u32::from_str_radix(column(3).get(..8)?, 16).ok()?);
+            let segment_size = column(6).parse().ok()?;
             Some(SourceFacts {
-                system_id: SystemId(column(0)?.parse::<i64>().ok()?.cast_unsigned()),
-                bytes: column(1)?.parse().ok()?,
-                tablespaces: column(2)?.parse().ok()?,
+                system_id: SystemId(column(0).parse::<i64>().ok()?.cast_unsigned()),
+                bytes: column(1).parse().ok()?,
+                tablespaces: column(2).parse().ok()?,
+                spaces: column(8).lines().filter_map(space).collect(),
+                timeline,
+                history: Vec::new(),
+                control_timeline: TimelineId(column(4).parse().ok()?),
+                lsn: last_record_end(&format!("{} {segment_size}", column(5)))?,
+                oldest: history::segment_of(&format!("{:08X}{}", timeline.0, column(7)), segment_size)?.1,
+                same_tail: None,
             })
         };
-        facts().ok_or_else(|| PgError::Failed("PostgreSQL did not tell its size; look into its log".to_owned()))
+        let mut facts =
+            facts().ok_or_else(|| PgError::Failed("PostgreSQL did not tell its size; look into its log".to_owned()))?;
+        let file = history::file_name(facts.timeline);
+        let sql = format!("SELECT coalesce(pg_read_file('pg_wal/{file}', 0, 1000000, true), '')");
+        facts.history = history::parse(&session.value(&sql, limit).await?);
+        Ok(facts)
     }
+}
+
+/// `BYTES DIRECTORY`
+fn space(line: &str) -> Option<(String, u64)> {
+    let (bytes, dir) = line.split_once(' ')?;
+    Some((dir.to_owned(), bytes.parse().ok()?))
 }
 
 async fn set_quietly(session: &Session, name: &str, value: &str, limit: Duration) -> Result<(), PgError> {

@@ -119,6 +119,15 @@ impl Cluster {
         Ok([("primary_conninfo", conninfo), ("primary_slot_name", slot)])
     }
 
+    /// For a tool that copies: a source whose machine died ends it within half a minute, not after the two hours of
+    /// TCP. What the administrator says in `replication.conninfo` comes after it and counts.
+    pub(super) fn tool_conninfo(&self, peer: &Peer, application: &str) -> Result<String, PgError> {
+        Ok(format!(
+            "connect_timeout=10 keepalives_idle=10 keepalives_interval=5 keepalives_count=3 tcp_user_timeout=30000 {}",
+            self.conninfo(peer, application)?
+        ))
+    }
+
     /// A libpq connection string for replication from `peer`. Holds no secret.
     pub(super) fn conninfo(&self, peer: &Peer, application: &str) -> Result<String, PgError> {
         let port = peer.port.to_string();

@@ -3,7 +3,7 @@
 //! **Invariant:** whatever is interrupted on the way to a standby leaves one: `standby.signal` is written first.
 
 use super::control::{StopMode, Stopped};
-use super::{Cluster, Peer, PgError, files};
+use super::{Cluster, Peer, PgError, files, history};
 use crate::base::ids::{Lsn, TimelineId};
 use crate::io::clock;
 use std::path::Path;
@@ -21,6 +21,11 @@ const TARGETS: [&str; 5] =
     ["recovery_target", "recovery_target_lsn", "recovery_target_name", "recovery_target_time", "recovery_target_xid"];
 const HAS_TARGET: &str = "SELECT EXISTS (SELECT FROM pg_settings WHERE setting <> '' AND name IN ('recovery_target', \
      'recovery_target_lsn', 'recovery_target_name', 'recovery_target_time', 'recovery_target_xid'))";
+/// What a history file says that only keeps a promotion from using its number. It names no timeline, so no standby
+/// follows it.
+const SKIPPED: &str = "# portcullis: this number was used by another promotion\n";
+/// So many numbers are skipped at most.
+const SKIP_MAX: u32 = 1000;
 
 impl Cluster {
     /// Makes the local standby a writable primary; all received WAL is replayed first. Resumes a paused replay, and
@@ -66,6 +71,28 @@ impl Cluster {
             }
         })?;
         self.start(limit).await
+    }
+
+    /// [`Cluster::promote`], on a timeline above `above`: a number that somebody else used must not mean two histories
+    /// (P14). PostgreSQL takes the first number that has no history file, so empty ones stand there meanwhile.
+    ///
+    /// # Errors
+    /// As [`Cluster::promote`].
+    pub async fn promote_above(&self, above: TimelineId, limit: Duration) -> Result<(), PgError> {
+        let own = self.local().await?.history.current();
+        let wal = self.settings.data_dir.join("pg_wal");
+        for number in own.0 + 1..=above.0.min(own.0.saturating_add(SKIP_MAX)) {
+            let file = wal.join(history::file_name(TimelineId(number)));
+            if !file.exists() {
+                files::replace(&file, SKIPPED.as_bytes(), 0o600)?;
+            }
+        }
+        let promoted = self.promote(limit).await;
+        // PostgreSQL that goes on promoting after the limit still needs them; a start takes them away.
+        if !matches!(promoted, Err(PgError::TimedOut(_))) {
+            clear_skipped(&self.settings.data_dir);
+        }
+        promoted
     }
 
     /// Ends the primary's service: stops it (fast for `stop_limit`, then harder) and starts it as a hot standby that
@@ -177,6 +204,20 @@ fn left_at(history: &str, timeline: TimelineId) -> Option<Lsn> {
         let here = words.next()?.parse() == Ok(timeline.0);
         words.next().filter(|_| here)?.parse().ok()
     })
+}
+
+/// Removes what [`Cluster::promote_above`] left: a standby that starts would take it for the newest timeline.
+pub(super) fn clear_skipped(data_dir: &Path) {
+    let wal = data_dir.join("pg_wal");
+    for entry in std::fs::read_dir(wal).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|end| end == "history")
+            && std::fs::read_to_string(&path).is_ok_and(|text| text == SKIPPED)
+            && let Err(error) = files::remove(&path)
+        {
+            tracing::warn!(file = %path.display(), %error, "remove it before PostgreSQL starts as a standby");
+        }
+    }
 }
 
 /// Writes `standby.signal` and removes `recovery.signal`, which would end recovery by itself.

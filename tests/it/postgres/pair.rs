@@ -243,7 +243,7 @@ impl Base {
 pub async fn clone(standby: &Cluster, primary: &Cluster) -> Option<PathBuf> {
     primary.ensure_slot(&slot_name(&standby.node), LIMIT).await.expect("slot");
     let facts = primary.source_facts(LIMIT).await.expect("facts");
-    standby.clone_from(&peer(primary), &facts, |_, _| {}).await.expect("clone")
+    standby.clone_from(&peer(primary), &facts, &mut |_| {}).await.expect("clone")
 }
 
 pub fn peer(node: &Cluster) -> Peer {

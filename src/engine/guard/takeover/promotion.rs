@@ -3,7 +3,7 @@
 //! **Invariant:** nothing is promoted before the record was read back as ours and the old node surely serves no longer.
 
 use super::Step;
-use crate::base::ids::Epoch;
+use crate::base::ids::{Epoch, TimelineId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
 use crate::engine::evidence;
@@ -151,7 +151,8 @@ impl Guard {
                 } else if self.pg.report.as_ref().is_some_and(|r| !r.in_recovery) {
                     self.after_promotion(now, fx);
                 } else {
-                    self.pg_task_next(PgOwner::Takeover, PgTask::Promote, fx);
+                    let above = self.timelines_used();
+                    self.pg_task_next(PgOwner::Takeover, PgTask::Promote { above }, fx);
                     self.step(now, Step::Promoting, None, fx);
                 }
             }
@@ -168,6 +169,15 @@ impl Guard {
             }
             _ => {}
         }
+    }
+
+    /// The highest timeline that somebody else may have written, as far as anybody knows: two histories must not get
+    /// one number (P14). The record of this takeover names the one that comes after it.
+    fn timelines_used(&self) -> TimelineId {
+        let recorded = self.takeover.as_ref().and_then(|t| t.marker.as_ref()).map_or(0, |m| m.timeline.0);
+        let peer = self.peer.state.as_ref().and_then(|p| p.pg.as_ref()).map_or(0, |pg| pg.timeline.0);
+        let confirmed = self.durable.confirmed.map_or(0, |(_, timeline, _)| timeline.0);
+        TimelineId(recorded.saturating_sub(1).max(peer).max(confirmed))
     }
 
     /// The peer's PostgreSQL cannot stream from a primary that was promoted this instant: go alone before opening.

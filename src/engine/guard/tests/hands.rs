@@ -7,7 +7,7 @@ use super::laws::MISSING;
 use super::world::{Cut, Delivery, MS, Pg, World, holds, name};
 use crate::base::ids::{Lsn, SystemId, TimelineId};
 use crate::base::time::{Duration, Instant};
-use crate::engine::report::{ControlData, PgReport, SourceFacts, StandbyRow};
+use crate::engine::report::{ControlData, PgReport, RejoinHow, RejoinPlan, SourceFacts, StandbyRow};
 use crate::engine::turn::{Effect, Event, PgOutput, PgTask};
 use crate::wire::dns::{Reading, RecordPair, UpdateOutcome};
 
@@ -205,6 +205,7 @@ impl World {
                 }
                 Effect::Say { .. }
                 | Effect::Count { .. }
+                | Effect::Progress { .. }
                 | Effect::Note { .. }
                 | Effect::HoldClients
                 | Effect::HoldToCarry
@@ -342,11 +343,13 @@ impl World {
             // Running is started; a standby is only told whom to follow; a primary is promoted.
             PgTask::Start if pg.up => {}
             PgTask::Demote { follow_peer } if pg.up && pg.in_recovery => pg.follows = follow_peer,
-            PgTask::Promote if pg.up && !pg.in_recovery => {}
-            PgTask::Promote | PgTask::Checkpoint | PgTask::RearmBarrier if !pg.up => {
+            PgTask::Promote { .. } if pg.up && !pg.in_recovery => {}
+            PgTask::Promote { .. } | PgTask::Checkpoint | PgTask::RearmBarrier if !pg.up => {
                 return Err("PostgreSQL does not run".to_owned());
             }
-            PgTask::Clone(_) if !other.up || other.in_recovery => return Err("there is no primary to clone".to_owned()),
+            PgTask::Rejoin(_) if !other.up || other.in_recovery => {
+                return Err("there is no primary to clone".to_owned());
+            }
             PgTask::Start => {
                 pg.up = true;
                 pg.start += 1;
@@ -354,15 +357,15 @@ impl World {
             PgTask::Demote { follow_peer } => {
                 *pg = Pg { up: true, in_recovery: true, follows: follow_peer, start: pg.start + 1, ..pg.clone() };
             }
-            PgTask::Promote => {
+            PgTask::Promote { above } => {
                 pg.in_recovery = false;
                 pg.follows = false;
-                pg.timeline += 1;
+                pg.timeline = pg.timeline.max(above.0) + 1;
                 pg.lsn += 5;
                 n.promotions += 1;
                 pg.data.push((n.promotions * 2 + node as u64, 0));
             }
-            PgTask::Clone(_) => {
+            PgTask::Rejoin(_) => {
                 let start = pg.start + 1;
                 *pg = Pg {
                     up: true,
@@ -374,11 +377,29 @@ impl World {
                     hung: false,
                     start,
                     data: other.data,
+                    refusal: false,
+                    told_ahead: 0,
                 };
             }
-            PgTask::PrepareStandby => {
-                let source = SourceFacts { system_id: SystemId(77), bytes: 1, tablespaces: 0 };
+            PgTask::PrepareStandby | PgTask::LookAsSource(_) => {
+                let source = SourceFacts {
+                    system_id: SystemId(77),
+                    bytes: 1,
+                    tablespaces: 0,
+                    spaces: Vec::new(),
+                    timeline: TimelineId(pg.timeline),
+                    history: Vec::new(),
+                    control_timeline: TimelineId(pg.timeline),
+                    lsn: Lsn(pg.lsn + pg.told_ahead),
+                    oldest: Lsn(0),
+                    same_tail: None,
+                };
                 return Ok(PgOutput::Source(source));
+            }
+            PgTask::PlanRejoin(_) => {
+                let refusal = pg.refusal.then(|| "a test says no".to_owned());
+                let plan = RejoinPlan { how: RejoinHow::Clone, why: "a test".to_owned(), refusal, tail: None };
+                return Ok(PgOutput::Plan(plan));
             }
             PgTask::RearmBarrier | PgTask::Checkpoint | PgTask::Adopt | PgTask::Nudge => {}
             PgTask::DropIdleSlots | PgTask::SwitchPoint { .. } => {}

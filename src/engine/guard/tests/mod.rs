@@ -12,6 +12,7 @@ mod observe;
 mod parts;
 mod procedures;
 mod random;
+mod rejoined;
 mod review;
 mod scenarios;
 mod second_reading;

@@ -39,6 +39,10 @@ pub(super) struct Pg {
     pub(super) start: u64,
     /// The writes this cluster holds: how many of each branch; every promotion begins a branch.
     pub(super) data: Data,
+    /// A plan to rejoin says no.
+    pub(super) refusal: bool,
+    /// What it tells a rejoin that looks is so far beyond what a standby can have yet.
+    pub(super) told_ahead: u64,
 }
 
 pub(super) type Data = Vec<(u64, u64)>;

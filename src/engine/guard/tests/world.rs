@@ -137,6 +137,8 @@ impl World {
             hung: false,
             start: 1,
             data: vec![(0, 0)],
+            refusal: false,
+            told_ahead: 0,
         };
         let node = |in_recovery| Node {
             guard: None,

@@ -95,6 +95,7 @@ impl Kind {
             | Effect::Units { .. }
             | Effect::Say { .. }
             | Effect::Count { .. }
+            | Effect::Progress { .. }
             | Effect::FollowFrom { .. }
             | Effect::CarryOver { .. }
             | Effect::Forward { .. }

@@ -124,7 +124,18 @@ fn only_the_active_node_prepares_for_it_and_the_record_stays_as_it_is() {
     assert_eq!(ask(&mut solo, "c", PeerQuestion::PrepareFollower { id: 5 }), None, "before it is done");
     assert_eq!(tasks(&solo), [PgTask::PrepareStandby]);
     let op = solo.guard.pg.task.map(|(op, _)| op).expect("it runs");
-    let source = SourceFacts { system_id: SystemId(77), bytes: 12, tablespaces: 0 };
+    let source = SourceFacts {
+        system_id: SystemId(77),
+        bytes: 12,
+        tablespaces: 0,
+        spaces: Vec::new(),
+        timeline: TimelineId(1),
+        history: Vec::new(),
+        control_timeline: TimelineId(1),
+        lsn: Lsn(0),
+        oldest: Lsn(0),
+        same_tail: None,
+    };
     solo.give(Event::PgDone { op, result: Ok(PgOutput::Source(source.clone())) });
     assert_eq!(answered(&solo), Some(PeerAnswer::Prepared { id: 5, source }));
     assert!(!solo.wanted(|e| matches!(e, Effect::Update { .. })), "the record was touched");
@@ -148,7 +159,13 @@ fn a_rejoin_given_here_is_fetched_watched_and_ended_there() {
     let mut solo = Solo::active(Mode::Update);
     solo.give(Event::Command { ticket: 41, command: Command::Rejoin { node: name("c"), dry_run: false } });
     let wish = facts(&mut solo, None).wish.expect("it is told");
-    let brief = |step: &str, ended| ProcedureBrief { kind: "rejoin".into(), id: wish.id, step: step.into(), ended };
+    let brief = |step: &str, ended| ProcedureBrief {
+        kind: "rejoin".into(),
+        id: wish.id,
+        step: step.into(),
+        ended,
+        progress: None,
+    };
     assert_eq!(facts(&mut solo, Some(brief("cloning", None))).wish, None, "told once it is under way");
     assert!(solo.wanted(|e| matches!(e, Effect::Say { ticket: 41, text } if text == "cloning")));
     facts(&mut solo, Some(brief("cloning", Some((0, "done".into())))));

@@ -1,0 +1,85 @@
+//! A rejoin: refused before anything is touched, rehearsed, ended when its source is gone, and its goal.
+
+use super::world::{World, name, secs};
+use crate::base::ids::Lsn;
+use crate::engine::turn::Command;
+
+fn rejoin(world: &mut World, dry_run: bool) -> u64 {
+    world.command(1, Command::Rejoin { node: name(1), dry_run })
+}
+
+#[test]
+fn what_can_be_refused_is_refused_before_the_record_and_the_mark() {
+    let mut world = World::running();
+    let before = world.marker().map(|m| (m.seq, m.sync));
+    world.nodes[1].pg.refusal = true;
+    let ticket = rejoin(&mut world, false);
+    let (exit, text) = world.end_of(1, ticket);
+    assert_eq!((exit, text.as_str()), (3, "refused: a test says no"));
+    assert_eq!(world.marker().map(|m| (m.seq, m.sync)), before, "the record was touched");
+    assert!(!world.durable(1).rejoining && world.nodes[1].pg.up);
+}
+
+#[test]
+fn a_rehearsal_says_what_it_would_do_and_does_nothing() {
+    let mut world = World::running();
+    let before = world.marker().map(|m| (m.seq, m.sync));
+    let ticket = rejoin(&mut world, true);
+    let (exit, text) = world.end_of(1, ticket);
+    assert_eq!(exit, 0, "{text}");
+    assert!(text.starts_with("would clone a: a test") && text.ends_with("nothing was changed"), "{text}");
+    assert_eq!(world.marker().map(|m| (m.seq, m.sync)), before);
+}
+
+#[test]
+fn it_ends_only_when_what_the_source_wrote_after_the_copy_is_replayed() {
+    let mut world = World::running();
+    let start = world.nodes[1].pg.start;
+    let ticket = rejoin(&mut world, false);
+    world.run_until(secs(20), "copied", |w| w.nodes[1].pg.start > start);
+    // Written after the copy, and not yet on the wire.
+    world.nodes[0].pg.told_ahead = 5000;
+    let goal = Lsn(world.nodes[0].pg.lsn + 5000);
+    world.run_for(secs(10));
+    assert!(!world.nodes[1].ends.contains_key(&ticket) && world.durable(1).rejoining, "it ended without {goal}");
+    world.nodes[0].pg.lsn += 6000;
+    let (exit, text) = world.end_of(1, ticket);
+    assert_eq!(exit, 0, "{text}");
+    assert!(!world.durable(1).rejoining && Lsn(world.nodes[1].pg.lsn) >= goal);
+}
+
+#[test]
+fn it_ends_soon_and_with_a_word_when_its_source_is_gone() {
+    let mut world = World::running();
+    let start = world.nodes[1].pg.start;
+    let ticket = rejoin(&mut world, false);
+    world.run_until(secs(20), "copied", |w| w.nodes[1].pg.start > start);
+    world.kill_all(0);
+    let begun = world.now;
+    let (exit, text) = world.end_of(1, ticket);
+    assert_eq!(exit, 4, "{text}");
+    assert!(text.contains("does not serve any more; run rejoin again"), "{text}");
+    assert!(world.now.since(begun) < secs(40), "only after {:?}", world.now.since(begun));
+    assert!(world.durable(1).rejoining, "it is not promotable");
+}
+
+#[test]
+fn p14_a_taker_that_died_half_way_leaves_its_timeline_in_the_record() {
+    let mut world = World::running();
+    // b takes over, writes timeline 2 and dies before anybody follows; a, still on 1, takes over again.
+    world.kill_all(0);
+    let ticket = world.promote(1, false);
+    world.run_until(secs(20), "the record moved", |w| w.marker().is_some_and(|m| m.active == name(1)));
+    assert_eq!(world.marker().map(|m| m.timeline.0), Some(2), "the number that the promotion will write");
+    assert_eq!(world.end_of(1, ticket).0, 0);
+    assert_eq!(world.nodes[1].pg.timeline, 2, "no number is skipped without need");
+    world.kill_all(1);
+    world.start(0);
+    world.run_for(secs(10));
+    assert_eq!(world.nodes[0].pg.timeline, 1);
+    world.loss_accepted = true;
+    let ticket = world.promote(0, true);
+    let (exit, text) = world.end_of(0, ticket);
+    assert_eq!(exit, 0, "{text}");
+    assert_eq!(world.nodes[0].pg.timeline, 3, "the number that b used is used again");
+}

@@ -1,0 +1,340 @@
+//! What a rejoin finds here and would do about it: follow, rewind or clone. Looking only; nothing is changed.
+//!
+//! Decided by comparing timeline *histories*, number and switch point, never by `pg_rewind`'s exit code (P14): it calls
+//! two timelines of one number the same. Where this node never left the source's history, its last WAL is compared
+//! byte for byte as well ([`WalTail`]): two promotions may reuse a number at the very same place.
+
+use super::control::control_field;
+use super::history::{self, History, Span};
+use super::{Cluster, PgError, SourceFacts, rewind, tool};
+use crate::base::ids::{Lsn, SystemId, TimelineId};
+use crate::engine::report::{RejoinHow, RejoinPlan, WalTail};
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+
+/// `pg_waldump` says nothing for so long: it hangs.
+const SCAN_STALL: Duration = Duration::from_secs(120);
+/// Of the end of the WAL, this much is compared.
+const TAIL: u64 = 1 << 20;
+/// PostgreSQL 15, `XLOG_BLCKSZ`; a record's first page holds its header and checksum.
+const PAGE: u64 = 8192;
+
+/// The cluster here as its control file and its WAL tell.
+#[derive(Debug, Clone)]
+pub(super) struct Local {
+    pub(super) clean: bool,
+    pub(super) segment_size: u64,
+    system_id: SystemId,
+    checkpoint: Lsn,
+    /// `pg_rewind` needs one of the two.
+    hints: bool,
+    pub(super) history: History,
+}
+
+/// Where this node left the source's history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Divergence {
+    pub(super) at: Lsn,
+    pub(super) timeline: TimelineId,
+    /// Committed here after that.
+    pub(super) transactions: u64,
+    /// WAL from there on is here to the end.
+    pub(super) whole: bool,
+}
+
+/// What is to be done, and with what.
+#[derive(Debug, Clone)]
+pub(super) enum Way {
+    Follow {
+        tail: Option<WalTail>,
+    },
+    Rewind(Divergence),
+    /// With what diverged, where that is known.
+    Clone {
+        why: String,
+        diverged: Option<Divergence>,
+    },
+    Refuse(String),
+}
+
+/// A pass over the WAL.
+#[derive(Debug, Default)]
+struct Scan {
+    /// Records at or after the point where the histories part.
+    after: u64,
+    transactions: u64,
+    /// Begin and length of the last record, and its timeline.
+    last: Option<(TimelineId, Lsn, u64)>,
+    /// Some of it is not here.
+    missing: bool,
+}
+
+impl Cluster {
+    /// What a rejoin to `source` would do here. PostgreSQL may run.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    pub async fn plan_rejoin(&self, source: &SourceFacts) -> Result<RejoinPlan, PgError> {
+        let way = self.way(source).await?;
+        // Also behind a follow and a rewind: what fails of them ends in a clone.
+        let room = self.clone_refusal(source).map_err(|error| error.to_string()).err();
+        let mib = source.bytes >> 20;
+        let lost = |d: &Divergence| match (d.transactions, d.whole) {
+            (count, true) => format!("{count} transactions were committed here alone since {}", d.at),
+            (count, false) => {
+                format!("at least {count} transactions were committed here alone since {}, not all WAL is left", d.at)
+            }
+        };
+        Ok(match way {
+            Way::Follow { tail } => RejoinPlan {
+                how: RejoinHow::Follow,
+                why: "the data here is a beginning of the active node's: it only has to follow".to_owned(),
+                refusal: None,
+                tail,
+            },
+            Way::Rewind(diverged) => RejoinPlan {
+                how: RejoinHow::Rewind,
+                why: format!("{}; their WAL is kept beside the data directory", lost(&diverged)),
+                refusal: None,
+                tail: None,
+            },
+            Way::Clone { why, diverged } => RejoinPlan {
+                how: RejoinHow::Clone,
+                why: match &diverged {
+                    Some(diverged) => format!("{why}; {}; {mib} MiB to copy", lost(diverged)),
+                    None => format!("{why}; {mib} MiB to copy"),
+                },
+                refusal: room,
+                tail: None,
+            },
+            Way::Refuse(why) => {
+                RejoinPlan { how: RejoinHow::Clone, why: String::new(), refusal: Some(why), tail: None }
+            }
+        })
+    }
+
+    pub(super) async fn way(&self, source: &SourceFacts) -> Result<Way, PgError> {
+        let data_dir = &self.settings.data_dir;
+        let clone = |why: String| Ok(Way::Clone { why, diverged: None });
+        if !data_dir.join("PG_VERSION").exists() {
+            return clone(format!("there is no cluster in {}", data_dir.display()));
+        }
+        if rewind::is_half_rewound(data_dir) {
+            return clone("a rewind was interrupted here".to_owned());
+        }
+        let local = match self.local().await {
+            Ok(local) => local,
+            Err(error) => return clone(format!("the cluster here cannot be read ({error})")),
+        };
+        if local.system_id != source.system_id {
+            return Ok(Way::Refuse(format!(
+                "{} holds another cluster (system identifier {}, not {}); if nobody needs it, move it away (mv {} \
+                 {}.old) and run rejoin again",
+                data_dir.display(),
+                local.system_id,
+                source.system_id,
+                data_dir.display(),
+                data_dir.display()
+            )));
+        }
+        if source.timeline == TimelineId(0) {
+            return clone("the active node's daemon is of an older version and does not tell its history".to_owned());
+        }
+        self.compare(&local, source).await
+    }
+
+    async fn compare(&self, local: &Local, source: &SourceFacts) -> Result<Way, PgError> {
+        let theirs = History::new(&source.history, source.timeline);
+        let Some(common) = local.history.common(&theirs) else {
+            return Ok(Way::Clone { why: "the timelines have nothing in common".to_owned(), diverged: None });
+        };
+        // On one's own timeline only what the source has not got yet is past it.
+        let at = common.end.unwrap_or(source.lsn);
+        let left = local.history.current() != common.timeline;
+        let scan = self.scan(local, at).await?;
+        let diverged =
+            Divergence { at, timeline: common.timeline, transactions: scan.transactions, whole: !scan.missing };
+        let clone = |why: String| Ok(Way::Clone { why, diverged: Some(diverged.clone()) });
+        if !left && scan.after == 0 {
+            return self.follow_or_clone(local, source, &common, &scan);
+        }
+        if source.timeline == local.history.current() {
+            let why = match common.end {
+                Some(_) => format!("timeline {} exists twice, with different histories", source.timeline),
+                None => "it is ahead of the active node on the same timeline".to_owned(),
+            };
+            return clone(why);
+        }
+        if source.control_timeline != source.timeline {
+            return clone("the active node has had no checkpoint on its new timeline yet".to_owned());
+        }
+        if !local.hints {
+            return clone("pg_rewind needs data checksums or wal_log_hints = on here".to_owned());
+        }
+        if scan.missing {
+            return clone("WAL that pg_rewind needs is not here any more".to_owned());
+        }
+        Ok(Way::Rewind(diverged))
+    }
+
+    fn follow_or_clone(&self, local: &Local, source: &SourceFacts, common: &Span, scan: &Scan) -> Result<Way, PgError> {
+        let clone = |why: &str| Ok(Way::Clone { why: why.to_owned(), diverged: None });
+        let Some((timeline, begin, length)) = scan.last else { return clone("its WAL cannot be read") };
+        let segment = Lsn(begin.0 - begin.0 % local.segment_size.max(1));
+        if segment < source.oldest && !self.has_restore_command() {
+            return clone("the active node has not got the WAL any more that comes next here");
+        }
+        let tail = self.tail(local, timeline, begin, length);
+        match (source.same_tail, &tail) {
+            (Some(false), _) => clone("its last WAL is not the active node's, although the histories are equal"),
+            // Before a switch the file of the old timeline may have gone at the source.
+            (None, Some(_)) | (Some(true), _) => Ok(Way::Follow { tail }),
+            (None, None) if common.end.is_some() => Ok(Way::Follow { tail }),
+            (None, None) => clone("the end of its WAL cannot be read"),
+        }
+    }
+
+    /// The end of the WAL here, to be compared at the source.
+    fn tail(&self, local: &Local, timeline: TimelineId, begin: Lsn, length: u64) -> Option<WalTail> {
+        let in_segment = begin.0 % local.segment_size.max(1);
+        let to = (in_segment + length).min(in_segment - in_segment % PAGE + PAGE);
+        let from = to.saturating_sub(TAIL);
+        let segment = history::segment_name(timeline, begin, local.segment_size);
+        let file = fs::File::open(self.settings.data_dir.join("pg_wal").join(&segment)).ok()?;
+        let mut bytes = vec![0; usize::try_from(to - from).ok()?];
+        file.read_exact_at(&mut bytes, from).ok()?;
+        let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);
+        let sha256 = data_encoding::HEXLOWER.encode(digest.as_ref());
+        Some(WalTail { segment, from, len: to - from, sha256 })
+    }
+
+    pub(super) async fn local(&self) -> Result<Local, PgError> {
+        let text = self.control_text(&self.settings.data_dir).await?;
+        let read = || {
+            let field = |name: &str| control_field(&text, name);
+            let number = |name: &str| field(name)?.parse::<u64>().ok();
+            let timeline = |name: &str| Some(TimelineId(field(name)?.parse().ok()?));
+            let state = field("Database cluster state")?;
+            let known = timeline("Latest checkpoint's TimeLineID")?;
+            let known = known.max(timeline("Min recovery ending loc's timeline")?);
+            let checksums = number("Data page checksum version")? > 0;
+            Some(Local {
+                clean: matches!(state, "shut down" | "shut down in recovery"),
+                segment_size: number("Bytes per WAL segment")?,
+                system_id: SystemId(number("Database system identifier")?),
+                checkpoint: field("Latest checkpoint location")?.parse().ok()?,
+                hints: checksums || field("wal_log_hints setting") == Some("on"),
+                history: History::new(&[], known),
+            })
+        };
+        let mut local = read()
+            .ok_or_else(|| PgError::Failed("pg_controldata answered in an unknown form; check bin_dir".to_owned()))?;
+        local.history = self.own_history(local.history.current(), local.segment_size)?;
+        Ok(local)
+    }
+
+    /// The history of the newest timeline of which there is WAL here and that comes after `known`, which the control
+    /// file tells: it lags after a promotion, and a standby may have received more than it has replayed.
+    fn own_history(&self, known: TimelineId, segment_size: u64) -> Result<History, PgError> {
+        let dir = self.settings.data_dir.join("pg_wal");
+        let ended =
+            |timeline| history::parse(&fs::read_to_string(dir.join(history::file_name(timeline))).unwrap_or_default());
+        let names = fs::read_dir(&dir).map_err(|error| super::files::failed("read", &dir, &error))?;
+        let written = names.flatten().filter_map(|entry| {
+            let (timeline, _) = history::segment_of(entry.file_name().to_str()?, segment_size)?;
+            Some(timeline)
+        });
+        let after =
+            |timeline: &TimelineId| *timeline > known && ended(*timeline).iter().any(|(before, _)| *before == known);
+        let current = written.filter(after).max().unwrap_or(known);
+        let before = ended(current);
+        if before.is_empty() && current > TimelineId(1) {
+            return Err(PgError::Failed(format!("the history file of timeline {current} is missing")));
+        }
+        Ok(History::new(&before, current))
+    }
+
+    /// Reads the WAL from the last checkpoint on, or from where the histories part, and counts what is after that.
+    async fn scan(&self, local: &Local, parted: Lsn) -> Result<Scan, PgError> {
+        let mut scan = Scan::default();
+        for span in local.history.from(parted.min(local.checkpoint)) {
+            self.scan_span(span, parted, &mut scan).await?;
+        }
+        Ok(scan)
+    }
+
+    async fn scan_span(&self, span: Span, parted: Lsn, scan: &mut Scan) -> Result<(), PgError> {
+        let mut command = tool::command(self.bin("pg_waldump"));
+        command.arg("-p").arg(self.settings.data_dir.join("pg_wal"));
+        command.args(["-t", &span.timeline.to_string(), "-s", &span.begin.to_string()]);
+        if let Some(end) = span.end {
+            command.args(["-e", &end.to_string()]);
+        }
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|error| tool::not_started("pg_waldump", &error))?;
+        let mut group = tool::Group::of(&child);
+        let (Some(out), Some(mut err)) = (child.stdout.take(), child.stderr.take()) else { return Ok(()) };
+        let mut lines = BufReader::new(out).lines();
+        let (mut records, mut said) = (0_u64, Vec::new());
+        let stalled = || PgError::TimedOut(format!("pg_waldump said nothing for {SCAN_STALL:?} and was killed"));
+        while let Ok(Some(line)) = tokio::time::timeout(SCAN_STALL, lines.next_line()).await.map_err(|_| stalled())? {
+            let Some(record) = read_record(&line) else { continue };
+            records += 1;
+            scan.last = Some((span.timeline, record.begin, record.length));
+            if record.begin >= parted {
+                scan.after += 1;
+                scan.transactions += u64::from(record.commits);
+            }
+        }
+        tokio::time::timeout(SCAN_STALL, err.read_to_end(&mut said)).await.map_err(|_| stalled())?.ok();
+        let _status_says_only_that_the_wal_ended =
+            tokio::time::timeout(SCAN_STALL, child.wait()).await.map_err(|_| stalled())?;
+        group.reaped();
+        // The end of the WAL is an error to it, an end that was asked for is none; without one record it is that the
+        // file is not there.
+        let complaint = String::from_utf8_lossy(&said);
+        let no_file = complaint.contains("could not find file") || complaint.contains("could not open file");
+        scan.missing |= no_file && (records == 0 || span.end.is_some());
+        Ok(())
+    }
+}
+
+struct Record {
+    begin: Lsn,
+    /// Rounded up as the next one begins.
+    length: u64,
+    commits: bool,
+}
+
+/// `rmgr: Transaction len (rec/tot):     34/    34, tx:        733, lsn: 0/015D2E38, prev 0/015D2E10, desc: COMMIT ...`
+fn read_record(line: &str) -> Option<Record> {
+    let rest = line.strip_prefix("rmgr: ")?;
+    let (_, after) = rest.split_once("lsn: ")?;
+    let begin = after.split(',').next()?.parse().ok()?;
+    let (_, lengths) = rest.split_once("len (rec/tot):")?;
+    let (_, total) = lengths.split(',').next()?.split_once('/')?;
+    let length = total.trim().parse::<u64>().ok()?;
+    let commits = rest.starts_with("Transaction ") && rest.contains("desc: COMMIT");
+    Some(Record { begin, length, commits })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_read_as_pg_waldump_writes_them() {
+        let line = "rmgr: Transaction len (rec/tot):     34/    40, tx:        733, lsn: 0/015D2E38, prev 0/015D2E10, \
+                    desc: COMMIT 2026-11-20 12:00:00.000000 UTC";
+        let record = read_record(line).expect("a record");
+        assert_eq!((record.begin, record.length, record.commits), (Lsn(0x15D_2E38), 40, true));
+        let heap = line.replace("Transaction", "Heap       ");
+        assert!(!read_record(&heap).expect("a record").commits);
+        let abort = line.replace("COMMIT", "ABORT");
+        assert!(!read_record(&abort).expect("a record").commits);
+        assert!(read_record("pg_waldump: error: x").is_none());
+    }
+}
