@@ -45,7 +45,7 @@ impl Pair {
         let counters = Arc::new(PeerCounters::default());
         let task = tokio::spawn(listen_with(channel, identity("midna", "alp"), counters, tunnels, handler));
         let peer = PeerClient::new(identity("alp", "midna"), "midna".parse().unwrap(), channel);
-        let forwarder = Forwarder::new(Arc::new(peer), false);
+        let forwarder = Forwarder::new(Arc::new(peer), false, 100);
         let alp = open_with(Setup { pool: pool(), forward: Some(Arc::clone(&forwarder)), ..Setup::default() }).await;
         Pair { alp, midna, forwarder, task }
     }

@@ -57,7 +57,7 @@ impl Hash for Guard {
         (setup.start, &setup.boot).hash(state);
         (durable, next_seq, next_id, writing, fence_now, fence_retry, started).hash(state);
         (at, poll_at, renew_at, witness, proofs, peer, pg, pg_present, vips, link_up, gate).hash(state);
-        (job, durability, takeover, handover, rejoin).hash(state);
+        (job, durability, takeover, handover, hold_over, rejoin).hash(state);
         (watching, neighbours, units, last_ended, shutting_down, proofs_from, forwards).hash(state);
     }
 }

@@ -192,7 +192,6 @@ impl World {
                 | Effect::Note { .. }
                 | Effect::HoldClients
                 | Effect::HoldToCarry
-                | Effect::Forward { .. }
                 | Effect::LetClientsGo
                 | Effect::AnnounceVip { .. }
                 | Effect::KernelGate { .. }
