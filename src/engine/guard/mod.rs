@@ -19,7 +19,8 @@
 //! `proofs` (witness and peer evidence), `standing` (R1: what opens, suspends and cuts), `fence`, `vip`, `record`
 //! (updates and their settling), `durability` (R4), `observe` (records edited by hand), `unmarked` (takeovers no marker
 //! decides), `pledge`, `pause`, `units`, `housekeeping`, `takeover` (promote, switchover, unfence), `handover` (the old
-//! side of a switchover) and `carry` (its clients), `rejoin`, `forward` (where clients of a passive node may go), `view`.
+//! side of a switchover) and `carry` (its clients), `rejoin`, `forward` (where clients of a passive node may go) and
+//! `view`.
 
 mod carry;
 mod commands;
