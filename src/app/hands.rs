@@ -40,8 +40,8 @@ const PG_CHECKPOINT_LIMIT: Duration = Duration::from_secs(590);
 const PG_START_LIMIT: Duration = Duration::from_secs(300);
 /// A fast stop of a fenced primary; then immediate (R5: bounded).
 const PG_FENCE_STOP: Duration = Duration::from_secs(5);
-/// A fast stop of a switchover: its last WAL has to reach the standby. Clients wait for it, and for a start where it was
-/// in vain: both have to fit into `pool.query_wait`.
+/// A fast stop of a switchover: its last WAL has to reach the standby. Clients wait for it, and for a start where it
+/// was in vain: both have to fit into `pool.query_wait`.
 const PG_STOP_LIMIT: Duration = Duration::from_secs(15);
 /// How often the drain looks whether it is done.
 const DRAIN_LOOK: Duration = Duration::from_millis(2);

@@ -134,7 +134,7 @@ pub enum Event {
         address: IpAddr,
         bound: bool,
     },
-    /// The bounded drain of a switchover ended: so many sessions' statements were cancelled for it, and `busy` are left.
+    /// The bounded drain of a switchover ended: what so many sessions ran was cancelled for it, and `busy` are left.
     Drained {
         op: OpId,
         cancelled: u64,

@@ -36,7 +36,7 @@ impl Guard {
         self.vips.is_empty() && !self.setup.kernel_gate && self.setup.peer != self.setup.me
     }
 
-    /// PostgreSQL is about to be stopped for a switchover: nothing passes from here on. Clients held since `since` wait.
+    /// PostgreSQL is about to be stopped for a switchover: nothing passes from here on. Clients wait, as since `since`.
     pub(super) fn begin_hold_over(&mut self, now: Now, attempt: u64, since: Instant, fx: &mut Vec<Effect>) {
         let reason = format!("switchover to {}", self.setup.peer);
         if self.gate.open && self.can_carry() {

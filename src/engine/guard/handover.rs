@@ -162,8 +162,8 @@ impl Guard {
         let attempt = handover.attempt;
         if cancelled > 0 {
             let text = format!(
-                "{cancelled} sessions did not end their transaction within {} s; what they ran was cancelled, and {busy} \
-                 will be ended",
+                "{cancelled} sessions did not end their transaction within {} s; what they ran was cancelled, and \
+                 {busy} will be ended",
                 DRAIN_LIMIT.as_secs()
             );
             self.note(now, fx, "drain_incomplete", text);

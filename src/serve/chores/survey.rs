@@ -1,7 +1,7 @@
 //! What a session has that goes with its backend (session mode): looked into once, when it is held for a switchover.
 //!
-//! What it is NOT: a proof that there is nothing else. What PostgreSQL shows nobody (`currval()`, a library loaded, what
-//! an extension keeps) is not seen here, nor a customized option that was set inside of a function.
+//! What it is NOT: a proof that there is nothing else. What PostgreSQL shows nobody (`currval()`, a library loaded,
+//! what an extension keeps) is not seen here, nor a customized option that was set inside of a function.
 
 use super::super::pool::Lease;
 use super::{LEARN, literal, run};

@@ -7,6 +7,8 @@
 //! **Invariants:** a name of ours stands for one text. What may or may not stand in a backend after an error is closed
 //! before it is parsed again. Answers to messages of the gate's own are swallowed in the order of those messages.
 
+mod carried;
+
 use super::options::Effect;
 use super::{HEADER, Malformed, OwnQuery, cstring, own_query};
 use std::collections::{HashMap, VecDeque};
@@ -277,21 +279,6 @@ impl Names {
     /// Whether the client has this statement.
     pub fn has(&self, name: &[u8]) -> bool {
         self.named.contains_key(name)
-    }
-
-    /// The client's statements under its own names, the unnamed one too: each with its Parse message's body behind the
-    /// name. While nothing is in flight.
-    pub fn export(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let text = |name: &[u8], text: &[u8]| match self.deallocates.get(name) {
-            Some(taken) => {
-                let taken = String::from_utf8_lossy(taken).replace('"', "\"\"");
-                format!("DEALLOCATE \"{taken}\"\0\0\0").into_bytes()
-            }
-            None => text.to_vec(),
-        };
-        let named = self.named.iter().map(|(name, statement)| (name.to_vec(), text(name, &statement.text)));
-        let unnamed = (!self.unnamed.is_empty()).then(|| (Vec::new(), text(b"", &self.unnamed)));
-        named.chain(unnamed).collect()
     }
 
     /// DEALLOCATE of one statement.

@@ -1,5 +1,5 @@
-//! Sessions held for a switchover, taken apart at the old gate and going on at the other: two gates in one process, both
-//! before the shared cluster, and the peer channel between them.
+//! Sessions held for a switchover, taken apart at the old gate and going on at the other: two gates in one process,
+//! both before the shared cluster, and the peer channel between them.
 
 use crate::front::{Front, Setup, eventually, free_port, open_with};
 use crate::raw::*;

@@ -92,7 +92,8 @@ fn a_taker_that_never_opens_costs_the_clients_their_patience_and_no_more() {
 
 #[test]
 fn whatever_is_not_this_consent_cuts_those_who_wait() {
-    let cases: [(&str, fn(&mut World)); 3] = [
+    type Case = (&'static str, fn(&mut World));
+    let cases: [Case; 3] = [
         ("the operator takes the service back", |world| {
             world.command(0, Command::Unfence);
         }),
