@@ -15,6 +15,9 @@ const ASK_LIMIT: Duration = Duration::from_secs(5);
 /// Whether it is a standby already is asked before a stop: one that is hung is not waited for long.
 const ROLE_LIMIT: Duration = Duration::from_secs(2);
 
+/// Looks at a promotion that is not over, after which the start-up process is woken.
+const NUDGE_AFTER: u32 = 10;
+
 impl Cluster {
     /// Makes the local standby a writable primary; all received WAL is replayed first. Resumes a paused replay.
     /// Already a primary is fine.
@@ -32,7 +35,13 @@ impl Cluster {
             .await?;
         // Not waiting in the server: it looks only every 100 ms.
         session.value("SELECT pg_promote(false)", limit).await?;
+        let mut looks = 0_u32;
         while session.value("SELECT pg_is_in_recovery()", limit).await? == "t" {
+            looks += 1;
+            if looks.is_multiple_of(NUDGE_AFTER) {
+                // A start-up process that looks for its primary just then sleeps out `wal_retrieve_retry_interval`.
+                session.value("SELECT pg_reload_conf()", limit).await?;
+            }
             if clock::now() >= deadline {
                 return Err(PgError::TimedOut(format!(
                     "PostgreSQL is not promoted after {limit:?}; it goes on replaying, run promote again"
