@@ -25,6 +25,8 @@ const CHECKPOINT_LIMIT: Duration = Duration::from_secs(600);
 /// A checkpoint that took longer left time for much to become dirty again: another follows, so many at most.
 const SHORT_CHECKPOINT: Duration = Duration::from_secs(1);
 const CHECKPOINTS: u32 = 2;
+/// The word for the stage whose answer the taker waits for no longer than for any other.
+pub(super) const CLIENTS_HELD: &str = "clients held";
 /// A consent stops PostgreSQL, which maintenance leaves alone.
 pub(super) const MAINTENANCE: &str = "maintenance is on there: `portcullis maintenance off` first";
 /// Silence of the taker after which everything is put back.
@@ -69,7 +71,7 @@ impl Handover {
     pub(super) fn word(&self) -> &'static str {
         match self.stage {
             Stage::Draining { .. } => "holding clients",
-            Stage::Held => "clients held",
+            Stage::Held => CLIENTS_HELD,
             Stage::Checkpointing { .. } => "checkpoint, while clients run",
             Stage::Stopping { .. } | Stage::StoppingToConsent { .. } => "stopping PostgreSQL",
             Stage::Stopped => "PostgreSQL stopped",

@@ -26,6 +26,8 @@ const HAS_TARGET: &str = "SELECT EXISTS (SELECT FROM pg_settings WHERE setting <
 const SKIPPED: &str = "# portcullis: this number was used by another promotion\n";
 /// So many numbers are skipped at most.
 const SKIP_MAX: u32 = 1000;
+/// Looks at a promotion that is not over, after which the start-up process is woken.
+const NUDGE_AFTER: u32 = 10;
 
 impl Cluster {
     /// Makes the local standby a writable primary; all received WAL is replayed first. Resumes a paused replay, and
@@ -49,7 +51,13 @@ impl Cluster {
             .await?;
         // Not waiting in the server: it looks only every 100 ms.
         session.value("SELECT pg_promote(false)", limit).await?;
+        let mut looks = 0_u32;
         while session.value("SELECT pg_is_in_recovery()", limit).await? == "t" {
+            looks += 1;
+            if looks.is_multiple_of(NUDGE_AFTER) {
+                // A start-up process that looks for its primary just then sleeps out `wal_retrieve_retry_interval`.
+                session.value("SELECT pg_reload_conf()", limit).await?;
+            }
             if clock::now() >= deadline {
                 return Err(PgError::TimedOut(format!(
                     "PostgreSQL is not promoted after {limit:?}; it goes on replaying, run promote again"

@@ -6,10 +6,13 @@ use super::{NEARING_LIMIT, STOP_LIMIT, Step, TELL_EVERY, Takeover};
 use crate::base::ids::Lsn;
 use crate::base::time::Duration;
 use crate::engine::guard::Guard;
+use crate::engine::guard::handover::CLIENTS_HELD;
 use crate::engine::guard::proofs::{AskedFor, PEER_LIMIT, PeerAskedFor};
 use crate::engine::setup::Mode;
 use crate::engine::turn::{Effect, Now, PeerQuestion};
 
+/// Until the old node says that it has begun; one of an earlier version says nothing, and drains for so long at most.
+const BEGIN_LIMIT: Duration = Duration::from_secs(15);
 /// Silence of the old node while it prepares, which may take long, after which it is given up.
 const SILENCE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -78,17 +81,33 @@ impl Guard {
             return;
         }
         let at_it = self.peer.state.as_ref().and_then(|p| p.handing_over.clone());
-        let Some((_, word)) = at_it.filter(|(attempt, _)| *attempt == t.id) else { return };
-        let (since, text) = match &t.told {
-            Some((told, _, next)) if *told == word && now.boot < *next => return,
-            Some((told, since, _)) if *told == word => {
-                (*since, format!("{}: {word} ({} s)", self.setup.peer, now.boot.since(*since).as_secs()))
-            }
-            _ => (now.boot, format!("{}: {word}", self.setup.peer)),
+        let word = at_it.filter(|(attempt, _)| *attempt == t.id).map(|(_, word)| word).unwrap_or_default();
+        let (since, next) = match &t.told {
+            Some((told, since, next)) if *told == word => (*since, *next),
+            _ => (now.boot, now.boot),
         };
-        if let Some(t) = &mut self.takeover {
-            t.told = Some((word, since, now.boot + TELL_EVERY));
+        // Its answer was lost: clients are not to wait for our patience.
+        let limit = match word.as_str() {
+            "" => Some(BEGIN_LIMIT),
+            CLIENTS_HELD => Some(PEER_LIMIT),
+            _ => None,
+        };
+        if limit.is_some_and(|limit| now.boot >= since + limit) {
+            let why = format!("{} is not preparing, or its answer was lost; try again", self.setup.peer);
+            self.fail_takeover(now, 1, &why, fx);
+            return;
         }
+        let due = now.boot >= next;
+        if let Some(t) = &mut self.takeover {
+            t.told = Some((word.clone(), since, if due { now.boot + TELL_EVERY } else { next }));
+        }
+        if !due || word.is_empty() {
+            return;
+        }
+        let text = match now.boot.since(since).as_secs() {
+            0 => format!("{}: {word}", self.setup.peer),
+            seconds => format!("{}: {word} ({seconds} s)", self.setup.peer),
+        };
         self.say(now, &text, fx);
     }
 }
