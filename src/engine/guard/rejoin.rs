@@ -16,7 +16,9 @@ use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
 use crate::engine::report::{Progress, RejoinHow, RejoinPlan, SourceFacts, WalTail};
 use crate::engine::status::Role;
-use crate::engine::turn::{Command, Effect, Now, PeerAnswer, PeerQuestion, PgOutput, PgTask, ProcedureBrief, Ticket};
+use crate::engine::turn::{
+    Command, Effect, Now, PeerAnswer, PeerQuestion, PeerState, PgOutput, PgTask, ProcedureBrief, Ticket,
+};
 
 /// How long the daemon of the node to bring back is waited for (the contract).
 const NODE_LIMIT: Duration = Duration::from_secs(30);
@@ -252,9 +254,7 @@ impl Guard {
         let mine = self.durable.won.max(self.durable.complete);
         let refusal = if self.durable.is_holder() && self.fenced().is_none() {
             Some(format!("{} is the active node itself: the wrong direction", self.setup.me))
-        } else if !(peer.gate_open || self.setup.block && peer.role == Role::Active)
-            || peer.complete == crate::base::ids::Epoch::NONE
-        {
+        } else if !self.peer_may_be_joined() || peer.complete == crate::base::ids::Epoch::NONE {
             Some(format!("{} does not serve: there is nothing to rejoin to", peer.node))
         } else if peer.complete < mine {
             Some(format!("{} serves epoch {}, this node held {mine}: the wrong direction", peer.node, peer.complete))
@@ -277,7 +277,7 @@ impl Guard {
 
     /// The active node's side of it: its facts, and nothing changed.
     pub(super) fn on_look(&mut self, ticket: Ticket, id: u64, tail: Option<WalTail>, fx: &mut Vec<Effect>) {
-        if !self.durable.is_holder() || !self.gate.open {
+        if !self.may_be_joined() {
             let why = "this node is not the active one, or its gate is not open".to_owned();
             fx.push(Effect::AnswerPeer { ticket, answer: Box::new(PeerAnswer::Refused { why }) });
             return;
@@ -441,9 +441,15 @@ impl Guard {
         }
     }
 
+    /// As far as it says: see `may_be_joined` there.
+    fn peer_may_be_joined(&self) -> bool {
+        let waits = |peer: &PeerState| self.setup.block && peer.role == Role::Active;
+        self.peer.state.as_ref().is_some_and(|peer| peer.gate_open || waits(peer))
+    }
+
     /// The node that is being joined has not served, or not answered, for a while.
     fn source_is_lost(&mut self, now: Now) -> bool {
-        let serves = self.peer_reachable(now) && self.peer.state.as_ref().is_some_and(|peer| peer.gate_open);
+        let serves = self.peer_reachable(now) && self.peer_may_be_joined();
         let Some(r) = &mut self.rejoin else { return false };
         if serves {
             r.lost = None;
