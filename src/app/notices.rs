@@ -58,7 +58,7 @@ impl Severity {
 }
 
 /// The kinds of events that are worth waking someone for.
-pub const KINDS: [(&str, Severity); 31] = [
+pub const KINDS: [(&str, Severity); 35] = [
     ("gate_cut", Severity::Critical),
     ("fenced", Severity::Critical),
     ("record_elsewhere", Severity::Critical),
@@ -70,8 +70,11 @@ pub const KINDS: [(&str, Severity); 31] = [
     ("conflict", Severity::Critical),
     ("put_back_failed", Severity::Critical),
     ("pause_seen", Severity::Critical),
+    ("commits_wait", Severity::Critical),
     ("alone", Severity::Warning),
     ("standby_lost", Severity::Warning),
+    ("cannot_follow", Severity::Warning),
+    ("diverged", Severity::Warning),
     ("durability_failed", Severity::Warning),
     ("configuration_differs", Severity::Warning),
     ("gate_suspended", Severity::Warning),
@@ -85,6 +88,7 @@ pub const KINDS: [(&str, Severity); 31] = [
     ("vip_removed", Severity::Warning),
     ("gate_opened", Severity::Info),
     ("in_sync", Severity::Info),
+    ("standby_back", Severity::Info),
     ("postgres_up", Severity::Info),
     ("procedure_ended", Severity::Info),
     ("promoted", Severity::Info),
