@@ -16,11 +16,16 @@ const CONTROL: &str = "SELECT greatest((SELECT timeline_id FROM pg_control_check
 #[test]
 fn a_standby_started_again_after_its_active_node_died_is_promoted_without_a_word() {
     in_lab(Options::new("behind"), |lab| {
+        lab.start_servers()?;
         // A page written out would take the control file along.
         for node in lab.nodes() {
-            node.postgres.append("postgresql.conf", "bgwriter_lru_maxpages = 0")?;
+            node.postgres.append("postgresql.auto.conf", "bgwriter_lru_maxpages = 0\nwal_receiver_timeout = 5s\n")?;
+            node.postgres.sql("postgres", "SELECT pg_reload_conf()")?;
         }
-        lab.start_pair()?;
+        lab.b.start_daemon()?;
+        lab.a.start_daemon()?;
+        lab.a.wait_active(secs(60))?;
+        lab.a.wait_in_sync(secs(60))?;
         switch_over(&lab.a, &lab.b)?;
         switch_over(&lab.b, &lab.a)?;
         dies_and_is_replaced(lab, &lab.a, &lab.b, 3)
