@@ -1,10 +1,10 @@
-//! Which timeline a standby has replayed, when no walreceiver tells: after its primary died, `pg_control` names only the
-//! timeline of the last restart point, which may be minutes and several switchovers old.
+//! Which timeline a standby has replayed, when no walreceiver tells: after its primary died, `pg_control` names only
+//! the timeline of the last restart point, which may be minutes and several switchovers old.
 //!
-//! PostgreSQL (`recovery_target_timeline = 'latest'`) follows the newest history file that goes on from its own timeline,
-//! and takes no WAL of another branch: it refuses a history that left before its own position, and only then asks for
-//! that timeline's segments. So the newest history names the timeline of a position, if that timeline's own segment
-//! holds the page with the last byte before it.
+//! PostgreSQL (`recovery_target_timeline = 'latest'`) follows the newest history file that goes on from its own
+//! timeline, and takes no WAL of another branch: it refuses a history that left before its own position, and asks for
+//! a timeline's segments only once it follows its history. So the newest history names the timeline of a position, if
+//! that timeline's own segment holds the page with the last byte before it.
 //!
 //! **Invariant:** a timeline is claimed only for a replay position beyond the point where it began, and a position only
 //! where its page is here. Everything doubtful is no claim: then what the control file says stands.
@@ -38,9 +38,9 @@ pub(super) fn timeline_of(wal: &Path, at: Position) -> Option<(TimelineId, Lsn)>
     if span.timeline <= at.known || !holds_page(wal, span, at.replay, at.segment_size) {
         return None;
     }
-    let received = at.receive.filter(|lsn| {
-        span_before(&history, *lsn) == Some(span) && holds_page(wal, span, *lsn, at.segment_size)
-    });
+    let received = at
+        .receive
+        .filter(|lsn| span_before(&history, *lsn) == Some(span) && holds_page(wal, span, *lsn, at.segment_size));
     Some((span.timeline, received.unwrap_or_default().max(at.replay)))
 }
 
