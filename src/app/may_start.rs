@@ -13,7 +13,7 @@ use crate::engine::evidence::{self, Memory, Seen, Verdict};
 use crate::engine::setup::Setup;
 use crate::io::dns::Authority;
 use crate::io::journal::replay;
-use crate::io::postgres::start_was_ordered;
+use crate::io::postgres::{clear_cut_short, start_was_ordered};
 use crate::io::{clock, files};
 use crate::wire::dns::{ServiceNames, TsigKey};
 use std::sync::Arc;
@@ -31,6 +31,8 @@ const VIRGIN: &str = "a fresh pair: no epoch was ever held, and the witness has 
 /// A fault of the configuration (exit code 2).
 pub async fn may_start(config: &Config, node: &Node) -> Result<Result<String, String>, Fault> {
     let bad = |why: String| Fault::new(crate::base::fault::ExitCode::Config, why);
+    // A daemon that died while it promoted could not; the standby that starts now would take them for its timeline.
+    clear_cut_short(&node.postgres.data_dir);
     if node.postgres.data_dir.join("standby.signal").exists() {
         return Ok(Ok("it starts as a standby".to_owned()));
     }
@@ -113,11 +115,8 @@ fn judge(setup: &Setup, durable: &Durable, seen: &Seen) -> Result<String, String
 mod tests {
     use super::*;
 
-    /// With a VIP alone only the daemon can know; its own start passes the unit's question, nobody else's does.
-    #[tokio::test]
-    async fn without_a_witness_only_the_daemons_own_start_may() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let at = dir.path().display();
+    fn config_in(dir: &std::path::Path) -> Config {
+        let at = dir.display();
         let node = |name: &str, last: u8| {
             format!(
                 "[[node]]\nname = \"{name}\"\naddress = \"192.0.2.{last}\"\n\
@@ -130,7 +129,31 @@ mod tests {
             node("alp", 11),
             node("midna", 12)
         );
-        let config = Config::parse(&text, std::path::Path::new("portcullis.toml")).expect("it parses");
+        Config::parse(&text, std::path::Path::new("portcullis.toml")).expect("it parses")
+    }
+
+    /// The daemon was killed while it promoted: what kept other timelines' numbers from being used is still there.
+    #[tokio::test]
+    async fn a_promotion_that_was_cut_short_does_not_mislead_the_standby() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = |name: &str| dir.path().join("pg_wal").join(name);
+        std::fs::create_dir(dir.path().join("pg_wal")).expect("made");
+        std::fs::write(dir.path().join("standby.signal"), "").expect("written");
+        let skipped = "# portcullis: this number was used by another promotion\n";
+        std::fs::write(file("00000003.history"), skipped).expect("written");
+        std::fs::write(file("00000002.history"), "1\t0/3000148\tno recovery target specified\n").expect("written");
+        let config = config_in(dir.path());
+        let said = may_start(&config, &config.nodes[0]).await.expect("no fault of the configuration");
+        assert_eq!(said, Ok("it starts as a standby".to_owned()));
+        assert!(!file("00000003.history").exists(), "it would be the newest timeline");
+        assert!(file("00000002.history").exists(), "PostgreSQL's own stay");
+    }
+
+    /// With a VIP alone only the daemon can know; its own start passes the unit's question, nobody else's does.
+    #[tokio::test]
+    async fn without_a_witness_only_the_daemons_own_start_may() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = config_in(dir.path());
         let ask = async || may_start(&config, &config.nodes[0]).await.expect("no fault of the configuration");
         let refused = ask().await.expect_err("nobody can confirm it");
         assert!(refused.contains("only the peer can confirm"), "{refused}");

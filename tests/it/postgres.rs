@@ -4,6 +4,8 @@
 mod pair;
 #[path = "postgres/rejoined.rs"]
 mod rejoined;
+#[path = "postgres/replayed.rs"]
+mod replayed;
 #[path = "postgres/target.rs"]
 mod target;
 

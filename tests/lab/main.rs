@@ -8,6 +8,7 @@ mod harness;
 
 mod alone;
 mod away;
+mod behind;
 mod carried;
 mod claims;
 mod claims_boot;

@@ -400,7 +400,7 @@ impl Follower {
         }
         let before = self.pg.report.as_ref().filter(|before| before.start == report.start && report.in_recovery);
         if let Some(before) = before {
-            // Without a walreceiver a standby only knows the timeline of its last restart point; it never goes back.
+            // Without a walreceiver a standby tells the timeline that it has replayed; it never goes back.
             report.timeline = report.timeline.max(before.timeline);
         }
         if !self.pg.up {

@@ -150,7 +150,7 @@ impl Guard {
             self.pg.ahead = 0;
         }
         if let Some(before) = self.pg.report.as_ref().filter(|_| !new_start && report.in_recovery) {
-            // Without a walreceiver a standby only knows the timeline of its last restart point; it never goes back.
+            // Without a walreceiver a standby tells the timeline that it has replayed; it never goes back.
             report.timeline = report.timeline.max(before.timeline);
         }
         if !self.pg.up {

@@ -15,6 +15,9 @@ use std::collections::BTreeMap;
 /// How long the peer is given to answer: *alive* means within this (the contract).
 pub(super) const PEER_LIMIT: Duration = Duration::from_secs(2);
 
+/// A peer that has answered nothing for [`PEER_LIMIT`] is not alive unless it answers a question asked now within this.
+pub(super) const SILENT_LIMIT: Duration = Duration::from_millis(400);
+
 /// While the gate is open on a proof older than one and a half polls, a poll is divided by this.
 const ASK_AGAIN: u32 = 4;
 
@@ -131,6 +134,8 @@ pub(super) struct PeerMemory {
     pub(super) wal_heard: Option<Instant>,
     /// An answer to a question of ours came (its channel works both ways).
     pub(super) answered: Option<Instant>,
+    /// When the first question was sent that it has answered none since.
+    unanswered_since: Option<Instant>,
     questions: BTreeMap<u64, (Instant, PeerAskedFor, Epoch)>,
     /// To which start of the peer we last pledged, and when.
     pub(super) pledged_to: Option<(u64, Instant)>,
@@ -214,6 +219,7 @@ impl Guard {
     ) -> u64 {
         let question = self.id();
         self.peer.questions.insert(question, (now.boot, by, self.durable.complete));
+        self.peer.unanswered_since.get_or_insert(now.boot);
         fx.push(Effect::AskPeer { question, ask: Box::new(ask), limit });
         question
     }
@@ -436,6 +442,7 @@ impl Guard {
             self.peer.heard = Some(now.boot);
             self.peer.heard_wall = Some(now.rfc3339());
             self.peer.answered = Some(now.boot);
+            self.peer.unanswered_since = None;
         }
         if let Ok(answer) = &answer
             && let PeerAnswer::Pulse { state, pledge } = answer.as_ref()
@@ -531,6 +538,13 @@ impl Guard {
     pub(super) fn peer_reachable(&self, now: Now) -> bool {
         let limit = (self.setup.poll * 5 / 2).max(PEER_LIMIT);
         self.peer.answered.is_some_and(|at| now.boot.since(at) < limit)
+    }
+
+    /// Questions have been on their way to the peer for [`PEER_LIMIT`] and longer, and neither an answer nor a word of
+    /// its own has come meanwhile.
+    pub(super) fn peer_is_silent(&self, now: Now) -> bool {
+        let long = |at: Instant| now.boot >= at + PEER_LIMIT;
+        self.peer.unanswered_since.is_some_and(long) && self.peer.heard.is_none_or(long)
     }
 
     /// What this node tells the other.

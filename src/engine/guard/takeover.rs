@@ -9,12 +9,14 @@
 //!
 //! **Invariant:** the order is refuse (durable), consent, compare-and-swap and read-back, wait; nothing is promoted
 //! before R2's three points hold, and *complete* is durable before the gate may open.
+//!
+//! Over 600 lines: the steps and what moves from one to the next are read side by side.
 
 mod decision;
 mod planned;
 mod promotion;
 
-use super::proofs::{AskedFor, PEER_LIMIT, PeerAskedFor};
+use super::proofs::{AskedFor, PEER_LIMIT, PeerAskedFor, SILENT_LIMIT};
 use super::{Guard, Then};
 use crate::base::ids::{Epoch, Lsn, NodeName, OpId, TimelineId};
 use crate::base::time::{Duration, Instant};
@@ -29,6 +31,8 @@ use crate::wire::marker::Marker;
 const PREPARE_LIMIT: Duration = Duration::from_secs(1230);
 /// How often it is told what the peer is at, while it stays the same.
 const TELL_EVERY: Duration = Duration::from_secs(10);
+/// Until both answers to the first questions are in.
+const ASKING_LIMIT: Duration = PEER_LIMIT.saturating_add(Duration::from_millis(300));
 const PUT_BACK_LIMIT: Duration = Duration::from_secs(25);
 /// The peer's part: fast stop, then immediate.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
@@ -149,6 +153,8 @@ pub(super) struct Takeover {
     pub(super) peer_is_off: bool,
     tickets: Vec<Ticket>,
     started: Instant,
+    /// Until when the peer may show that it is alive.
+    peer_until: Instant,
     since: String,
     pub(super) step: Step,
     pub(super) deadline: Option<Instant>,
@@ -215,6 +221,7 @@ impl Guard {
     ) {
         let id = self.procedure_id(now);
         self.pg.demoted_to_start = false;
+        let peer_until = now.boot + if self.peer_is_silent(now) { SILENT_LIMIT } else { ASKING_LIMIT };
         let alive_unknown = Step::Asking { peer: None, witness: None, alive: false };
         self.takeover = Some(Takeover {
             id,
@@ -225,9 +232,10 @@ impl Guard {
             peer_is_off: peer_is_off.is_some(),
             tickets: vec![ticket],
             started: now.boot,
+            peer_until,
             since: now.rfc3339(),
             step: alive_unknown,
-            deadline: Some(now.boot + PEER_LIMIT + Duration::from_millis(300)),
+            deadline: Some(peer_until),
             record: None,
             epoch: Epoch::NONE,
             refused_before: self.durable.refused,

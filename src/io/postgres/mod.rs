@@ -13,6 +13,7 @@
 //! | `standby` | promote, demote, make a standby, follow |
 //! | `role` | the replication role, slots, facts for a clone |
 //! | `divergence`, `history` | where the cluster here left the source's history, and what follows from it |
+//! | `replayed` | which timeline a standby has replayed, when nobody tells it |
 //! | `rewind` | a rejoin: follow, `pg_rewind`, or clone |
 //! | `clone` | a fresh copy beside the old directory, then the swap |
 //! | `spaces` | a clone's tablespaces |
@@ -35,6 +36,7 @@ mod history;
 mod own;
 mod postmaster;
 mod progress;
+mod replayed;
 mod rewind;
 mod role;
 mod session;
@@ -52,6 +54,7 @@ pub use rewind::{DIVERGED_INFIX, Rejoined};
 pub use role::SourceFacts;
 pub use session::{PgLost, Watcher, watch};
 pub use settings::slot_name;
+pub use standby::clear_cut_short;
 pub use survey::{DatabaseFacts, HbaRule, Lowered, Survey};
 
 use crate::base::config::{Config, Node, NodePostgres, Secret};

@@ -5,6 +5,7 @@
 //! postmaster, which `pg_postmaster_start_time()` does not show (R6, protocol-review S9). Each new one raises
 //! [`PgReport::start`].
 
+use super::replayed::{self, Position};
 use super::{Cluster, PgError};
 use crate::base::ids::{Lsn, SystemId, TimelineId};
 use crate::base::time::Instant;
@@ -43,7 +44,9 @@ const LOOK: &str = "WITH r AS MATERIALIZED (SELECT pg_is_in_recovery() AS rec), 
       current_setting('synchronous_standby_names'), \
       (extract(epoch FROM pg_conf_load_time()) * 1000000)::bigint, \
       current_setting('default_transaction_read_only'), \
-      CASE WHEN NOT r.rec THEN pg_current_wal_flush_lsn() END FROM r; \
+      CASE WHEN NOT r.rec THEN pg_current_wal_flush_lsn() END, \
+      CASE WHEN r.rec AND current_setting('recovery_target_timeline') = 'latest' \
+        THEN pg_size_bytes(current_setting('wal_segment_size')) END FROM r; \
     SELECT application_name, state, sync_state, flush_lsn, replay_lsn, pid FROM pg_stat_replication";
 
 /// The end of the last record, asked of a primary; for [`last_record_end`].
@@ -135,11 +138,13 @@ pub struct Watcher {
     /// A question still without answer after a look ran out of time. At most one is ever under way, so that a hung
     /// PostgreSQL does not find a heap of them when it wakes up.
     pending: Option<Pin<Box<dyn Future<Output = Answer> + Send>>>,
+    /// The same of a look into the files of the WAL: a hung disk.
+    reading: Option<JoinHandle<Option<(TimelineId, Lsn)>>>,
 }
 
 impl Watcher {
     pub fn new(cluster: Arc<Cluster>) -> Watcher {
-        Watcher { cluster, session: None, start: 0, pending: None }
+        Watcher { cluster, session: None, start: 0, pending: None, reading: None }
     }
 
     /// One look, opening a session when there is none. Cancel-safe; the answer belongs to a question asked after this
@@ -177,8 +182,27 @@ impl Watcher {
         let answer = self.pending.insert(question).await;
         self.pending = None;
         let messages = answer.map_err(|error| self.broken(&error))?;
-        read_report(self.start, messages)
-            .ok_or_else(|| PgLost::Refused("PostgreSQL answered a look in an unknown form".to_owned()))
+        let (mut report, segment_size) = read_report(self.start, messages)
+            .ok_or_else(|| PgLost::Refused("PostgreSQL answered a look in an unknown form".to_owned()))?;
+        if let (false, Some(segment_size), Some(replay)) = (report.streaming, segment_size, report.replay_lsn) {
+            let position = Position { known: report.timeline, replay, receive: report.receive_lsn, segment_size };
+            if let Some((timeline, lsn)) = self.replayed(position).await {
+                (report.timeline, report.lsn) = (timeline, lsn);
+            }
+        }
+        Ok(report)
+    }
+
+    /// [`replayed::timeline_of`], not on the runtime's own threads. At most one is ever under way.
+    async fn replayed(&mut self, position: Position) -> Option<(TimelineId, Lsn)> {
+        if let Some(late) = self.reading.as_mut() {
+            let _of_an_earlier_look = late.await;
+        }
+        let wal = self.cluster.settings.data_dir.join("pg_wal");
+        let reading = tokio::task::spawn_blocking(move || replayed::timeline_of(&wal, position));
+        let found = self.reading.insert(reading).await;
+        self.reading = None;
+        found.ok().flatten()
     }
 
     /// Waits until the session is lost, which a dying PostgreSQL brings about at once; for ever while there is none.
@@ -287,7 +311,8 @@ pub(super) fn last_record_end(answer: &str) -> Option<Lsn> {
     Some(Lsn(insert - header))
 }
 
-fn read_report(start: u64, messages: Vec<SimpleQueryMessage>) -> Option<PgReport> {
+/// The report; of a standby that follows the newest timeline also the size of a WAL segment.
+fn read_report(start: u64, messages: Vec<SimpleQueryMessage>) -> Option<(PgReport, Option<u64>)> {
     let mut rows = messages.into_iter().filter_map(row);
     let head = rows.next()?;
     let in_recovery = text(&head, 0)? == "t";
@@ -308,7 +333,8 @@ fn read_report(start: u64, messages: Vec<SimpleQueryMessage>) -> Option<PgReport
             })
         })
         .collect::<Option<Vec<_>>>()?;
-    Some(PgReport {
+    let segment_size = text(&head, 12).and_then(|size| size.parse().ok());
+    let report = PgReport {
         start,
         // bigint in SQL, unsigned in pg_control: the same bits.
         system_id: SystemId(text(&head, 1)?.parse::<i64>().ok()?.cast_unsigned()),
@@ -327,7 +353,8 @@ fn read_report(start: u64, messages: Vec<SimpleQueryMessage>) -> Option<PgReport
         conf_loaded_us: text(&head, 9)?.parse().ok()?,
         read_only: text(&head, 10)? == "on",
         standbys,
-    })
+    };
+    Some((report, segment_size))
 }
 
 #[cfg(test)]

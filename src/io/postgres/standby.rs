@@ -3,6 +3,7 @@
 //! **Invariant:** whatever is interrupted on the way to a standby leaves one: `standby.signal` is written first.
 
 use super::control::{StopMode, Stopped};
+use super::postmaster::Postmaster;
 use super::{Cluster, Peer, PgError, files, history};
 use crate::base::ids::{Lsn, TimelineId};
 use crate::io::clock;
@@ -212,6 +213,14 @@ fn left_at(history: &str, timeline: TimelineId) -> Option<Lsn> {
         let here = words.next()?.parse() == Ok(timeline.0);
         words.next().filter(|_| here)?.parse().ok()
     })
+}
+
+/// Removes what a promotion left that was cut short, for whoever starts PostgreSQL without the daemon. While one runs
+/// nothing is removed: its promotion may still go on and need them.
+pub fn clear_cut_short(data_dir: &Path) {
+    if matches!(Postmaster::find(data_dir), Ok(None)) {
+        clear_skipped(data_dir);
+    }
 }
 
 /// Removes what [`Cluster::promote_above`] left: a standby that starts would take it for the newest timeline.

@@ -2,7 +2,7 @@
 //!
 //! What it is NOT: it changes nothing durable before [`Guard::begin_refusing`].
 
-use super::{DEMOTION_LIMIT, Kind, PREPARE_LIMIT, Step};
+use super::{ASKING_LIMIT, DEMOTION_LIMIT, Kind, PREPARE_LIMIT, Step};
 use crate::base::config::FencePostgres;
 use crate::base::ids::Epoch;
 use crate::base::time::Duration;
@@ -23,7 +23,13 @@ impl Guard {
     pub(in crate::engine::guard) fn when_asked(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let Some(t) = &self.takeover else { return };
         let Step::Asking { peer, witness, alive } = t.step.clone() else { return };
-        if (peer.is_some() || witness.is_some()) && t.deadline.is_some_and(|d| now.boot < d) {
+        let witness_until = t.started + ASKING_LIMIT;
+        let waits_for_peer = peer.is_some() && now.boot < t.peer_until;
+        if waits_for_peer || witness.is_some() && now.boot < witness_until {
+            let deadline = if waits_for_peer { t.peer_until } else { witness_until };
+            if let Some(t) = &mut self.takeover {
+                t.deadline = Some(deadline);
+            }
             return;
         }
         if self.start_for_takeover(now, fx) {

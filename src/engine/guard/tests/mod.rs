@@ -1,6 +1,7 @@
 //! Behaviour of two whole guards in the simulated world; one test per interleaving. `random` runs seeded schedules.
 
 mod alone;
+mod asking;
 mod carry;
 mod fence;
 mod fingerprint;
