@@ -110,7 +110,8 @@ pub(crate) struct Pool {
     idle: RefCell<Vec<Lease>>,
     /// Backends open or being opened.
     open: Cell<u32>,
-    opening: Cell<u32>,
+    /// Of them, those being opened, by shape.
+    opening: RefCell<Vec<Shape>>,
     queue: RefCell<VecDeque<Rc<Ticket>>>,
     /// What PostgreSQL says to a client of this shape at its login.
     greetings: RefCell<HashMap<Shape, Rc<[u8]>>>,
@@ -192,7 +193,7 @@ impl Pool {
             proof: RefCell::new(proof),
             idle: RefCell::default(),
             open: Cell::new(0),
-            opening: Cell::new(0),
+            opening: RefCell::default(),
             queue: RefCell::default(),
             greetings: RefCell::default(),
             settings: RefCell::default(),
@@ -357,36 +358,38 @@ impl Pool {
     }
 
     /// Serves who waits, first come first served: with what is idle, else with a new backend where one may be opened.
+    /// Who waits for one that is being opened holds up nobody: others may have what is idle and of no use to him.
     fn serve_queue(self: &Rc<Self>) {
+        // Those being opened for nobody yet. One is opened for each who waits, of his shape, and not more.
+        let mut coming = self.opening.borrow().clone();
+        let mut at = 0;
         loop {
-            let Some(first) = self.queue.borrow().front().cloned() else { return };
-            if let Some(lease) = self.take(&first.shape, &None, &first.pass) {
-                self.queue.borrow_mut().pop_front();
+            let Some(next) = self.queue.borrow().get(at).cloned() else { return };
+            if let Some(lease) = self.take(&next.shape, &None, &next.pass) {
+                self.queue.borrow_mut().remove(at);
                 self.count_waiting();
-                add(&self.stats.waited, u64::try_from(self.now().since(first.since).as_nanos()).unwrap_or(u64::MAX));
-                first.tell(Ok(lease));
+                add(&self.stats.waited, u64::try_from(self.now().since(next.since).as_nanos()).unwrap_or(u64::MAX));
+                next.tell(Ok(lease));
                 continue;
             }
-            // One is opened for each who waits, not more.
-            let waiting = u32::try_from(self.queue.borrow().len()).unwrap_or(u32::MAX);
-            if self.opening.get() >= waiting || !self.may_open(&first) {
+            at += 1;
+            if let Some(his) = coming.iter().position(|shape| Rc::ptr_eq(shape, &next.shape)) {
+                coming.swap_remove(his);
+                continue;
+            }
+            if !self.may_open(&next) {
                 return;
             }
-            let shape = {
-                let queue = self.queue.borrow();
-                let at = usize::try_from(self.opening.get()).unwrap_or(0);
-                queue.get(at).map_or_else(|| Rc::clone(&first.shape), |ticket| Rc::clone(&ticket.shape))
-            };
             self.open.set(self.open.get() + 1);
-            self.opening.set(self.opening.get() + 1);
-            tokio::task::spawn_local(Rc::clone(self).open_one(shape, first.pass.clone()));
+            self.opening.borrow_mut().push(Rc::clone(&next.shape));
+            tokio::task::spawn_local(Rc::clone(self).open_one(Rc::clone(&next.shape), next.pass.clone()));
         }
     }
 
     /// Takes one place of all there are.
-    fn may_open(&self, first: &Ticket) -> bool {
+    fn may_open(&self, ticket: &Ticket) -> bool {
         let pool = self.limits.get();
-        let waited = self.now().since(first.since);
+        let waited = self.now().since(ticket.since);
         let size = if waited >= pool.reserve_after { pool.size.saturating_add(pool.reserve) } else { pool.size };
         let size = size.saturating_add(self.held_up.get());
         if self.open.get() >= size {
@@ -410,7 +413,7 @@ impl Pool {
 
     /// Opens a backend for whoever waits then. The place was taken by the caller.
     async fn open_one(self: Rc<Self>, shape: Shape, pass: Pass) {
-        let place = Place { pool: Rc::clone(&self), kept: Cell::new(false) };
+        let place = Place { pool: Rc::clone(&self), shape: Rc::clone(&shape), kept: Cell::new(false) };
         loop {
             let proof = self.proof.borrow().clone();
             let reconnects = self.database.reconnects.load(Ordering::Relaxed);
@@ -571,12 +574,14 @@ impl Drop for Pool {
 /// The place of a backend being opened; free again unless it was kept.
 struct Place {
     pool: Rc<Pool>,
+    shape: Shape,
     kept: Cell<bool>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.pool.opening.set(self.pool.opening.get().saturating_sub(1));
+        let at = self.pool.opening.borrow().iter().position(|shape| Rc::ptr_eq(shape, &self.shape));
+        at.map(|at| self.pool.opening.borrow_mut().swap_remove(at));
         if !self.kept.get() {
             self.pool.free_place();
         }

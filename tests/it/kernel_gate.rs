@@ -444,7 +444,8 @@ fn the_wall_outlives_the_socket_that_made_it() {
         let knocks = clock::now();
         match lab.knock("client", SERVER[0], GATE) {
             Ok(()) => let_in = Some(knocks),
-            Err(kind) => break assert_eq!(kind, ErrorKind::ConnectionRefused),
+            // It may shut between the handshake and the answer.
+            Err(kind) => break assert!(matches!(kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset)),
         }
         assert!(clock::now().since(set) < PATIENCE, "it never shut");
     }

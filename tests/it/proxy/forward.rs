@@ -269,8 +269,10 @@ async fn what_is_forwarded_is_never_forwarded_on() {
         assert!(is_turned_away(front.address).await);
     }
     let accepted = |counters: &PeerCounters| counters.each()[0].1;
-    // One tunnel each was asked for by the door's test and by the client, and none of them led to another.
-    assert!(accepted(&counters) <= 2 && accepted(&pair.counters) <= 2);
+    // One tunnel each was asked for by the door's test and by the client, and none of them led to another, which would
+    // have led to a third and so on, as many as may be opened at once for each of the knocks.
+    let both = (accepted(&counters), accepted(&pair.counters));
+    assert!(both.0 <= 4 && both.1 <= 4, "{both:?}");
     task.abort();
 }
 

@@ -420,3 +420,36 @@ async fn a_query_wait_of_zero_waits_for_nothing() {
     a.send(&query("select 1")).await;
     assert_eq!(a.error().await.0, "57P03");
 }
+
+/// Two kinds of clients (their start-up parameters differ) and no backend open: what is opened is for who waits first,
+/// and nobody's backend is closed to open another like it.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_two_shapes_that_come_at_once_are_all_served() {
+    let front = Arc::new(with(Pool { query_wait: Duration::from_secs(30), ..shared(4) }).await);
+    let mut clients = Vec::new();
+    for number in 0..13 {
+        let zone = if number == 6 { "UTC" } else { "Asia/Tokyo" };
+        let mut raw = Raw::connect(&front).await;
+        raw.log_in(&[("user", "trusty"), ("database", "app"), ("TimeZone", zone)]).await;
+        clients.push(raw);
+    }
+    for round in 0..25 {
+        front.commands.reconnect(Some("app")).expect("closes them all");
+        let asking: Vec<_> = clients
+            .into_iter()
+            .map(|mut raw| {
+                tokio::spawn(async move {
+                    for _ in 0..4 {
+                        let answer = raw.ask(&query("select pg_sleep(0.001)")).await;
+                        assert_eq!(answer, "TDCi", "round {round}: it has waited for query_wait");
+                    }
+                    raw
+                })
+            })
+            .collect();
+        clients = Vec::new();
+        for task in asking {
+            clients.push(task.await.expect("answered"));
+        }
+    }
+}
