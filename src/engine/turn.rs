@@ -530,8 +530,15 @@ pub enum PeerQuestion {
     Run { command: Command },
     /// From a node without a vote: here is what I am; what are you? Never a pulse: it proves nothing to anybody.
     Follow { state: FollowerState },
-    /// From a node without a vote that is being rejoined: role, slot, facts for a clone. The record stays as it is.
-    PrepareFollower { id: u64 },
+    /// From a node without a vote that is being rejoined: role, slot and facts. The record stays as it is. With `look`
+    /// nothing is changed at all, as in [`PeerQuestion::PrepareRejoin`].
+    PrepareFollower {
+        id: u64,
+        #[serde(default)]
+        look: bool,
+        #[serde(default)]
+        tail: Option<WalTail>,
+    },
 }
 
 /// "I do not take over from epoch e before L from your question."

@@ -5,7 +5,7 @@ use super::*;
 use crate::base::config::FencePostgres;
 use crate::base::ids::{Lsn, SystemId, TimelineId};
 use crate::engine::lease::Timing;
-use crate::engine::report::{SourceFacts, StandbyRow};
+use crate::engine::report::{RejoinHow, RejoinPlan, SourceFacts, StandbyRow, WalTail};
 use crate::engine::setup::NodeSetup;
 use crate::engine::status::{GateState, Role};
 use crate::engine::turn::{Command, PeerPg, PeerState, Wish};
@@ -107,6 +107,15 @@ struct Play {
     report: Option<PgReport>,
     /// What PostgreSQL answers to its tasks, if not simply that they are done.
     answer: Option<Result<PgOutput, String>>,
+    /// What a look at the data here finds.
+    plan: RejoinPlan,
+    /// How the work of a rejoin ends.
+    work: Result<(), String>,
+    /// What the source says to an end of WAL, and where its own is.
+    same_tail: Option<bool>,
+    source_lsn: u64,
+    /// What was asked of whom for a rejoin: `look`, `prove` or `prepare`.
+    asked: Vec<String>,
     upstream: Option<NodeName>,
     fx: Vec<Effect>,
     tasks: Vec<(Option<NodeName>, PgTask)>,
@@ -152,7 +161,25 @@ impl Play {
         let voters = [(name("a"), a), (name("b"), b)].into();
         let (tasks, answer, upstream) = (Vec::new(), None, None);
         let report = Some(standby(77, 1, 1000, false));
-        let mut play = Play { follower, now, voters, disk, writes: true, report, answer, upstream, fx, tasks };
+        let plan = RejoinPlan { how: RejoinHow::Clone, why: "a test".into(), refusal: None, tail: None };
+        let (same_tail, source_lsn, asked, writes) = (None, 0, Vec::new(), true);
+        let mut play = Play {
+            follower,
+            now,
+            voters,
+            disk,
+            writes,
+            report,
+            answer,
+            plan,
+            work: Ok(()),
+            same_tail,
+            source_lsn,
+            asked,
+            upstream,
+            fx,
+            tasks,
+        };
         play.settle();
         play
     }
@@ -176,18 +203,27 @@ impl Play {
                     let answer = match (self.voters[&node].clone(), *ask) {
                         (None, _) => Err("silence".to_owned()),
                         (Some(facts), PeerQuestion::Follow { .. }) => Ok(PeerAnswer::Facts(Box::new(facts))),
-                        (Some(_), PeerQuestion::PrepareFollower { id }) => {
+                        (Some(facts), PeerQuestion::PrepareFollower { .. }) if !facts.state.gate_open => {
+                            Ok(PeerAnswer::Refused { why: "a test serves not".to_owned() })
+                        }
+                        (Some(facts), PeerQuestion::PrepareFollower { id, look, tail }) => {
+                            let what = match (look, &tail) {
+                                (true, None) => "look",
+                                (true, Some(_)) => "prove",
+                                (false, _) => "prepare",
+                            };
+                            self.asked.push(format!("{what} {node}"));
                             let source = SourceFacts {
                                 system_id: SystemId(77),
                                 bytes: 1,
                                 tablespaces: 0,
                                 spaces: Vec::new(),
-                                timeline: TimelineId(1),
+                                timeline: facts.state.pg.as_ref().map_or(TimelineId(0), |pg| pg.timeline),
                                 history: Vec::new(),
                                 control_timeline: TimelineId(1),
-                                lsn: Lsn(0),
+                                lsn: Lsn(self.source_lsn),
                                 oldest: Lsn(0),
-                                same_tail: None,
+                                same_tail: tail.and(self.same_tail),
                             };
                             Ok(PeerAnswer::Prepared { id, source })
                         }
@@ -204,8 +240,13 @@ impl Play {
                         !matches!(task, PgTask::Promote { .. } | PgTask::SetSyncList(_) | PgTask::Start),
                         "{task:?}"
                     );
+                    let usual = match &task {
+                        PgTask::PlanRejoin(_) => Ok(PgOutput::Plan(self.plan.clone())),
+                        PgTask::Rejoin(_) => self.work.clone().map(|()| PgOutput::Done),
+                        _ => Ok(PgOutput::Done),
+                    };
                     self.tasks.push((self.upstream.clone(), task));
-                    let result = self.answer.clone().unwrap_or(Ok(PgOutput::Done));
+                    let result = self.answer.clone().unwrap_or(usual);
                     Some(Event::PgDone { op, result })
                 }
                 Effect::Extend { .. }
@@ -422,26 +463,98 @@ fn a_rejoin_marks_prepares_stops_clones_and_ends_when_it_streams() {
     play.run(1000);
     play.give(Event::Command { ticket: 21, command: Command::Rejoin { node: name("c"), dry_run: false } });
     let kinds: Vec<&PgTask> = play.tasks.iter().map(|(_, task)| task).collect();
-    assert!(matches!(kinds.as_slice(), [PgTask::Stop, PgTask::Rejoin(_)]), "{kinds:?}");
-    assert!(play.tasks.iter().all(|(from, _)| from == &Some(name("a"))));
+    assert!(matches!(kinds.as_slice(), [PgTask::PlanRejoin(_), PgTask::Stop, PgTask::Rejoin(_)]), "{kinds:?}");
+    assert!(play.tasks[1..].iter().all(|(from, _)| from == &Some(name("a"))));
+    assert_eq!(play.asked, ["look a", "prepare a", "look a"], "facts, role and slot, and after the work the goal");
     assert!(Durable::replay(&play.disk).rejoining && ended(21).is_none());
     // The service moves while it catches up: it goes along.
     play.voters = [(name("a"), None), (name("b"), Some(voter("b", 2)))].into();
     play.report = Some(standby(77, 1, 1000, false));
+    play.source_lsn = 2000;
     play.run(3000);
     assert_eq!(play.followed(), ["b"]);
-    play.report = Some(standby(77, 2, 1000, true));
+    assert_eq!(play.asked.last().map(String::as_str), Some("look b"), "a's last word is no goal any more");
+    // It streams, and has not got yet what was written after the work.
+    play.report = Some(standby(77, 2, 1999, true));
+    play.run(3000);
+    assert!(ended(21).is_none() && Durable::replay(&play.disk).rejoining);
+    // As far, and on a timeline that is over.
+    play.report = Some(PgReport { start: 2, ..standby(77, 1, 2000, true) });
+    play.run(1000);
+    assert!(ended(21).is_none(), "it ended on the old timeline");
+    play.report = Some(PgReport { start: 2, ..standby(77, 2, 2000, true) });
     play.run(1000);
     assert_eq!(ended(21), Some((0, "c is a standby of b, streaming".to_owned())));
     let durable = Durable::replay(&play.disk);
     assert!(!durable.rejoining && durable.initialised && !durable.is_holder());
 }
 
+fn only_behind() -> RejoinPlan {
+    let tail = WalTail { segment: "000000010000000000000001".into(), from: 0, len: 8, sha256: "ab".into() };
+    RejoinPlan { how: RejoinHow::Follow, why: "it is only behind".into(), refusal: None, tail: Some(tail) }
+}
+
+fn begin(play: &mut Play, ticket: Ticket, dry_run: bool) {
+    play.give(Event::Command { ticket, command: Command::Rejoin { node: name("c"), dry_run } });
+}
+
+/// What the rejoin was told of the source when it worked.
+fn worked(play: &Play) -> Option<SourceFacts> {
+    play.tasks.iter().find_map(|(_, task)| match task {
+        PgTask::Rejoin(source) => Some(source.clone()),
+        _ => None,
+    })
+}
+
+#[test]
+fn what_can_be_refused_or_rehearsed_is_before_anything_is_touched() {
+    let mut play = Play::new(Vec::new());
+    play.plan.refusal = Some("another cluster".to_owned());
+    play.run(1000);
+    let (tasks, disk) = (play.tasks.len(), play.disk.clone());
+    assert_eq!(
+        play.command(41, Command::Rejoin { node: name("c"), dry_run: false }),
+        (3, "refused: another cluster".to_owned())
+    );
+    play.plan = only_behind();
+    play.same_tail = Some(true);
+    let (exit, text) = play.command(42, Command::Rejoin { node: name("c"), dry_run: true });
+    assert_eq!((exit, text.as_str()), (0, "would follow a: it is only behind; nothing was changed"));
+    assert_eq!(play.asked, ["look a", "look a", "prove a"], "nothing is prepared");
+    assert!(play.tasks[tasks..].iter().all(|(_, task)| matches!(task, PgTask::PlanRejoin(_))), "{:?}", play.tasks);
+    assert_eq!(play.disk, disk, "the journal was touched");
+    // The source does not serve any more when it is looked at: nothing is changed either.
+    play.voters.insert(name("a"), Some(voter("a", 0)));
+    let (exit, text) = play.command(43, Command::Rejoin { node: name("c"), dry_run: false });
+    assert_eq!(exit, 1, "{text}");
+    assert!(text.contains("nothing was changed") && play.disk == disk, "{text}");
+}
+
+#[test]
+fn what_is_only_behind_is_followed_on_proof_of_the_same_wal_alone() {
+    for (same_tail, wanted) in [(Some(true), Some(true)), (Some(false), Some(false)), (None, None)] {
+        let mut play = Play::new(Vec::new());
+        play.plan = only_behind();
+        play.same_tail = same_tail;
+        play.run(1000);
+        play.asked.clear();
+        begin(&mut play, 51, false);
+        assert_eq!(play.asked, ["look a", "prove a", "prepare a", "look a"]);
+        // The hand decides by it once more, on data that stands still.
+        assert_eq!(worked(&play).expect("it worked").same_tail, wanted);
+        let plans = play.tasks.iter().filter_map(|(_, task)| match task {
+            PgTask::PlanRejoin(source) => Some(source.same_tail),
+            _ => None,
+        });
+        assert_eq!(plans.collect::<Vec<_>>(), [None, wanted], "the plan is made anew with what was proven");
+    }
+}
+
 #[test]
 fn a_rejoin_interrupted_by_a_restart_follows_nobody_and_is_run_again() {
     let mut play = Play::new(Vec::new());
-    play.answer = Some(Err("the disk is full".to_owned()));
     play.run(1000);
+    play.work = Err("the disk is full".to_owned());
     let (exit, text) = play.command(31, Command::Rejoin { node: name("c"), dry_run: false });
     assert_eq!(exit, 4, "{text}");
     let mut next = Play::new(play.disk.clone());

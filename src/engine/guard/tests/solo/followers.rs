@@ -121,7 +121,7 @@ fn only_the_active_node_prepares_for_it_and_the_record_stays_as_it_is() {
     if let Some(op) = op {
         solo.give(Event::PgDone { op, result: Ok(PgOutput::Done) });
     }
-    assert_eq!(ask(&mut solo, "c", PeerQuestion::PrepareFollower { id: 5 }), None, "before it is done");
+    assert_eq!(ask(&mut solo, "c", PeerQuestion::PrepareFollower { id: 5, look: false, tail: None }), None, "before it is done");
     assert_eq!(tasks(&solo), [PgTask::PrepareStandby]);
     let op = solo.guard.pg.task.map(|(op, _)| op).expect("it runs");
     let source = SourceFacts {
@@ -145,7 +145,7 @@ fn only_the_active_node_prepares_for_it_and_the_record_stays_as_it_is() {
         assert!(matches!(answer, Some(PeerAnswer::Refused { .. })), "{from} as {says}: {answer:?}");
     }
     solo.give(Event::Command { ticket: 1, command: Command::Fence { reason: "test".into() } });
-    let answer = ask(&mut solo, "c", PeerQuestion::PrepareFollower { id: 6 });
+    let answer = ask(&mut solo, "c", PeerQuestion::PrepareFollower { id: 6, look: false, tail: None });
     assert!(matches!(answer, Some(PeerAnswer::Refused { .. })), "{answer:?}");
     // The peer is no node without a vote either.
     solo.fx.clear();
