@@ -184,8 +184,6 @@ fn rewound_at_last(lab: &Lab) -> Outcome {
         ensure!(alive, "killed at line {victim}: no data directory is left: {said_by_then:#?}");
         match killed {
             Some(done) => done?,
-            // a was arming the standby that the killed attempt had made: refused whole, and said as such.
-            None if said.code == 1 && said.out.contains("busy with its record; try again") => continue,
             None => {
                 said.expect(0)?;
                 a.wait_in_sync(secs(60))?;

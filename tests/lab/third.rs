@@ -120,6 +120,16 @@ fn a_third_node_follows_whoever_is_active() {
         agree(&[a, c], "a up primary, b down standby, c up standby")?;
         writer.wait_acks(20, secs(60))?;
 
+        // Only behind: what it lacks is streamed, and nothing is copied or set aside.
+        c.postgres.stop(&c.host, "fast")?;
+        writer.wait_acks(20, secs(60))?;
+        let rehearsed = a.cli(&["rejoin", "c", "--dry-run"])?.expect(0)?;
+        ensure!(rehearsed.out.contains("would follow a: "), "the rehearsal said {}", rehearsed.out);
+        let said = c.cli(&["rejoin", "c"])?.expect(0)?;
+        ensure!(said.out.contains("will follow a: "), "it only had been stopped: {}", said.out);
+        ensure!(said.out.contains("no rewind needed"), "it only had been stopped: {}", said.out);
+        follows(a, "b", c)?;
+
         // A reboot of c: its PostgreSQL starts as what it is, and the daemon finds the active node.
         c.power_off()?;
         ensure!(c.boot()?, "the standby was not allowed to start");
