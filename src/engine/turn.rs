@@ -406,6 +406,9 @@ pub struct PeerState {
     pub seen: Epoch,
     /// What both nodes must agree on, hashed.
     pub digest: String,
+    /// Every node of its configuration, those without a vote too; only compared by `doctor`. Empty: not told.
+    #[serde(default)]
+    pub nodes: Vec<NodeName>,
     pub pg: Option<PeerPg>,
     /// A data directory exists, running or not.
     pub pg_present: bool,

@@ -81,6 +81,7 @@ fn voter(node: &str, serves: u64) -> Facts {
         fence: Epoch::NONE,
         seen: epoch,
         digest: "same".into(),
+        nodes: Vec::new(),
         pg: Some(pg(serves == 0, 77, timeline, 1000)),
         pg_present: true,
         in_sync: true,
