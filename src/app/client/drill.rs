@@ -585,7 +585,11 @@ mod tests {
             let refused = ends(&on("third", active), None, &voters).expect_err("no vote");
             assert!(refused.exit == ExitCode::Refused && refused.text.contains("alp and midna"), "{}", refused.text);
             let refused = ends(&on(active, active), Some(&name("third")), &voters).expect_err("never promoted");
-            assert!(refused.exit == ExitCode::Refused && refused.text.contains("third is no voter"), "{}", refused.text);
+            assert!(
+                refused.exit == ExitCode::Refused && refused.text.contains("third is no voter"),
+                "{}",
+                refused.text
+            );
         }
     }
 
