@@ -3,6 +3,8 @@
 //! Order between effects lives in the guard's state, not in the executor: the guard emits `Record`, waits for
 //! `Recorded` and only then emits what depends on it. `Cut` and `Extend` are executed inline and first; they
 //! cannot fail or wait.
+//!
+//! Over 600 lines: it is one vocabulary, and hardly anything but declarations.
 
 use crate::base::ids::{Epoch, Lsn, NodeName, OpId, SystemId, TimelineId};
 use crate::base::time::Instant;
@@ -191,7 +193,6 @@ pub enum Command {
 pub enum PgTask {
     /// Set `synchronous_standby_names` and wait until it is in force here.
     SetSyncList(Option<NodeName>),
-    /// Write it while PostgreSQL may be stopped or in recovery; no waiting for commits.
     /// R4's proof that commits really wait; answers the insert LSN.
     RearmBarrier,
     /// Fast stop, bounded, then immediate; answers pg_controldata.

@@ -112,7 +112,7 @@ enum PgOwner {
 }
 
 impl PgOwner {
-    /// What only prepares, arms or looks hangs with a PostgreSQL that hangs, for a minute: a fence does not wait for it.
+    /// What only prepares, arms or looks hangs with a PostgreSQL that hangs, for a minute: no fence waits for it.
     fn gives_way(self) -> bool {
         use PgOwner::{Durability, FollowerLook, Followers, Housekeeping, Look};
         matches!(self, Durability | Housekeeping | Followers | Look | FollowerLook)

@@ -200,10 +200,10 @@ fn source(bytes: u64) -> SourceFacts {
 #[test]
 fn a_look_changes_nothing_and_each_gets_the_answer_to_its_own() {
     let mut solo = Solo::active(Mode::Update);
-    solo.guard.setup.nodes.push(crate::engine::setup::NodeSetup {
-        name: name("d"),
-        ..solo.guard.setup.nodes[2].clone()
-    });
+    solo.guard
+        .setup
+        .nodes
+        .push(crate::engine::setup::NodeSetup { name: name("d"), ..solo.guard.setup.nodes[2].clone() });
     solo.run(MS * 1000);
     if let Some((op, _)) = solo.guard.pg.task {
         solo.give(Event::PgDone { op, result: Ok(PgOutput::Done) });
