@@ -445,7 +445,7 @@ impl Guard {
     }
 
     /// It serves; or, where it never goes alone, it would if it had a standby (R6), which only a rejoin may bring back.
-    fn may_be_joined(&self) -> bool {
+    pub(super) fn may_be_joined(&self) -> bool {
         let primary = self.pg.up && self.pg.report.as_ref().is_some_and(|r| !r.in_recovery);
         let waits = self.setup.block && primary && self.role() == Role::Active;
         self.durable.is_holder() && (self.gate.open || waits)

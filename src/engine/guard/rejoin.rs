@@ -277,7 +277,7 @@ impl Guard {
 
     /// The active node's side of it: its facts, and nothing changed.
     pub(super) fn on_look(&mut self, ticket: Ticket, id: u64, tail: Option<WalTail>, fx: &mut Vec<Effect>) {
-        if !self.durable.is_holder() || !self.gate.open {
+        if !self.may_be_joined() {
             let why = "this node is not the active one, or its gate is not open".to_owned();
             fx.push(Effect::AnswerPeer { ticket, answer: Box::new(PeerAnswer::Refused { why }) });
             return;
