@@ -16,7 +16,7 @@ mod promote;
 mod transport;
 
 pub use door::Door;
-pub use drill::{DrillArgs, drill};
+pub use drill::{DrillArgs, FAILED as DRILL_FAILED, drill};
 pub use promote::{Ask, PromoteArgs, ask_on_terminal, promote};
 
 use crate::app::render::{self, Style, check::Level};

@@ -64,11 +64,11 @@ pub fn dispatch(globals: &Globals, command: &Command) -> Option<Result<u8, Fault
         }
         Command::Drill(args) => {
             let (to, dsn) = (args.to.clone(), args.dsn.clone());
-            let wait = match globals.load() {
-                Ok(config) => config.wait_before_takeover(),
+            let (wait, voters) = match globals.load() {
+                Ok(config) => (config.wait_before_takeover(), config.voters().map(|node| node.name.clone())),
                 Err(fault) => return Some(Err(fault)),
             };
-            let args = DrillArgs { to, dsn, json: args.json, wait };
+            let args = DrillArgs { to, dsn, json: args.json, wait, voters };
             with_target(globals, async |t, out| client::drill(t, &args, out).await.map(cli::code))
         }
         Command::Fence(args) => send(globals, "fence", json!({"reason": args.reason}), false),

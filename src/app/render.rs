@@ -126,7 +126,11 @@ fn this_node(out: &mut String, snapshot: &Snapshot, style: Style) {
         text += &format!(": {}", clean(reason));
     }
     let sessions = if gate.sessions == 1 { "session" } else { "sessions" };
-    line(out, "gate", &format!("{text}; {} {sessions}", gate.sessions));
+    let forwarded = match gate.forwarded {
+        0 => String::new(),
+        count => format!(", {count} forwarded to the active node"),
+    };
+    line(out, "gate", &format!("{text}; {} {sessions}{forwarded}", gate.sessions));
     line(out, "lease", &lease(gate.lease_remaining_ms));
     if snapshot.maintenance {
         line(out, "maintenance", &style.paint(Paint::Warn, "on: PostgreSQL here is left alone"));

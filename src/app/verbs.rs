@@ -378,7 +378,7 @@ pub struct ProbeArgs {
 
 #[derive(Debug, Args)]
 pub struct DrillArgs {
-    /// Where to first [default: the one standby]
+    /// Where to first [default: the other voter]
     #[arg(long, value_name = "NAME")]
     pub to: Option<NodeName>,
     /// How the prober connects: libpq words or a URL [default: it tries the door, without a login]

@@ -173,6 +173,9 @@ pub struct PeerStatus {
     /// What both nodes must agree on is the same in both configurations (an addition to the contract).
     #[serde(default)]
     pub same_configuration: Option<bool>,
+    /// The nodes that its configuration names; empty where it has not told (an addition to the contract).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<NodeName>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -3,6 +3,8 @@
 //! Order between effects lives in the guard's state, not in the executor: the guard emits `Record`, waits for
 //! `Recorded` and only then emits what depends on it. `Cut` and `Extend` are executed inline and first; they
 //! cannot fail or wait.
+//!
+//! Over 600 lines: it is one vocabulary, and hardly anything but declarations.
 
 use crate::base::ids::{Epoch, Lsn, NodeName, OpId, SystemId, TimelineId};
 use crate::base::time::Instant;
@@ -191,7 +193,6 @@ pub enum Command {
 pub enum PgTask {
     /// Set `synchronous_standby_names` and wait until it is in force here.
     SetSyncList(Option<NodeName>),
-    /// Write it while PostgreSQL may be stopped or in recovery; no waiting for commits.
     /// R4's proof that commits really wait; answers the insert LSN.
     RearmBarrier,
     /// Fast stop, bounded, then immediate; answers pg_controldata.
@@ -406,6 +407,9 @@ pub struct PeerState {
     pub seen: Epoch,
     /// What both nodes must agree on, hashed.
     pub digest: String,
+    /// Every node of its configuration, those without a vote too; only compared by `doctor`. Empty: not told.
+    #[serde(default)]
+    pub nodes: Vec<NodeName>,
     pub pg: Option<PeerPg>,
     /// A data directory exists, running or not.
     pub pg_present: bool,
@@ -530,8 +534,15 @@ pub enum PeerQuestion {
     Run { command: Command },
     /// From a node without a vote: here is what I am; what are you? Never a pulse: it proves nothing to anybody.
     Follow { state: FollowerState },
-    /// From a node without a vote that is being rejoined: role, slot, facts for a clone. The record stays as it is.
-    PrepareFollower { id: u64 },
+    /// From a node without a vote that is being rejoined: role, slot and facts. The record stays as it is. With `look`
+    /// nothing is changed at all, as in [`PeerQuestion::PrepareRejoin`].
+    PrepareFollower {
+        id: u64,
+        #[serde(default)]
+        look: bool,
+        #[serde(default)]
+        tail: Option<WalTail>,
+    },
 }
 
 /// "I do not take over from epoch e before L from your question."

@@ -110,6 +110,16 @@ fn a_third_node_follows_whoever_is_active() {
         agree(&[a, b, c], "a up standby, b up primary, c up standby")?;
         b.wait_in_sync(secs(60))?;
         writer.wait_acks(20, secs(60))?;
+
+        // A drill needs no --to: the service goes to the other voter and back. Not given on c, which has no vote.
+        let before = b.epoch()?;
+        let said = a.cli(&["drill"])?.expect(0)?;
+        ensure!(said.out.contains("drill (the door alone): b to a: "), "the drill said {}", said.out);
+        ensure!(b.epoch()? == before + 2, "there and back is two epochs, not {before} to {}", b.epoch()?);
+        let said = c.cli(&["drill"])?.expect(3)?;
+        ensure!(said.err.contains("no voter") && said.err.contains("a and b"), "drill on c said {}", said.err);
+        b.wait_in_sync(secs(60))?;
+        follows(b, "a", c)?;
         // The slot that c left on a would keep WAL there for ever.
         wait_until(secs(120), "c's slot on a to be dropped", || Ok(a.postgres.sql("postgres", SLOT)?.is_empty()))?;
 
@@ -119,6 +129,16 @@ fn a_third_node_follows_whoever_is_active() {
         follows(a, "b", c)?;
         agree(&[a, c], "a up primary, b down standby, c up standby")?;
         writer.wait_acks(20, secs(60))?;
+
+        // Only behind: what it lacks is streamed, and nothing is copied or set aside.
+        c.postgres.stop(&c.host, "fast")?;
+        writer.wait_acks(20, secs(60))?;
+        let rehearsed = a.cli(&["rejoin", "c", "--dry-run"])?.expect(0)?;
+        ensure!(rehearsed.out.contains("would follow a: "), "the rehearsal said {}", rehearsed.out);
+        let said = c.cli(&["rejoin", "c"])?.expect(0)?;
+        ensure!(said.out.contains("will follow a: "), "it only had been stopped: {}", said.out);
+        ensure!(said.out.contains("no rewind needed"), "it only had been stopped: {}", said.out);
+        follows(a, "b", c)?;
 
         // A reboot of c: its PostgreSQL starts as what it is, and the daemon finds the active node.
         c.power_off()?;
@@ -141,11 +161,12 @@ fn a_third_node_that_cannot_follow_says_so_and_is_rejoined() {
         follows(a, "b", c)?;
 
         // Promoted by hand: not a primary for long, and not a standby by itself either.
-        c.postgres.sql("postgres", "SELECT pg_promote()")?;
-        wait_until(secs(60), "PostgreSQL on c to be read-only", || c.postgres.is_read_only())?;
+        // Not waited for there: the demotion may come before the end of that session.
+        c.postgres.sql("postgres", "SELECT pg_promote(false)")?;
         c.wait_status(secs(60), "to say that it needs a rejoin", |status| {
             text_at(status, "/postgres/error").contains("portcullis rejoin c")
         })?;
+        wait_until(secs(60), "PostgreSQL on c to be read-only", || c.postgres.is_read_only())?;
         let said = c.cli(&["check"])?;
         ensure!([1, 2].contains(&said.code), "check on c ended with {}: {}", said.code, said.out);
         let said = a.cli(&["check"])?.expect(1)?;

@@ -38,19 +38,23 @@ const SYNC_LIMIT: Duration = Duration::from_secs(60);
 /// The standby knows by hearsay, a poll or two later, that the pair is in sync: so long nothing is refused for that.
 const HEARSAY_LIMIT: Duration = Duration::from_secs(3);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How the event of a drill that did not come to its end begins.
+pub const FAILED: &str = "the drill failed";
 /// Failures of the past that the report lists.
 const FAILURES_LISTED: usize = 3;
 
 /// The flags of `drill`, and what the configuration says.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DrillArgs {
-    /// Where to first; the one standby where nothing is said.
+    /// Where to first; the other voter where nothing is said.
     pub to: Option<NodeName>,
     /// As `probe` takes it.
     pub dsn: Option<String>,
     pub json: bool,
     /// W.
     pub wait: Duration,
+    /// The two nodes that the service can be on.
+    pub voters: [NodeName; 2],
 }
 
 /// Where things stand, for whoever breaks off.
@@ -79,6 +83,11 @@ pub async fn drill(target: &Target, args: &DrillArgs, out: &mut Out<'_>) -> Resu
             done = whole => done,
         }
     };
+    if let Some(fault) = done.as_ref().err().filter(|_| stage.borrow().has_begun()) {
+        // For `doctor`; what went wrong is said with or without it.
+        let text = format!("{FAILED}: {}", render::clean(&fault.text));
+        let _only_for_the_log = command(target, "drilled", &json!({"text": text}), &mut |_| {}).await;
+    }
     match done {
         Ok(report) => {
             if args.json {
@@ -95,6 +104,12 @@ pub async fn drill(target: &Target, args: &DrillArgs, out: &mut Out<'_>) -> Resu
             Ok(fault.exit)
         }
         Err(fault) => Err(fault),
+    }
+}
+
+impl Stage {
+    fn has_begun(&self) -> bool {
+        !matches!(self, Stage::Nothing)
     }
 }
 
@@ -124,7 +139,7 @@ async fn there_and_back(
     let deadline = clock::now() + HEARSAY_LIMIT;
     let (before, home, away) = loop {
         let before = snapshot(target).await?;
-        match ends(&before, args.to.as_ref()) {
+        match ends(&before, args.to.as_ref(), &args.voters) {
             Ok((home, away)) => break (before, home, away),
             Err(fault) if clock::now() >= deadline => return Err(fault),
             Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
@@ -160,7 +175,7 @@ async fn there_and_back(
         );
         Fault::new(ExitCode::HalfWay, text)
     };
-    in_sync(target, &away).await.map_err(|why| stuck(format!("there, but not back: {why}")))?;
+    in_sync(target, &away, &home).await.map_err(|why| stuck(format!("there, but not back: {why}")))?;
     *stage.borrow_mut() = Stage::Back(home.clone());
     let back = match way(target, &away, &home, &prober, lines).await {
         Ok(back) => back,
@@ -169,7 +184,7 @@ async fn there_and_back(
             return Err(Fault::new(ExitCode::HalfWay, located(target, &text, &home).await));
         }
     };
-    let now = in_sync(target, &home).await;
+    let now = in_sync(target, &home, &away).await;
     let now = match now {
         Ok(now) => now,
         // It is where it was; that it is not in sync is part of the report.
@@ -186,15 +201,18 @@ async fn there_and_back(
 }
 
 /// From where to where.
-fn ends(now: &Snapshot, to: Option<&NodeName>) -> Result<(NodeName, NodeName), Fault> {
+fn ends(now: &Snapshot, to: Option<&NodeName>, voters: &[NodeName; 2]) -> Result<(NodeName, NodeName), Fault> {
     let refused = |text: String| Fault::new(ExitCode::Refused, format!("no drill: {text}"));
+    let [one, two] = voters;
+    if let Some(name) = [Some(&now.node), to].into_iter().flatten().find(|name| !voters.contains(name)) {
+        return Err(refused(format!("{name} is no voter; a drill goes there and back between {one} and {two}, there")));
+    }
     let Some(home) = now.active_node().cloned() else {
         return Err(refused("no node is active as far as this one knows; look at `portcullis status`".to_owned()));
     };
-    let other = if home == now.node { now.peer.as_ref().map(|peer| peer.name.clone()) } else { Some(now.node.clone()) };
-    let Some(away) = to.cloned().or(other) else {
-        return Err(refused("there is no other node to switch to".to_owned()));
-    };
+    // Further standbys have no vote, and the service never goes there.
+    let other = if home == *one { two } else { one };
+    let away = to.unwrap_or(other).clone();
     if away == home {
         return Err(refused(format!("{away} is active already; name the standby")));
     }
@@ -251,16 +269,14 @@ async fn way(
 }
 
 /// Waits until the pair is as it was with `active` serving.
-async fn in_sync(target: &Target, active: &NodeName) -> Result<Snapshot, String> {
+async fn in_sync(target: &Target, active: &NodeName, other: &NodeName) -> Result<Snapshot, String> {
     let deadline = clock::now() + SYNC_LIMIT;
     loop {
         let why = match snapshot(target).await {
             Ok(now) => {
                 let replication = &now.replication;
-                let standby = |name: &NodeName| {
-                    now.nodes.iter().any(|row| row.name != *name && row.role == "standby" && row.attached)
-                };
-                let ready = replication.in_sync || replication.mode != "synchronous" && standby(active);
+                let standby = || now.nodes.iter().any(|r| r.name == *other && r.role == "standby" && r.attached);
+                let ready = replication.in_sync || replication.mode != "synchronous" && standby();
                 if now.active_node() == Some(active) && ready {
                     return Ok(now);
                 }
@@ -515,44 +531,4 @@ async fn knocking(door: Door, seen: Sightings, mut stopped: oneshot::Receiver<()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn seen(ms: u64, good: bool) -> Seen {
-        let at = Instant::from_nanos(1_000_000_000 + ms * 1_000_000);
-        Seen { at, good, error: (!good).then(|| "refused".to_owned()) }
-    }
-
-    #[test]
-    fn the_gap_is_between_good_answers_and_only_of_this_way() {
-        let all = [
-            seen(0, true),
-            seen(900, true), // an older way's
-            seen(950, true),
-            seen(1000, false),
-            seen(1100, false),
-            seen(1400, true),
-            seen(1450, true),
-        ];
-        let way = measure(&all, seen(940, true).at);
-        assert_eq!((millis(way.gap), way.errors, way.first_error.as_deref()), (450, 2, Some("refused")));
-        // A gap that began before it and ended in it counts as a whole.
-        assert_eq!(millis(measure(&all, seen(1200, true).at).gap), 450);
-        assert_eq!(measure(&all, seen(1460, true).at).gap, Duration::ZERO);
-    }
-
-    #[test]
-    fn the_prober_is_read_tick_by_tick() {
-        let sightings = Sightings::default();
-        let mut listening = Listening { seen: sightings.clone(), line: Vec::new() };
-        let text = "{\"tick\":1,\"health\":true,\"select\":true,\"update\":true,\"error\":null}\n\
-                    {\"tick\":2,\"health\":\
-                    true,\"select\":true,\"update\":false,\"error\":\"update: late\"}\n{\"summary\":true}\n";
-        for part in text.as_bytes().chunks(7) {
-            listening.write_all(part).expect("never fails");
-        }
-        let all = sightings.all();
-        assert_eq!(all.len(), 2);
-        assert!(all[0].good && !all[1].good && all[1].error.as_deref() == Some("update: late"));
-    }
-}
+mod tests;

@@ -2,8 +2,10 @@
 
 use super::gather::{Facts, Server};
 use super::{Level, Report};
+use crate::app::client::DRILL_FAILED;
 use crate::base::config::{Config, DnsMode, Node};
-use crate::engine::status::{Role, Snapshot};
+use crate::base::ids::NodeName;
+use crate::engine::status::{PeerStatus, Role, Snapshot};
 use crate::wire::dns::UpdateOutcome;
 
 const DAEMON: &str = "daemon";
@@ -52,6 +54,7 @@ fn state(config: &Config, snapshot: &Snapshot, report: &mut Report) {
         let text = format!("a {} is under way or was left half-way: {}", cause.kind, cause.step);
         report.find(Level::Warning, DAEMON, text, "wait for it; if it was left, run the same command again");
     }
+    drilled(config, snapshot, report);
     let Some(peer) = &snapshot.peer else { return };
     let name = &peer.name;
     if !peer.reachable {
@@ -67,9 +70,47 @@ fn state(config: &Config, snapshot: &Snapshot, report: &mut Report) {
         let remedy = "make the files equal on both nodes and restart both daemons, the passive node's first";
         report.find(Level::Critical, PEER, text, remedy);
     }
+    other_nodes(config, peer, report);
     if let Some(version) = peer.version.as_ref().filter(|version| **version != snapshot.version) {
         let text = format!("{name}'s daemon is version {version}, this node's {}", snapshot.version);
         report.find(Level::Warning, PEER, text, "finish the upgrade on both nodes");
+    }
+}
+
+/// A switchover that was never tried is a hope.
+fn drilled(config: &Config, snapshot: &Snapshot, report: &mut Report) {
+    if !config.node(&snapshot.node).is_some_and(|node| node.voter) {
+        return;
+    }
+    report.checked("the last drill");
+    let (text, remedy) = match snapshot.events.iter().rev().find(|event| event.kind == "drill") {
+        None => ("no drill on record among the events kept here".to_owned(), "portcullis drill"),
+        Some(event) if event.text.starts_with(DRILL_FAILED) => {
+            (format!("{}: {}", event.at, event.text), "mend what it says, then: portcullis drill")
+        }
+        Some(_) => return,
+    };
+    report.find(Level::Advice, DAEMON, text, remedy);
+}
+
+/// One file serves all nodes; who is missing in one has no slot there, and is not answered.
+fn other_nodes(config: &Config, peer: &PeerStatus, report: &mut Report) {
+    let theirs = &peer.nodes;
+    if theirs.is_empty() {
+        return;
+    }
+    let missing = |there: &dyn Fn(&NodeName) -> bool, all: &[NodeName]| {
+        let names: Vec<&str> = all.iter().filter(|name| !there(name)).map(NodeName::as_str).collect();
+        names.join(", ")
+    };
+    let ours: Vec<NodeName> = config.nodes.iter().map(|node| node.name.clone()).collect();
+    let (there, here) = (missing(&|n| theirs.contains(n), &ours), missing(&|n| ours.contains(n), theirs));
+    for (names, whose) in [(there, format!("{}'s configuration", peer.name)), (here, "this node's file".to_owned())] {
+        if !names.is_empty() {
+            let text = format!("{whose} does not name {names}, the other one does");
+            let remedy = "make the files equal on all nodes and restart the daemons, the passive node's first";
+            report.find(Level::Warning, PEER, text, remedy);
+        }
     }
 }
 
@@ -208,6 +249,7 @@ pub(super) fn machine(config: &Config, node: &Node, facts: &Facts, report: &mut 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::status::EventRow;
     use crate::wire::dns::{Reading, RecordPair};
 
     fn server(update: UpdateOutcome, signed_time: Option<u64>) -> Server {
@@ -259,6 +301,7 @@ mod tests {
         let mut status: Snapshot = serde_json::from_str(golden).expect("the golden status");
         status.version = env!("CARGO_PKG_VERSION").into();
         status.peer.as_mut().expect("a peer").version = Some(status.version.clone());
+        status.events.push(drill("drill: alp to midna: 90 ms without an answer, 0 errors"));
         Facts {
             survey: Err("not asked".into()),
             status: Ok(status),
@@ -275,6 +318,10 @@ mod tests {
             missing_interface: None,
             kernel_gate: None,
         }
+    }
+
+    fn drill(text: &str) -> EventRow {
+        EventRow { at: "2026-11-20T15:12:00Z".into(), kind: "drill".into(), text: text.into() }
     }
 
     fn judged(facts: &Facts) -> Vec<(Level, String)> {
@@ -298,7 +345,26 @@ mod tests {
             load: load.into(),
             file: file.into(),
         };
-        let rows: [(Level, &str, Break); 11] = [
+        let names = |all: &[&str]| -> Vec<NodeName> { all.iter().map(|n| n.parse().expect("a name")).collect() };
+        // As the file itself says it, in any order, there is nothing to be found.
+        let mut equal = facts();
+        let ours: Vec<NodeName> = config().nodes.iter().rev().map(|node| node.name.clone()).collect();
+        status(&mut equal).peer.as_mut().expect("a peer").nodes = ours.clone();
+        assert_eq!(judged(&equal), []);
+        for (nodes, words) in [
+            ([ours.clone(), names(&["third"])].concat(), "this node's file does not name third"),
+            (vec![ours[0].clone()], "configuration does not name"),
+        ] {
+            let mut facts = facts();
+            status(&mut facts).peer.as_mut().expect("a peer").nodes = nodes;
+            let found = judged(&facts);
+            assert!(matches!(&found[..], [(Level::Warning, text)] if text.contains(words)), "{words}: {found:?}");
+        }
+        let rows: [(Level, &str, Break); 13] = [
+            (Level::Advice, "no drill on record", |f| status(f).events.retain(|event| event.kind != "drill")),
+            (Level::Advice, "the way back failed", |f| {
+                status(f).events.push(drill(&format!("{DRILL_FAILED}: the way back failed: a test")));
+            }),
             (Level::Critical, "systemctl start portcullis", |f| f.status = Err("the daemon does not answer".into())),
             (Level::Warning, "runs version 0.0.9", |f| {
                 status(f).version = "0.0.9".into();

@@ -133,6 +133,7 @@ impl Follower {
     fn find_trouble(&self, now: Now) -> Option<String> {
         let me = &self.setup.me;
         let rejoin = format!("`portcullis rejoin {me}` makes it a standby");
+        let away = format!("if nobody needs it, stop it and move its data directory away; then {rejoin}");
         let unfinished = self.durable.rejoining && self.rejoin.is_none();
         let unfinished = unfinished.then(|| format!("the data here is not known to be the active node's; {rejoin}"));
         let Some(report) = self.report() else {
@@ -145,7 +146,7 @@ impl Follower {
             });
         };
         if !report.in_recovery && !self.is_ours() {
-            return Some(format!("PostgreSQL here is a primary of another cluster, and is left alone; {rejoin}"));
+            return Some(format!("PostgreSQL here is a primary of another cluster, and is left alone; {away}"));
         }
         if !report.in_recovery {
             return Some(format!("PostgreSQL here is writable, and {me} has no vote; {rejoin}"));
@@ -158,7 +159,7 @@ impl Follower {
         let name: &NodeName = &facts.state.node;
         if theirs.system_id != report.system_id {
             return Some(format!(
-                "PostgreSQL here has the system identifier {}, that of {name} {}: it is another cluster's; {rejoin}",
+                "PostgreSQL here has the system identifier {}, that of {name} {}: it is another cluster's; {away}",
                 report.system_id, theirs.system_id
             ));
         }

@@ -217,6 +217,9 @@ impl Follower {
             Event::PgDone { op, result } => self.on_pg_done(now, op, result, fx),
             Event::PgProgress { op, text, progress } => {
                 if self.pg.task.as_ref().is_some_and(|(running, _)| *running == op) {
+                    if progress.as_ref().is_some_and(|progress| progress.diverged_transactions.is_some()) {
+                        self.note(now, fx, "diverged", text.clone());
+                    }
                     self.say_rejoin(&text, progress, fx);
                 }
             }
@@ -306,7 +309,7 @@ impl Follower {
                 voter.facts = Some(*facts);
                 voter.answered = Some(now.boot);
             }
-            Some(Asked::Rejoin(name)) => self.on_prepared(now, question, &name, answer, fx),
+            Some(Asked::Rejoin(name)) => self.on_rejoin_answer(now, question, &name, answer, fx),
             Some(Asked::Server(..)) | None => {}
         }
     }

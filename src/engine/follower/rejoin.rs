@@ -1,17 +1,27 @@
-//! Rejoin of a node without a vote, on that node: a fresh clone of the active voter, the old directory set aside. The
-//! voters' own is `engine::guard`'s; here the record is not touched, because it never names this node.
+//! Rejoin of a node without a vote, on that node: it follows, is rewound or cloned, as its plan says. The way is the
+//! voters' (`engine::guard`); only the record is not touched, because it never names this node.
 //!
-//! **Invariant:** from `RejoinStarted` to `RejoinDone` PostgreSQL here follows nobody but by this procedure.
+//! ```text
+//!  asking -> looking -> planning [-> proving] -> marking -> preparing -> stopping -> working -> goal -> streaming
+//! ```
+//!
+//! **Invariants:** what can be refused is refused before anything is touched. From `RejoinStarted` to `RejoinDone`
+//! PostgreSQL here follows nobody but by this procedure, and it is done only when it has replayed what the node that
+//! is active then wrote after the work had ended.
 
 use super::{Asked, Follower, Owner, Then};
-use crate::base::ids::{Lsn, NodeName};
+use crate::base::ids::{Lsn, NodeName, TimelineId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
-use crate::engine::report::{Progress, SourceFacts};
+use crate::engine::report::{Progress, RejoinHow, RejoinPlan, SourceFacts, WalTail};
 use crate::engine::turn::{Effect, Now, PeerAnswer, PeerQuestion, PgOutput, PgTask, ProcedureBrief, Ticket};
 
 /// How long is waited for a voter whose gate is open.
 const ACTIVE_LIMIT: Duration = Duration::from_secs(30);
+/// The active node's facts; right after a promotion a checkpoint comes first.
+const LOOK_LIMIT: Duration = Duration::from_secs(90);
+/// A question refused is asked again so much later.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// The active node's part: role and slot.
 const PREPARE_LIMIT: Duration = Duration::from_secs(30);
 /// Until the new standby streams and has caught up.
@@ -22,11 +32,15 @@ const NO_LIMIT: Duration = Duration::from_secs(86_400);
 #[derive(Debug, Clone, PartialEq)]
 enum Step {
     Asking,
+    Looking { question: u64 },
+    Planning,
+    Proving { question: u64 },
     Marking,
     Preparing { question: u64 },
     Stopping,
-    Cloning,
-    Streaming { goal: Option<Lsn> },
+    Working,
+    Goal { question: Option<u64>, again: Instant },
+    Streaming { goal: Lsn, timeline: TimelineId },
     Finishing,
 }
 
@@ -34,10 +48,14 @@ impl Step {
     fn word(&self) -> &'static str {
         match self {
             Step::Asking => "asking who is active",
+            Step::Looking { .. } => "looking at the active node",
+            Step::Planning => "looking at the data here",
+            Step::Proving { .. } => "comparing the end of the WAL here with the active node's",
             Step::Marking => "marking this node's data as unfinished",
             Step::Preparing { .. } => "the active node makes role and slot",
             Step::Stopping => "stopping PostgreSQL",
-            Step::Cloning => "cloning",
+            Step::Working => "making this node a standby",
+            Step::Goal { .. } => "asking the active node how far it is",
             Step::Streaming { .. } => "catching up",
             Step::Finishing => "ending the unfinished state",
         }
@@ -56,7 +74,8 @@ pub(super) struct Rejoin {
     give_up: Instant,
     last_line: String,
     progress: Option<Progress>,
-    /// Whom it is cloned from, once that is known.
+    plan: Option<RejoinPlan>,
+    /// Whom it is made a standby of; once that is known, with what it says of itself.
     source: Option<(NodeName, Option<SourceFacts>)>,
     /// The data here is not what it was, or was not whole before.
     touched: bool,
@@ -65,7 +84,7 @@ pub(super) struct Rejoin {
 impl Rejoin {
     pub(super) fn brief(&self) -> ProcedureBrief {
         let step = match self.step {
-            Step::Cloning if !self.last_line.is_empty() => self.last_line.clone(),
+            Step::Working if !self.last_line.is_empty() => self.last_line.clone(),
             _ => self.step.word().to_owned(),
         };
         ProcedureBrief { kind: "rejoin".to_owned(), id: self.id, step, ended: None, progress: self.progress.clone() }
@@ -79,9 +98,9 @@ impl Rejoin {
         self.tickets.push(ticket);
     }
 
-    /// The clone is there, and follows whoever is active.
+    /// The work is done, and what it made follows whoever is active.
     pub(super) fn is_streaming(&self) -> bool {
-        matches!(self.step, Step::Streaming { .. })
+        matches!(self.step, Step::Goal { .. } | Step::Streaming { .. })
     }
 }
 
@@ -97,6 +116,7 @@ impl Follower {
             give_up: now.boot + ACTIVE_LIMIT,
             last_line: String::new(),
             progress: None,
+            plan: None,
             source: None,
             touched: self.durable.rejoining,
         });
@@ -144,49 +164,90 @@ impl Follower {
     }
 
     pub(super) fn advance_rejoin(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let active = self.active().map(|facts| facts.state.node.clone());
         let Some(r) = &self.rejoin else { return };
         let late = now.boot >= r.give_up;
-        match &r.step {
-            Step::Asking => match self.active().map(|facts| facts.state.node.clone()) {
-                Some(source) => self.begin_from(now, source, fx),
+        match r.step.clone() {
+            Step::Asking => match active {
+                Some(source) => {
+                    let question = self.look_at(&source, None, fx);
+                    if let Some(r) = &mut self.rejoin {
+                        r.source = Some((source, None));
+                    }
+                    self.rejoin_step(now, Step::Looking { question }, LOOK_LIMIT, fx);
+                }
                 None if late => {
                     let text = format!("neither of {} says that it serves", self.setup.voters_named());
                     self.end_rejoin(now, 1, &format!("{text}: there is nothing to rejoin to; promote first"), fx);
                 }
                 None => {}
             },
+            Step::Looking { .. } | Step::Proving { .. } if late => {
+                let text = "the active node did not answer in time; nothing was changed, run rejoin again";
+                self.end_rejoin(now, 1, text, fx);
+            }
+            // The task begins with this turn, or when the one under way has ended.
+            Step::Planning if self.pg.task.is_none() => {
+                let Some((_, Some(source))) = r.source.clone() else { return };
+                self.pg_task(Owner::Rejoin, PgTask::PlanRejoin(source), fx);
+            }
             Step::Preparing { .. } if late => {
                 self.fail_rejoin(now, 1, "the active node did not answer in time; run rejoin again", fx);
             }
             Step::Stopping if self.pg.task.is_none() => self.pg_task(Owner::Rejoin, PgTask::Stop, fx),
-            Step::Streaming { goal } => {
-                let there = self.report().is_some_and(|report| {
-                    let reached = |goal: Lsn| report.replay_lsn.is_some_and(|lsn| lsn >= goal);
-                    report.in_recovery && report.streaming && goal.is_none_or(reached)
-                });
-                if there && self.pg.task.is_none() {
-                    let entry = Entry::RejoinDone { id: r.id };
-                    self.rejoin_step(now, Step::Finishing, NO_LIMIT, fx);
-                    self.record(fx, vec![entry], Then::Rejoin);
-                } else if late {
-                    let text = "the new standby does not stream; see PostgreSQL's log and run rejoin again";
-                    self.fail_rejoin(now, 4, text, fx);
-                }
+            Step::Goal { .. } if late => {
+                let text = "no active node says how far it is; run rejoin again when a node is active";
+                self.fail_rejoin(now, 4, text, fx);
             }
-            Step::Marking | Step::Preparing { .. } | Step::Stopping | Step::Cloning | Step::Finishing => {}
+            Step::Goal { question: None, again } if now.boot >= again => self.ask_goal(active, fx),
+            Step::Streaming { goal, timeline } => self.watch_stream(now, active, goal, timeline, late, fx),
+            _ => {}
         }
     }
 
-    fn begin_from(&mut self, now: Now, source: NodeName, fx: &mut Vec<Effect>) {
+    fn look_at(&mut self, source: &NodeName, tail: Option<WalTail>, fx: &mut Vec<Effect>) -> u64 {
+        let id = self.rejoin.as_ref().map_or(0, |r| r.id);
+        let ask = PeerQuestion::PrepareFollower { id, look: true, tail };
+        self.ask(source, Asked::Rejoin(source.clone()), ask, LOOK_LIMIT, fx)
+    }
+
+    /// Of whoever is active now: the service may have moved during the work.
+    fn ask_goal(&mut self, active: Option<NodeName>, fx: &mut Vec<Effect>) {
+        let Some(source) = active else { return };
+        let question = self.look_at(&source, None, fx);
         let Some(r) = &mut self.rejoin else { return };
-        if r.dry_run {
-            let text = format!("would clone {source} and set the old directory aside; nothing was changed");
-            return self.end_rejoin(now, 0, &text, fx);
-        }
         r.source = Some((source, None));
-        let entry = Entry::RejoinStarted { id: r.id };
-        self.rejoin_step(now, Step::Marking, NO_LIMIT, fx);
-        self.record(fx, vec![entry], Then::Rejoin);
+        if let Step::Goal { question: asked, .. } = &mut r.step {
+            *asked = Some(question);
+        }
+    }
+
+    fn watch_stream(
+        &mut self,
+        now: Now,
+        active: Option<NodeName>,
+        goal: Lsn,
+        timeline: TimelineId,
+        late: bool,
+        fx: &mut Vec<Effect>,
+    ) {
+        let Some(r) = &self.rejoin else { return };
+        let id = r.id;
+        // The service moved: what the old one wrote last is no goal any more.
+        let moved = active.is_some_and(|name| r.source.as_ref().is_none_or(|(source, _)| *source != name));
+        let there = self.report().is_some_and(|report| {
+            let reached = report.timeline >= timeline && report.replay_lsn.is_some_and(|lsn| lsn >= goal);
+            report.in_recovery && report.streaming && reached
+        });
+        if moved {
+            self.rejoin_step(now, Step::Goal { question: None, again: now.boot }, STREAM_LIMIT, fx);
+        } else if there && self.pg.task.is_none() {
+            self.rejoin_step(now, Step::Finishing, NO_LIMIT, fx);
+            self.record(fx, vec![Entry::RejoinDone { id }], Then::Rejoin);
+        } else if late {
+            let text = "the new standby does not stream; see PostgreSQL's log and run rejoin again";
+            self.fail_rejoin(now, 4, text, fx);
+        }
     }
 
     pub(super) fn on_rejoin_recorded(&mut self, now: Now, fx: &mut Vec<Effect>) {
@@ -194,7 +255,7 @@ impl Follower {
         let Some((source, _)) = r.source.clone() else { return };
         match r.step {
             Step::Marking => {
-                let ask = PeerQuestion::PrepareFollower { id: r.id };
+                let ask = PeerQuestion::PrepareFollower { id: r.id, look: false, tail: None };
                 let question = self.ask(&source, Asked::Rejoin(source.clone()), ask, PREPARE_LIMIT, fx);
                 self.rejoin_step(now, Step::Preparing { question }, PREPARE_LIMIT, fx);
             }
@@ -203,11 +264,12 @@ impl Follower {
                 let text = format!("{} is a standby of {upstream}, streaming", self.setup.me);
                 self.end_rejoin(now, 0, &text, fx);
             }
-            Step::Asking | Step::Preparing { .. } | Step::Stopping | Step::Cloning | Step::Streaming { .. } => {}
+            _ => {}
         }
     }
 
-    pub(super) fn on_prepared(
+    /// A voter answered this procedure.
+    pub(super) fn on_rejoin_answer(
         &mut self,
         now: Now,
         question: u64,
@@ -215,39 +277,96 @@ impl Follower {
         answer: Result<PeerAnswer, String>,
         fx: &mut Vec<Effect>,
     ) {
-        let Some(r) = self.rejoin.as_mut().filter(|r| r.step == Step::Preparing { question }) else { return };
-        match answer {
-            Ok(PeerAnswer::Prepared { source, .. }) => {
+        let Some(r) = &mut self.rejoin else { return };
+        let answer = match answer {
+            Ok(PeerAnswer::Prepared { source, .. }) => Ok(source),
+            Ok(PeerAnswer::Refused { why }) | Err(why) => Err(why),
+            Ok(_) => Err("it gave an answer to another question".to_owned()),
+        };
+        match (&mut r.step, answer) {
+            (Step::Looking { question: q } | Step::Proving { question: q }, Ok(source)) if *q == question => {
                 r.source = Some((from.clone(), Some(source)));
+                self.rejoin_step(now, Step::Planning, NO_LIMIT, fx);
+            }
+            (Step::Looking { question: q } | Step::Proving { question: q }, Err(why)) if *q == question => {
+                let text = format!("{from}: {why}; nothing was changed, run rejoin again");
+                self.end_rejoin(now, 1, &text, fx);
+            }
+            (Step::Preparing { question: q }, Ok(source)) if *q == question => {
+                // What was proven when it was planned stays proven; the answer is fresher in everything else.
+                let planned = r.source.take().and_then(|(_, facts)| facts);
+                let same_tail = planned.and_then(|facts| facts.same_tail);
+                r.source = Some((from.clone(), Some(SourceFacts { same_tail, ..source })));
                 r.touched = true;
                 fx.push(Effect::FollowFrom { node: from.clone() });
-                // The task begins with this turn, or when the one under way has ended.
                 self.rejoin_step(now, Step::Stopping, NO_LIMIT, fx);
             }
-            Ok(PeerAnswer::Refused { why }) | Err(why) => {
+            (Step::Preparing { question: q }, Err(why)) if *q == question => {
                 self.fail_rejoin(now, 1, &format!("{from}: {why}; run rejoin again"), fx);
             }
-            Ok(_) => {
-                self.fail_rejoin(now, 1, &format!("{from} gave an answer to another question; run rejoin again"), fx)
+            (Step::Goal { question: q, .. }, Ok(source)) if *q == Some(question) => {
+                let step = Step::Streaming { goal: source.lsn, timeline: source.timeline };
+                self.rejoin_step(now, step, STREAM_LIMIT, fx);
             }
+            (Step::Goal { question: q, again }, Err(_)) if *q == Some(question) => {
+                (*q, *again) = (None, now.boot + LOOK_AGAIN);
+            }
+            _ => {}
         }
+    }
+
+    /// Refused, rehearsed, proven or begun.
+    fn on_plan(&mut self, now: Now, plan: RejoinPlan, fx: &mut Vec<Effect>) {
+        let Some(r) = &mut self.rejoin else { return };
+        let Some((source, facts)) = r.source.clone() else { return };
+        let (id, dry_run) = (r.id, r.dry_run);
+        let proven = facts.is_some_and(|facts| facts.same_tail.is_some()) || r.plan.is_some();
+        r.plan = Some(plan.clone());
+        if let Some(why) = plan.refusal {
+            self.end_rejoin(now, 3, &format!("refused: {why}"), fx);
+            return;
+        }
+        if let Some(tail) = plan.tail.filter(|_| !proven) {
+            let question = self.look_at(&source, Some(tail), fx);
+            self.rejoin_step(now, Step::Proving { question }, LOOK_LIMIT, fx);
+            return;
+        }
+        let (would, aside) = match plan.how {
+            RejoinHow::Follow => ("follow", ""),
+            RejoinHow::Rewind => ("rewind to", ""),
+            RejoinHow::Clone => ("clone", "; an old data directory is set aside"),
+        };
+        let text = format!("{would} {source}: {}{aside}", plan.why);
+        if dry_run {
+            self.end_rejoin(now, 0, &format!("would {text}; nothing was changed"), fx);
+            return;
+        }
+        self.say_rejoin(&format!("will {text}"), None, fx);
+        self.rejoin_step(now, Step::Marking, NO_LIMIT, fx);
+        self.record(fx, vec![Entry::RejoinStarted { id }], Then::Rejoin);
     }
 
     pub(super) fn on_rejoin_pg(&mut self, now: Now, result: Result<PgOutput, String>, fx: &mut Vec<Effect>) {
         let Some(r) = &self.rejoin else { return };
         match (&r.step, result) {
+            (Step::Planning, Ok(PgOutput::Plan(plan))) => self.on_plan(now, plan, fx),
+            (Step::Planning, Ok(_)) => {
+                let text = "the data here could not be looked at; nothing was changed, run rejoin again";
+                self.end_rejoin(now, 1, text, fx);
+            }
+            (Step::Planning, Err(why)) => {
+                self.end_rejoin(now, 1, &format!("{why}; nothing was changed, run rejoin again"), fx);
+            }
             (Step::Stopping, Ok(_)) => {
                 let Some((_, Some(source))) = r.source.clone() else { return };
-                self.rejoin_step(now, Step::Cloning, NO_LIMIT, fx);
-                // Nobody has compared the end of the WAL: it is not followed, but rewound to or cloned.
-                let source = SourceFacts { same_tail: Some(false), ..source };
+                self.rejoin_step(now, Step::Working, NO_LIMIT, fx);
                 self.pg_task(Owner::Rejoin, PgTask::Rejoin(source), fx);
             }
-            (Step::Cloning, Ok(_)) => {
+            (Step::Working, Ok(_)) => {
                 self.pg.follows = r.source.as_ref().map(|(name, _)| name.clone());
                 (self.pg.dry_since, self.pg.judged, self.pg.diverged) = (None, false, false);
-                let goal = self.active().and_then(|facts| facts.state.pg.as_ref()).map(|pg| pg.lsn);
-                self.rejoin_step(now, Step::Streaming { goal }, STREAM_LIMIT, fx);
+                let step = Step::Goal { question: None, again: now.boot };
+                self.rejoin_step(now, step, STREAM_LIMIT, fx);
             }
             (_, Err(why)) => self.fail_rejoin(now, 4, &format!("{why}; run rejoin again"), fx),
             (_, Ok(_)) => {}

@@ -1,11 +1,13 @@
 //! The follower against two voters that say what the test wants, a journal that writes at once (or not at all), and a
 //! PostgreSQL that does what it is told.
 
+mod rejoined;
+
 use super::*;
 use crate::base::config::FencePostgres;
 use crate::base::ids::{Lsn, SystemId, TimelineId};
 use crate::engine::lease::Timing;
-use crate::engine::report::{SourceFacts, StandbyRow};
+use crate::engine::report::{RejoinHow, RejoinPlan, SourceFacts, StandbyRow};
 use crate::engine::setup::NodeSetup;
 use crate::engine::status::{GateState, Role};
 use crate::engine::turn::{Command, PeerPg, PeerState, Wish};
@@ -81,6 +83,7 @@ fn voter(node: &str, serves: u64) -> Facts {
         fence: Epoch::NONE,
         seen: epoch,
         digest: "same".into(),
+        nodes: Vec::new(),
         pg: Some(pg(serves == 0, 77, timeline, 1000)),
         pg_present: true,
         in_sync: true,
@@ -107,6 +110,15 @@ struct Play {
     report: Option<PgReport>,
     /// What PostgreSQL answers to its tasks, if not simply that they are done.
     answer: Option<Result<PgOutput, String>>,
+    /// What a look at the data here finds.
+    plan: RejoinPlan,
+    /// How the work of a rejoin ends.
+    work: Result<(), String>,
+    /// What the source says to an end of WAL, and where its own is.
+    same_tail: Option<bool>,
+    source_lsn: u64,
+    /// What was asked of whom for a rejoin: `look`, `prove` or `prepare`.
+    asked: Vec<String>,
     upstream: Option<NodeName>,
     fx: Vec<Effect>,
     tasks: Vec<(Option<NodeName>, PgTask)>,
@@ -152,7 +164,25 @@ impl Play {
         let voters = [(name("a"), a), (name("b"), b)].into();
         let (tasks, answer, upstream) = (Vec::new(), None, None);
         let report = Some(standby(77, 1, 1000, false));
-        let mut play = Play { follower, now, voters, disk, writes: true, report, answer, upstream, fx, tasks };
+        let plan = RejoinPlan { how: RejoinHow::Clone, why: "a test".into(), refusal: None, tail: None };
+        let (same_tail, source_lsn, asked, writes) = (None, 0, Vec::new(), true);
+        let mut play = Play {
+            follower,
+            now,
+            voters,
+            disk,
+            writes,
+            report,
+            answer,
+            plan,
+            work: Ok(()),
+            same_tail,
+            source_lsn,
+            asked,
+            upstream,
+            fx,
+            tasks,
+        };
         play.settle();
         play
     }
@@ -176,18 +206,27 @@ impl Play {
                     let answer = match (self.voters[&node].clone(), *ask) {
                         (None, _) => Err("silence".to_owned()),
                         (Some(facts), PeerQuestion::Follow { .. }) => Ok(PeerAnswer::Facts(Box::new(facts))),
-                        (Some(_), PeerQuestion::PrepareFollower { id }) => {
+                        (Some(facts), PeerQuestion::PrepareFollower { .. }) if !facts.state.gate_open => {
+                            Ok(PeerAnswer::Refused { why: "a test serves not".to_owned() })
+                        }
+                        (Some(facts), PeerQuestion::PrepareFollower { id, look, tail }) => {
+                            let what = match (look, &tail) {
+                                (true, None) => "look",
+                                (true, Some(_)) => "prove",
+                                (false, _) => "prepare",
+                            };
+                            self.asked.push(format!("{what} {node}"));
                             let source = SourceFacts {
                                 system_id: SystemId(77),
                                 bytes: 1,
                                 tablespaces: 0,
                                 spaces: Vec::new(),
-                                timeline: TimelineId(1),
+                                timeline: facts.state.pg.as_ref().map_or(TimelineId(0), |pg| pg.timeline),
                                 history: Vec::new(),
                                 control_timeline: TimelineId(1),
-                                lsn: Lsn(0),
+                                lsn: Lsn(self.source_lsn),
                                 oldest: Lsn(0),
-                                same_tail: None,
+                                same_tail: tail.and(self.same_tail),
                             };
                             Ok(PeerAnswer::Prepared { id, source })
                         }
@@ -204,8 +243,13 @@ impl Play {
                         !matches!(task, PgTask::Promote { .. } | PgTask::SetSyncList(_) | PgTask::Start),
                         "{task:?}"
                     );
+                    let usual = match &task {
+                        PgTask::PlanRejoin(_) => Ok(PgOutput::Plan(self.plan.clone())),
+                        PgTask::Rejoin(_) => self.work.clone().map(|()| PgOutput::Done),
+                        _ => Ok(PgOutput::Done),
+                    };
                     self.tasks.push((self.upstream.clone(), task));
-                    let result = self.answer.clone().unwrap_or(Ok(PgOutput::Done));
+                    let result = self.answer.clone().unwrap_or(usual);
                     Some(Event::PgDone { op, result })
                 }
                 Effect::Extend { .. }
@@ -422,15 +466,26 @@ fn a_rejoin_marks_prepares_stops_clones_and_ends_when_it_streams() {
     play.run(1000);
     play.give(Event::Command { ticket: 21, command: Command::Rejoin { node: name("c"), dry_run: false } });
     let kinds: Vec<&PgTask> = play.tasks.iter().map(|(_, task)| task).collect();
-    assert!(matches!(kinds.as_slice(), [PgTask::Stop, PgTask::Rejoin(_)]), "{kinds:?}");
-    assert!(play.tasks.iter().all(|(from, _)| from == &Some(name("a"))));
+    assert!(matches!(kinds.as_slice(), [PgTask::PlanRejoin(_), PgTask::Stop, PgTask::Rejoin(_)]), "{kinds:?}");
+    assert!(play.tasks[1..].iter().all(|(from, _)| from == &Some(name("a"))));
+    assert_eq!(play.asked, ["look a", "prepare a", "look a"], "facts, role and slot, and after the work the goal");
     assert!(Durable::replay(&play.disk).rejoining && ended(21).is_none());
     // The service moves while it catches up: it goes along.
     play.voters = [(name("a"), None), (name("b"), Some(voter("b", 2)))].into();
     play.report = Some(standby(77, 1, 1000, false));
+    play.source_lsn = 2000;
     play.run(3000);
     assert_eq!(play.followed(), ["b"]);
-    play.report = Some(standby(77, 2, 1000, true));
+    assert_eq!(play.asked.last().map(String::as_str), Some("look b"), "a's last word is no goal any more");
+    // It streams, and has not got yet what was written after the work.
+    play.report = Some(standby(77, 2, 1999, true));
+    play.run(3000);
+    assert!(ended(21).is_none() && Durable::replay(&play.disk).rejoining);
+    // As far, and on a timeline that is over.
+    play.report = Some(PgReport { start: 2, ..standby(77, 1, 2000, true) });
+    play.run(1000);
+    assert!(ended(21).is_none(), "it ended on the old timeline");
+    play.report = Some(PgReport { start: 2, ..standby(77, 2, 2000, true) });
     play.run(1000);
     assert_eq!(ended(21), Some((0, "c is a standby of b, streaming".to_owned())));
     let durable = Durable::replay(&play.disk);
@@ -440,8 +495,8 @@ fn a_rejoin_marks_prepares_stops_clones_and_ends_when_it_streams() {
 #[test]
 fn a_rejoin_interrupted_by_a_restart_follows_nobody_and_is_run_again() {
     let mut play = Play::new(Vec::new());
-    play.answer = Some(Err("the disk is full".to_owned()));
     play.run(1000);
+    play.work = Err("the disk is full".to_owned());
     let (exit, text) = play.command(31, Command::Rejoin { node: name("c"), dry_run: false });
     assert_eq!(exit, 4, "{text}");
     let mut next = Play::new(play.disk.clone());

@@ -81,6 +81,7 @@ impl Follower {
                     .map(|at| millis(now.boot.since(at))),
                 version: Some(facts.state.version.clone()),
                 same_configuration: Some(facts.state.digest == self.setup.digest),
+                nodes: facts.state.nodes.clone(),
             }),
             replication: ReplicationStatus {
                 mode: if self.setup.synchronous { "synchronous" } else { "asynchronous" }.to_owned(),

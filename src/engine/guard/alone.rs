@@ -176,15 +176,21 @@ impl Guard {
             }
             return;
         }
+        self.give_up_arming(now, "the standby is lost", fx);
+        self.go_alone(now, AloneFor::Silence, fx);
+    }
+
+    /// An arming that has named the standby and recorded nothing yet ends here: the list may name a standby under
+    /// `sync=none` (R4), and going alone, which follows, empties it. What is being recorded runs to its end (P5).
+    pub(super) fn give_up_arming(&mut self, now: Now, why: &str, fx: &mut Vec<Effect>) {
         match (self.durability.phase, self.pg.task) {
             (Phase::Confirming { .. }, _) => self.durability.phase = Phase::Idle,
             // Two checkpoints may take minutes; nothing that they began has to be undone.
             (Phase::Barrier, Some((op, PgOwner::Durability))) => {
-                self.on_pg_done(now, op, Err("given up: the standby is lost".to_owned()), fx);
+                self.on_pg_done(now, op, Err(format!("given up: {why}")), fx);
             }
             _ => {}
         }
-        self.go_alone(now, AloneFor::Silence, fx);
     }
 
     /// R4: only while the lease is good, and not amid a procedure. R6, P15: not while the standby is ahead of a primary

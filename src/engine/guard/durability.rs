@@ -432,10 +432,16 @@ impl Guard {
             fx.push(refuse("this node is not the active one, or its gate is not open"));
         } else if self.takeover.is_some() || self.handover.is_some() {
             fx.push(refuse("another procedure is under way here"));
-        } else if !self.go_alone(now, AloneFor::Rejoin { ticket, id }, fx) {
-            // Arming, or role and slot after a promote: it is over in a moment.
+        } else if !self.go_alone_for_rejoin(now, ticket, id, fx) {
+            // A record or a list on its way, or role and slot after a promote: it is over in a moment.
             self.durability.rejoin_waits = Some((ticket, id, now.boot + REJOIN_WAITS));
         }
+    }
+
+    /// Who asks is the one that commits were to wait for: an arming under way is given up, not waited for.
+    fn go_alone_for_rejoin(&mut self, now: Now, ticket: Ticket, id: u64, fx: &mut Vec<Effect>) -> bool {
+        self.give_up_arming(now, "the standby is being rejoined", fx);
+        self.go_alone(now, AloneFor::Rejoin { ticket, id }, fx)
     }
 
     /// It serves; or, where it never goes alone, it would if it had a standby (R6), which only a rejoin may bring back.
@@ -449,7 +455,7 @@ impl Guard {
     fn try_waiting_rejoin(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let Some((ticket, id, until)) = self.durability.rejoin_waits else { return };
         let able = self.may_be_joined() && self.takeover.is_none() && self.handover.is_none();
-        if able && self.go_alone(now, AloneFor::Rejoin { ticket, id }, fx) {
+        if able && self.go_alone_for_rejoin(now, ticket, id, fx) {
             self.durability.rejoin_waits = None;
         } else if now.boot >= until {
             self.durability.rejoin_waits = None;

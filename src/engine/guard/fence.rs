@@ -76,9 +76,7 @@ impl Guard {
         if (self.fenced().is_none() && !half_way) || now.boot < self.pg.retry_at {
             return;
         }
-        // What only prepares or arms hangs with a PostgreSQL that hangs, for a minute: the fence does not wait for it.
-        let gives_way = |owner| matches!(owner, PgOwner::Durability | PgOwner::Housekeeping | PgOwner::Followers);
-        if self.pg.task.is_some_and(|(_, owner)| self.fenced().is_none() || !gives_way(owner)) {
+        if self.pg.task.is_some_and(|(_, owner)| self.fenced().is_none() || !owner.gives_way()) {
             return;
         }
         let consenting = self.writing.iter().any(|(_, e, _)| e.iter().any(|e| matches!(e, Entry::Consented { .. })));
@@ -110,7 +108,7 @@ impl Guard {
             FencePostgres::Demote if primary || down => PgTask::Demote { follow_peer: false },
             FencePostgres::Demote => return,
         };
-        while let Some((op, PgOwner::Durability | PgOwner::Housekeeping | PgOwner::Followers)) = self.pg.task {
+        while let Some((op, _)) = self.pg.task.filter(|(_, owner)| owner.gives_way()) {
             self.on_pg_done(now, op, Err("given up for the fence".to_owned()), fx);
         }
         self.pg_task(PgOwner::Demotion, task, fx);

@@ -8,16 +8,18 @@ use super::commands::WATCH_LIMIT;
 use super::{Guard, PgOwner};
 use crate::base::ids::{Lsn, NodeName};
 use crate::base::time::{Duration, Instant};
-use crate::engine::report::StandbyRow;
+use crate::engine::report::{StandbyRow, WalTail};
 use crate::engine::turn::{
     Effect, Facts, FollowerState, Now, PeerAnswer, PeerQuestion, PgOutput, PgTask, ProcedureBrief, Ticket,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// How long a wish waits for the node's daemon (the contract: 30 s for NODE's daemon to answer).
 const WISH_LIMIT: Duration = Duration::from_secs(30);
 /// How often a standby drops slots that a node without a vote left when it went to another primary.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// Who does not serve is no source.
+const NOT_ACTIVE: &str = "this node is not the active one, or its gate is not open";
 
 /// `rejoin` of such a node, given here: it fetches the wish with its next question, and is watched.
 #[derive(Debug, Clone, Hash)]
@@ -32,12 +34,24 @@ struct Wish {
     last: String,
 }
 
+/// A node without a vote that looks at this one before it is rejoined.
+#[derive(Debug, Clone, Hash)]
+struct Look {
+    ticket: Ticket,
+    node: NodeName,
+    id: u64,
+    tail: Option<WalTail>,
+}
+
 /// What is known of the nodes without a vote.
 #[derive(Debug, Clone, Hash, Default)]
 pub(super) struct FollowersMemory {
     heard: BTreeMap<NodeName, (Instant, FollowerState)>,
     /// Who waits for role and slot.
     preparing: Vec<(Ticket, u64)>,
+    /// Who waits for this node's facts, and the one that they are being gathered for.
+    looks: VecDeque<Look>,
+    looking: Option<Look>,
     wishes: Vec<Wish>,
     sweep_at: Instant,
 }
@@ -60,13 +74,19 @@ impl Guard {
                 PeerAnswer::Facts(Box::new(self.facts_for(now, from)))
             }
             PeerQuestion::PrepareFollower { .. } if !self.durable.is_holder() || !self.gate.open => {
-                let why = "this node is not the active one, or its gate is not open".to_owned();
-                PeerAnswer::Refused { why }
+                PeerAnswer::Refused { why: NOT_ACTIVE.to_owned() }
             }
             PeerQuestion::PrepareFollower { .. } if self.takeover.is_some() || self.handover.is_some() => {
                 PeerAnswer::Refused { why: "another procedure is under way here".to_owned() }
             }
-            PeerQuestion::PrepareFollower { id } if known => {
+            PeerQuestion::PrepareFollower { id, look: true, tail } if known => {
+                // A newer question replaces one that nobody waits for any more.
+                self.followers.looks.retain(|look| look.node != *from);
+                self.followers.looks.push_back(Look { ticket, node: from.clone(), id, tail });
+                self.next_follower_look(fx);
+                return;
+            }
+            PeerQuestion::PrepareFollower { id, .. } if known => {
                 self.followers.preparing.push((ticket, id));
                 self.pg_task_next(PgOwner::Followers, PgTask::PrepareStandby, fx);
                 return;
@@ -88,14 +108,34 @@ impl Guard {
         }
     }
 
+    /// One after another: each has an end of its own to compare.
+    fn next_follower_look(&mut self, fx: &mut Vec<Effect>) {
+        if self.followers.looking.is_some() {
+            return;
+        }
+        let Some(look) = self.followers.looks.pop_front() else { return };
+        let tail = look.tail.clone();
+        self.followers.looking = Some(look);
+        self.pg_task_next(PgOwner::FollowerLook, PgTask::LookAsSource(tail), fx);
+    }
+
+    pub(super) fn on_follower_looked(&mut self, result: Result<PgOutput, String>, fx: &mut Vec<Effect>) {
+        if let Some(Look { ticket, id, .. }) = self.followers.looking.take() {
+            let answer = Box::new(prepared(id, &result));
+            fx.push(Effect::AnswerPeer { ticket, answer });
+        }
+        if !self.durable.is_holder() || !self.gate.open {
+            for look in std::mem::take(&mut self.followers.looks) {
+                let answer = Box::new(PeerAnswer::Refused { why: NOT_ACTIVE.to_owned() });
+                fx.push(Effect::AnswerPeer { ticket: look.ticket, answer });
+            }
+        }
+        self.next_follower_look(fx);
+    }
+
     pub(super) fn on_followers_pg(&mut self, result: Result<PgOutput, String>, fx: &mut Vec<Effect>) {
         for (ticket, id) in std::mem::take(&mut self.followers.preparing) {
-            let answer = match &result {
-                Ok(PgOutput::Source(source)) => PeerAnswer::Prepared { id, source: source.clone() },
-                Ok(_) => PeerAnswer::Refused { why: "the active node does not know its own size".to_owned() },
-                Err(why) => PeerAnswer::Refused { why: why.clone() },
-            };
-            fx.push(Effect::AnswerPeer { ticket, answer: Box::new(answer) });
+            fx.push(Effect::AnswerPeer { ticket, answer: Box::new(prepared(id, &result)) });
         }
     }
 
@@ -192,5 +232,14 @@ impl Guard {
             fx.push(Effect::End { ticket: w.ticket, exit, text, flag: None });
             false
         });
+    }
+}
+
+/// The facts for a rejoin, or why there are none.
+fn prepared(id: u64, result: &Result<PgOutput, String>) -> PeerAnswer {
+    match result {
+        Ok(PgOutput::Source(source)) => PeerAnswer::Prepared { id, source: source.clone() },
+        Ok(_) => PeerAnswer::Refused { why: "the active node does not know its own size".to_owned() },
+        Err(why) => PeerAnswer::Refused { why: why.clone() },
     }
 }

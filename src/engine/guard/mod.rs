@@ -107,6 +107,16 @@ enum PgOwner {
     Housekeeping,
     /// Role and slots for a node without a vote that is being rejoined.
     Followers,
+    /// The rejoin of such a node, which looks at this one first.
+    FollowerLook,
+}
+
+impl PgOwner {
+    /// What only prepares, arms or looks hangs with a PostgreSQL that hangs, for a minute: no fence waits for it.
+    fn gives_way(self) -> bool {
+        use PgOwner::{Durability, FollowerLook, Followers, Housekeeping, Look};
+        matches!(self, Durability | Housekeeping | Followers | Look | FollowerLook)
+    }
 }
 
 /// What is known of the local PostgreSQL.
@@ -543,6 +553,7 @@ impl Guard {
             PgOwner::Look => self.on_looked(result, fx),
             PgOwner::Durability => self.on_durability_pg(now, result, fx),
             PgOwner::Followers => self.on_followers_pg(result, fx),
+            PgOwner::FollowerLook => self.on_follower_looked(result, fx),
             PgOwner::Demotion | PgOwner::Follow => self.on_demoted(now, owner, result, fx),
             PgOwner::Housekeeping => {
                 if let Err(why) = result {

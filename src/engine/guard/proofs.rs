@@ -563,6 +563,7 @@ impl Guard {
             fence: self.durable.fence,
             seen: self.durable.seen,
             digest: self.setup.digest.clone(),
+            nodes: self.setup.nodes.iter().map(|node| node.name.clone()).collect(),
             pg: report.map(|r| PeerPg {
                 system_id: r.system_id,
                 in_recovery: r.in_recovery,

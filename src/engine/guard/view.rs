@@ -55,6 +55,7 @@ impl Guard {
                 age_ms: self.peer.heard.map(|at| millis(now.boot.since(at))),
                 version: self.peer.state.as_ref().map(|p| p.version.clone()),
                 same_configuration: self.peer.state.as_ref().map(|p| p.digest == self.setup.digest),
+                nodes: self.peer.state.as_ref().map(|p| p.nodes.clone()).unwrap_or_default(),
             }),
             replication: self.replication_status(),
             procedure: self.procedure_status(now),

@@ -32,6 +32,16 @@ fn golden_texts_of_every_state() {
 }
 
 #[test]
+fn forwarded_clients_are_shown_when_there_are_any() {
+    let mut snapshot = passive();
+    assert!(!status(&snapshot, Style::PLAIN).contains("forwarded"));
+    snapshot.gate.forwarded = 3;
+    let text = status(&snapshot, Style::PLAIN);
+    let line = text.lines().find(|line| line.starts_with("gate ")).unwrap_or_default();
+    assert!(line.ends_with("0 sessions, 3 forwarded to the active node"), "{line}");
+}
+
+#[test]
 fn colour_is_only_colour() {
     let coloured = status(&lapsed(), Style { color: true, terminal: false });
     assert!(coloured.contains("\x1b[31m"));

@@ -65,6 +65,7 @@ pub fn active() -> Snapshot {
             age_ms: Some(120),
             version: Some("0.1.0".into()),
             same_configuration: Some(true),
+            nodes: Vec::new(),
         }),
         replication: ReplicationStatus {
             mode: "synchronous".into(),
@@ -119,6 +120,7 @@ pub fn passive() -> Snapshot {
         age_ms: Some(90),
         version: Some("0.1.0".into()),
         same_configuration: Some(true),
+        nodes: Vec::new(),
     });
     s.postgres = PostgresStatus { up: true, role: Some("standby".into()), error: None, streaming: true };
     s

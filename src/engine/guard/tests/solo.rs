@@ -1,6 +1,7 @@
 //! One guard alone, its events given by hand: what it asks of its hands, effect by effect. Whatever needs two nodes is
 //! in the simulated world.
 
+mod arming;
 mod followers;
 mod suspended;
 

@@ -2,7 +2,7 @@
 
 use super::{MS, Solo, tasks};
 use crate::base::ids::{Epoch, Lsn, NodeName, SystemId, TimelineId};
-use crate::engine::report::{PgReport, SourceFacts, StandbyRow};
+use crate::engine::report::{PgReport, SourceFacts, StandbyRow, WalTail};
 use crate::engine::setup::Mode;
 use crate::engine::status::GateState;
 use crate::engine::turn::{
@@ -121,21 +121,14 @@ fn only_the_active_node_prepares_for_it_and_the_record_stays_as_it_is() {
     if let Some(op) = op {
         solo.give(Event::PgDone { op, result: Ok(PgOutput::Done) });
     }
-    assert_eq!(ask(&mut solo, "c", PeerQuestion::PrepareFollower { id: 5 }), None, "before it is done");
+    assert_eq!(
+        ask(&mut solo, "c", PeerQuestion::PrepareFollower { id: 5, look: false, tail: None }),
+        None,
+        "before it is done"
+    );
     assert_eq!(tasks(&solo), [PgTask::PrepareStandby]);
     let op = solo.guard.pg.task.map(|(op, _)| op).expect("it runs");
-    let source = SourceFacts {
-        system_id: SystemId(77),
-        bytes: 12,
-        tablespaces: 0,
-        spaces: Vec::new(),
-        timeline: TimelineId(1),
-        history: Vec::new(),
-        control_timeline: TimelineId(1),
-        lsn: Lsn(0),
-        oldest: Lsn(0),
-        same_tail: None,
-    };
+    let source = source(12);
     solo.give(Event::PgDone { op, result: Ok(PgOutput::Source(source.clone())) });
     assert_eq!(answered(&solo), Some(PeerAnswer::Prepared { id: 5, source }));
     assert!(!solo.wanted(|e| matches!(e, Effect::Update { .. })), "the record was touched");
@@ -145,7 +138,7 @@ fn only_the_active_node_prepares_for_it_and_the_record_stays_as_it_is() {
         assert!(matches!(answer, Some(PeerAnswer::Refused { .. })), "{from} as {says}: {answer:?}");
     }
     solo.give(Event::Command { ticket: 1, command: Command::Fence { reason: "test".into() } });
-    let answer = ask(&mut solo, "c", PeerQuestion::PrepareFollower { id: 6 });
+    let answer = ask(&mut solo, "c", PeerQuestion::PrepareFollower { id: 6, look: false, tail: None });
     assert!(matches!(answer, Some(PeerAnswer::Refused { .. })), "{answer:?}");
     // The peer is no node without a vote either.
     solo.fx.clear();
@@ -187,4 +180,71 @@ fn a_switchover_names_a_voter_where_there_are_more_standbys() {
         assert_eq!(ended(&solo, ticket).map(|(exit, _)| exit), Some(3), "{ticket}");
     }
     assert_eq!(solo.snapshot().epoch, Epoch(3).0);
+}
+
+fn source(bytes: u64) -> SourceFacts {
+    SourceFacts {
+        system_id: SystemId(77),
+        bytes,
+        tablespaces: 0,
+        spaces: Vec::new(),
+        timeline: TimelineId(1),
+        history: Vec::new(),
+        control_timeline: TimelineId(1),
+        lsn: Lsn(0),
+        oldest: Lsn(0),
+        same_tail: None,
+    }
+}
+
+#[test]
+fn a_look_changes_nothing_and_each_gets_the_answer_to_its_own() {
+    let mut solo = Solo::active(Mode::Update);
+    solo.guard
+        .setup
+        .nodes
+        .push(crate::engine::setup::NodeSetup { name: name("d"), ..solo.guard.setup.nodes[2].clone() });
+    solo.run(MS * 1000);
+    if let Some((op, _)) = solo.guard.pg.task {
+        solo.give(Event::PgDone { op, result: Ok(PgOutput::Done) });
+    }
+    solo.fx.clear();
+    let tail = |text: &str| {
+        Some(WalTail { segment: "000000010000000000000001".into(), from: 0, len: 8, sha256: text.to_owned() })
+    };
+    for (ticket, from, id, tail) in [(81, "c", 5, tail("c")), (82, "d", 6, None), (83, "d", 7, tail("d"))] {
+        let question = Box::new(PeerQuestion::PrepareFollower { id, look: true, tail });
+        solo.give(Event::FollowerAsked { ticket, from: name(from), question });
+    }
+    for bytes in [12, 13] {
+        let (op, _) = solo.guard.pg.task.expect("one look after another");
+        solo.give(Event::PgDone { op, result: Ok(PgOutput::Source(source(bytes))) });
+    }
+    // A newer question of the same node replaces its older one; nothing else was begun.
+    assert_eq!(tasks(&solo), [PgTask::LookAsSource(tail("c")), PgTask::LookAsSource(tail("d"))]);
+    let answers: Vec<_> = solo
+        .fx
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::AnswerPeer { ticket, answer } => Some((*ticket, answer.as_ref().clone())),
+            _ => None,
+        })
+        .collect();
+    let prepared = |id, bytes| PeerAnswer::Prepared { id, source: source(bytes) };
+    assert_eq!(answers, [(81, prepared(5, 12)), (83, prepared(7, 13))]);
+    assert!(!solo.wanted(|e| matches!(e, Effect::Update { .. } | Effect::Record { .. })), "something was changed");
+    // A fence does not wait for a look, and who waited for one hears of it.
+    solo.fx.clear();
+    for (ticket, from) in [(84, "c"), (85, "d")] {
+        let question = Box::new(PeerQuestion::PrepareFollower { id: 8, look: true, tail: None });
+        solo.give(Event::FollowerAsked { ticket, from: name(from), question });
+    }
+    solo.give(Event::Command { ticket: 1, command: Command::Fence { reason: "test".into() } });
+    solo.run(MS * 1000);
+    assert!(tasks(&solo).iter().any(|task| matches!(task, PgTask::Demote { .. })), "{:?}", tasks(&solo));
+    let refused = |wanted: u64| {
+        let refusal = |answer: &PeerAnswer| matches!(answer, PeerAnswer::Refused { .. });
+        solo.wanted(|e| matches!(e, Effect::AnswerPeer { ticket, answer } if *ticket == wanted && refusal(answer)))
+    };
+    assert!(refused(84) && refused(85));
 }
