@@ -26,7 +26,12 @@ fn writes_flow_and_promote_moves_the_service_without_loss() {
 
         let said = b.cli(&["promote", "--yes"])?.expect(0)?;
         b.wait_active(secs(60))?;
-        writer.wait_ack_via(b.gate()?, said.started, secs(60))?;
+        // Who was there is carried over, through a; who comes now is led to b.
+        writer.wait_acks(20, secs(60))?;
+        ensure!(writer.log().errors.is_empty(), "a session that could go on had errors: {:?}", writer.log().errors);
+        let newcomer = Writer::start_flowing(client, WriterOptions::service(2, lab.witness.address()))?;
+        newcomer.wait_ack_via(b.gate()?, said.started, secs(60))?;
+        let newcomers = newcomer.finish();
         ensure!(b.epoch()? > epoch, "the epoch did not rise: {} then {}", epoch, b.epoch()?);
         writer.wait_acks(50, secs(60))?;
         let marker = lab.witness.marker()?.unwrap_or_default();
@@ -43,6 +48,8 @@ fn writes_flow_and_promote_moves_the_service_without_loss() {
         let log = writer.finish();
         let missing = lost(&log, 1, &b.postgres)?;
         ensure!(missing.is_empty(), "acknowledged but missing on b: {missing:?}");
+        let missing = lost(&newcomers, 2, &b.postgres)?;
+        ensure!(missing.is_empty(), "acknowledged to the newcomer but missing on b: {missing:?}");
         wait_until(secs(60), "a to hold all that was acknowledged", || Ok(lost(&log, 1, &a.postgres)?.is_empty()))?;
         let (seen_a, seen_b) = (roles_a.finish(), roles_b.finish());
         never_two_active(&seen_a, &seen_b)?;

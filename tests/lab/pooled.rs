@@ -48,8 +48,28 @@ fn clients_that_share_backends_meet_no_error_lose_nothing_and_hear_nothing_after
         a.wait_in_sync(secs(60))?;
         let said = b.cli(&["promote", "--yes"])?.expect(0)?;
         b.wait_active(secs(60))?;
+        // They were carried over: nobody noticed, and their way still leads through a.
         for writer in &writers {
+            writer.wait_acks(10, secs(60))?;
+        }
+        ensure!(errors() == before, "writers had errors at the switchover: {:?}", all());
+        // Sessions of b's own gate, for what comes next.
+        let late = (WRITERS + 1..=2 * WRITERS).map(|id| Writer::start(client, WriterOptions::service(id, dns)));
+        let late = late.collect::<Result<Vec<_>, _>>()?;
+        for writer in &late {
             writer.wait_ack_via(b.gate()?, said.started, secs(60))?;
+        }
+        let writers: Vec<_> = writers.into_iter().chain(late).collect();
+
+        // Without its standby b goes alone, and so answers to the last.
+        a.postgres.stop(&a.host, "immediate")?;
+        let stopped = now();
+        wait_until(secs(60), "b to go on alone", || {
+            Ok(lab.witness.marker()?.is_some_and(|marker| marker.contains("sync=none")))
+        })?;
+        for writer in &writers[WRITERS as usize..] {
+            writer.wait_ack_via(b.gate()?, stopped, secs(60))?;
+            writer.wait_acks(10, secs(60))?;
         }
 
         // Nobody vouches for b any more, on sessions that are open.
