@@ -25,14 +25,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// Bytes of PostgreSQL's greeting (parameters, key, notices) that are kept; a longer one ends the login.
 const MAX_GREETING: usize = 64 * 1024;
 /// How long PostgreSQL may take for a login; then it is hung.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections that roles without privileges may have (PostgreSQL 15, chapter 20.3; the second since 16): what is kept
-/// for others must be free, so those that superusers have now, the daemon's own among them, come off too.
-const LIMIT_QUERY: &str = "select current_setting('max_connections')::int \
-     - current_setting('superuser_reserved_connections')::int \
-     - coalesce(current_setting('reserved_connections', true), '0')::int \
-     - (select count(*) from pg_catalog.pg_stat_activity where datname is not null \
-        and usesysid in (select oid from pg_catalog.pg_roles where rolsuper))::int";
+/// for others must be free, so those that superusers have now, the daemon's own among them, come off too. Everything by
+/// its full name: it is asked with the search_path of a client.
+const LIMIT_QUERY: &str = "select pg_catalog.current_setting('max_connections')::pg_catalog.int4 \
+     operator(pg_catalog.-) pg_catalog.current_setting('superuser_reserved_connections')::pg_catalog.int4 \
+     operator(pg_catalog.-) coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::pg_catalog.int4 \
+     operator(pg_catalog.-) (select pg_catalog.count(*) from pg_catalog.pg_stat_activity a \
+        where a.datname is not null and exists (select from pg_catalog.pg_roles r \
+            where r.oid operator(pg_catalog.=) a.usesysid and r.rolsuper))::pg_catalog.int4";
 
 /// A backend at rest.
 pub(crate) struct Backend {

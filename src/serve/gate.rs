@@ -410,7 +410,8 @@ impl Pass {
 
     /// Whether it passes, or its client may wait until it does again.
     pub(crate) fn stands(&self) -> bool {
-        !self.is_over() && (self.gate.passes() || self.gate.is_suspended())
+        // Asked once more: between the two a suspension may have ended, with the gate open again.
+        !self.is_over() && (self.gate.passes() || self.gate.is_suspended() || self.gate.passes())
     }
 
     /// Why it passes no more.
