@@ -1,17 +1,18 @@
 //! The old side of a switchover: checkpoint, hold clients, stop PostgreSQL, consent; or put everything back.
 //!
 //! ```text
-//!  Checkpointing (clients run) -> Draining -> Held -> Stopping -> Stopped -> StoppingToConsent -> consent
-//!        +------ put back: nothing was touched ---+        +-- put back: PostgreSQL started again --+
+//!  Checkpointing (clients run) -> Draining -> Held -> Marking -> Stopping -> Stopped -> StoppingToConsent -> consent
+//!        +--------- put back: nothing was touched ----------+        +-- put back: PostgreSQL started again --+
 //! ```
 //!
 //! **Invariant:** a consent is sent only after nothing passes the gate any more (cut, or suspended for those who are
 //! held over, `carry`), PostgreSQL is not a primary any more and the latch is on disk, in this order; it is never taken
-//! back by word (R2, P1).
+//! back by word (R2, P1). That PostgreSQL is stopped for it is on disk before the stop: a daemon that starts in the middle
+//! starts it again once it has proof (`housekeeping`), and so does one whose own start of it failed.
 
 use super::proofs::PEER_LIMIT;
 use super::takeover::Takeover;
-use super::{Guard, PgOwner, Then};
+use super::{Guard, PgOwner, RETRY_AFTER, Then};
 use crate::base::ids::{Epoch, OpId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
@@ -34,13 +35,31 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(40);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Stage {
-    Checkpointing { ticket: Ticket, begun: Instant, left: u32 },
-    Draining { op: OpId, ticket: Ticket },
+    Checkpointing {
+        ticket: Ticket,
+        begun: Instant,
+        left: u32,
+    },
+    Draining {
+        op: OpId,
+        ticket: Ticket,
+    },
     Held,
-    Stopping { ticket: Ticket },
+    /// That PostgreSQL will be stopped is being written down.
+    Marking {
+        ticket: Ticket,
+    },
+    Stopping {
+        ticket: Ticket,
+    },
     Stopped,
-    StoppingToConsent { ticket: Ticket, epoch: Epoch },
-    PuttingBack { ticket: Option<Ticket> },
+    StoppingToConsent {
+        ticket: Ticket,
+        epoch: Epoch,
+    },
+    PuttingBack {
+        ticket: Option<Ticket>,
+    },
 }
 
 /// A switchover away from this node.
@@ -60,7 +79,10 @@ pub(super) struct Handover {
 impl Handover {
     /// PostgreSQL is being stopped or is stopped for it: the gate stays shut.
     pub(super) fn stopping(&self) -> bool {
-        !matches!(self.stage, Stage::Draining { .. } | Stage::Held | Stage::Checkpointing { .. })
+        !matches!(
+            self.stage,
+            Stage::Draining { .. } | Stage::Held | Stage::Marking { .. } | Stage::Checkpointing { .. }
+        )
     }
 
     /// The consent waits for PostgreSQL to be surely down.
@@ -71,7 +93,7 @@ impl Handover {
     pub(super) fn word(&self) -> &'static str {
         match self.stage {
             Stage::Draining { .. } => "holding clients",
-            Stage::Held => CLIENTS_HELD,
+            Stage::Held | Stage::Marking { .. } => CLIENTS_HELD,
             Stage::Checkpointing { .. } => "checkpoint, while clients run",
             Stage::Stopping { .. } | Stage::StoppingToConsent { .. } => "stopping PostgreSQL",
             Stage::Stopped => "PostgreSQL stopped",
@@ -177,7 +199,9 @@ impl Guard {
 
     pub(super) fn on_stop_primary(&mut self, now: Now, ticket: Ticket, attempt: u64, fx: &mut Vec<Effect>) {
         let handover = self.handover.as_mut().filter(|h| h.attempt == attempt);
-        if let Some(Stage::Stopping { ticket: waits }) = handover.map(|h| &mut h.stage) {
+        if let Some(Stage::Marking { ticket: waits } | Stage::Stopping { ticket: waits }) =
+            handover.map(|h| &mut h.stage)
+        {
             // The same question once more.
             *waits = ticket;
             return;
@@ -186,11 +210,39 @@ impl Guard {
             fx.push(refuse(ticket, "no switchover of that attempt is prepared there"));
             return;
         };
-        handover.stage = Stage::Stopping { ticket };
-        handover.deadline = now.boot + SILENCE_LIMIT * 3;
-        let held = handover.held;
-        self.begin_hold_over(now, attempt, held, fx);
-        self.handover_task(PgTask::Stop, fx);
+        handover.stage = Stage::Marking { ticket };
+        handover.waits_for = None;
+        handover.deadline = now.boot + SILENCE_LIMIT;
+        self.record(fx, vec![Entry::Stopping { attempt }], Then::Stop { attempt });
+    }
+
+    /// It is on disk that PostgreSQL is stopped for this attempt, or cannot be written.
+    pub(super) fn on_stop_recorded(
+        &mut self,
+        now: Now,
+        attempt: u64,
+        result: Result<(), String>,
+        fx: &mut Vec<Effect>,
+    ) {
+        // What a daemon that is about to end would stop, nobody watches.
+        let waits = |h: &&mut Handover| h.attempt == attempt && h.waits_for.is_none();
+        let Some(handover) = self.handover.as_mut().filter(waits).filter(|_| !self.shutting_down) else { return };
+        match (handover.stage, result) {
+            (Stage::Marking { ticket }, Ok(())) => {
+                handover.stage = Stage::Stopping { ticket };
+                handover.deadline = now.boot + SILENCE_LIMIT * 3;
+                let held = handover.held;
+                self.begin_hold_over(now, attempt, held, fx);
+                self.handover_task(PgTask::Stop, fx);
+            }
+            (Stage::Marking { ticket }, Err(why)) => {
+                fx.push(refuse(ticket, &why));
+                self.put_back(now, None, fx);
+            }
+            // The gate is cut, and a consent that cannot be written either is still a fence.
+            (Stage::StoppingToConsent { .. }, _) => self.handover_task(PgTask::Stop, fx),
+            _ => {}
+        }
     }
 
     fn handover_task(&mut self, task: PgTask, fx: &mut Vec<Effect>) {
@@ -258,7 +310,13 @@ impl Guard {
                 self.end_handover(fx);
                 match &result {
                     Ok(_) => self.note(now, fx, "put_back", "the switchover was given up; serving on".to_owned()),
-                    Err(why) => self.note(now, fx, "put_back_failed", format!("PostgreSQL did not start again: {why}")),
+                    Err(why) => {
+                        // The journal says that it is stopped: it is tried again.
+                        self.pg.retry_at = now.boot + RETRY_AFTER;
+                        let seconds = RETRY_AFTER.as_secs();
+                        let text = format!("PostgreSQL did not start again: {why}; trying again in {seconds} s");
+                        self.note(now, fx, "put_back_failed", text);
+                    }
                 }
                 if let Some(ticket) = ticket {
                     fx.push(Effect::AnswerPeer { ticket, answer: Box::new(PeerAnswer::PutBack { attempt }) });
@@ -326,7 +384,7 @@ impl Guard {
             deadline,
         });
         if running {
-            self.handover_task(PgTask::Stop, fx);
+            self.record(fx, vec![Entry::Stopping { attempt }], Then::Stop { attempt });
             return;
         }
         self.latch_consent(now, ticket, attempt, epoch, fx);
@@ -410,7 +468,11 @@ impl Guard {
         }
         handover.deadline = now.boot + SILENCE_LIMIT;
         match handover.stage {
-            Stage::Checkpointing { .. } | Stage::Held | Stage::Stopped | Stage::Draining { .. } => {
+            Stage::Checkpointing { .. }
+            | Stage::Draining { .. }
+            | Stage::Held
+            | Stage::Marking { .. }
+            | Stage::Stopped => {
                 self.note(
                     now,
                     fx,

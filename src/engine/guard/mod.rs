@@ -82,6 +82,10 @@ enum Then {
     },
     /// The intent to write this boot into the marker is on disk.
     Boot,
+    /// PostgreSQL may be stopped for this attempt.
+    Stop {
+        attempt: u64,
+    },
     /// A command that was only waiting for the disk.
     Said {
         ticket: Ticket,
@@ -419,6 +423,7 @@ impl Guard {
             Then::Durability => self.on_sync_journaled(now, Ok(()), fx),
             Then::Arm => self.on_arm_recorded(now, true, fx),
             Then::Boot => self.on_boot_recorded(now, fx),
+            Then::Stop { attempt } => self.on_stop_recorded(now, attempt, Ok(()), fx),
             Then::Said { ticket, text } => fx.push(Effect::End { ticket, exit: 0, text, flag: None }),
             Then::Answer { ticket, answer } => fx.push(Effect::AnswerPeer { ticket, answer }),
         }
@@ -435,6 +440,9 @@ impl Guard {
         );
         match then {
             Then::Nothing | Then::Boot => {}
+            Then::Stop { attempt } => {
+                self.on_stop_recorded(now, attempt, Err(format!("the journal cannot be written: {why}")), fx);
+            }
             Then::Said { ticket, .. } => {
                 let text = format!("the journal cannot be written: {why}; nothing was changed");
                 fx.push(Effect::End { ticket, exit: 1, text, flag: None });
