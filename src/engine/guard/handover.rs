@@ -30,6 +30,10 @@ const CHECKPOINTS: u32 = 2;
 pub(super) const CLIENTS_HELD: &str = "clients held";
 /// A consent stops PostgreSQL, which maintenance leaves alone.
 pub(super) const MAINTENANCE: &str = "maintenance is on there: `portcullis maintenance off` first";
+/// Silence of the taker after which nobody is held for it, while nothing was stopped yet.
+const ABSENCE_LIMIT: Duration = Duration::from_secs(10);
+/// Nobody is held for a taker whose last pulse is older than this.
+const FRESH: Duration = Duration::from_secs(5);
 /// Silence of the taker after which everything is put back.
 const SILENCE_LIMIT: Duration = Duration::from_secs(40);
 
@@ -113,7 +117,19 @@ impl Guard {
         self.durable.maintenance || self.writing.iter().any(writing)
     }
 
+    /// A dry run changes nothing, and keeps nothing from being changed.
+    fn end_rehearsals(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let why = format!("given up: {} takes over meanwhile", self.setup.peer);
+        if self.takeover.as_ref().is_some_and(|t| t.dry_run) {
+            self.end_takeover(now, 1, &why, fx);
+        }
+        if self.rejoin.as_ref().is_some_and(|r| r.dry_run) {
+            self.end_rejoin(now, 1, &why, fx);
+        }
+    }
+
     pub(super) fn on_prepare(&mut self, now: Now, ticket: Ticket, attempt: u64, epoch: Epoch, fx: &mut Vec<Effect>) {
+        self.end_rehearsals(now, fx);
         if self.in_maintenance() {
             fx.push(refuse(ticket, MAINTENANCE));
         } else if self.takeover.is_some() || self.rejoin.is_some() {
@@ -163,6 +179,11 @@ impl Guard {
 
     /// What is left to be written at the stop is little: hold clients and let open transactions end.
     fn hold_clients(&mut self, now: Now, ticket: Ticket, fx: &mut Vec<Effect>) {
+        if let Some(why) = self.taker_is_gone(now, FRESH) {
+            fx.push(refuse(ticket, &why));
+            self.put_back(now, None, fx);
+            return;
+        }
         let op = OpId(self.id());
         let carry = self.can_carry();
         let Some(handover) = &mut self.handover else { return };
@@ -240,7 +261,10 @@ impl Guard {
                 self.put_back(now, None, fx);
             }
             // The gate is cut, and a consent that cannot be written either is still a fence.
-            (Stage::StoppingToConsent { .. }, _) => self.handover_task(PgTask::Stop, fx),
+            (Stage::StoppingToConsent { .. }, _) => {
+                self.clear_the_way(now, "the stop of a consent", fx);
+                self.handover_task(PgTask::Stop, fx);
+            }
             _ => {}
         }
     }
@@ -256,6 +280,10 @@ impl Guard {
     pub(super) fn end_handover(&mut self, fx: &mut Vec<Effect>) {
         self.handover = None;
         self.forget_waiting(PgOwner::Handover);
+        // Its checkpoint may run for minutes, and whatever this node does next would wait for it.
+        if let Some((op, _)) = self.pg.task.filter(|(_, owner)| *owner == PgOwner::Handover && !self.pg.restarts) {
+            self.on_pg_done(self.at, op, Err("given up with its switchover".to_owned()), fx);
+        }
         if !self.gate.held {
             self.release_clients(fx);
         }
@@ -336,6 +364,7 @@ impl Guard {
         handed_over: bool,
         fx: &mut Vec<Effect>,
     ) {
+        self.end_rehearsals(now, fx);
         if self.in_maintenance() {
             fx.push(refuse(ticket, MAINTENANCE));
             return;
@@ -372,7 +401,9 @@ impl Guard {
             self.shut(now, GateState::Shut, reason, fx);
         }
         // Not seen is not stopped: it may be in crash recovery and come up writable in a moment.
-        let standby = self.pg.up && self.pg.report.as_ref().is_some_and(|r| r.in_recovery);
+        // Nor is a standby that was told to promote: it may become a primary at any moment after this.
+        let told = |start: u64| self.durable.won > self.durable.complete || self.pg.told_to_promote == Some(start);
+        let standby = self.pg.up && self.pg.report.as_ref().is_some_and(|r| r.in_recovery && !told(r.start));
         let running = !standby && self.pg_present;
         let deadline = now.boot + SILENCE_LIMIT * 3;
         self.handover = Some(Handover {
@@ -459,10 +490,32 @@ impl Guard {
             && !peer.procedure.as_ref().is_some_and(running)
     }
 
+    /// Why nobody is to be held for this taker: it was not heard for `limit`, or its PostgreSQL is not there, so that
+    /// commits hang and the drain would only cancel them.
+    fn taker_is_gone(&self, now: Now, limit: Duration) -> Option<String> {
+        let handover = self.handover.as_ref()?;
+        let peer = &self.setup.peer;
+        let silent = now.boot.since(self.peer.heard.map_or(handover.since, |at| at.max(handover.since)));
+        if silent >= limit {
+            return Some(format!("{peer} was not heard for {} s", silent.as_secs()));
+        }
+        let waits = self.pg.report.as_ref().is_some_and(|report| !report.sync_list.is_empty());
+        (waits && self.durability.standby.lost).then(|| format!("the standby {peer} is lost: commits wait for it"))
+    }
+
     /// The taker fell silent, or gave up, before any consent: put everything back.
     pub(super) fn advance_handover(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let gave_up = self.taker_gave_up();
+        let gone = self.taker_is_gone(now, ABSENCE_LIMIT);
         let Some(handover) = &mut self.handover else { return };
+        if let (Stage::Checkpointing { ticket, .. } | Stage::Draining { ticket, .. }, Some(why)) =
+            (handover.stage, gone)
+        {
+            fx.push(refuse(ticket, &why));
+            self.note(now, fx, "taker_silent", format!("the switchover is given up: {why}"));
+            self.put_back(now, None, fx);
+            return;
+        }
         if now.boot < handover.deadline && !gave_up {
             return;
         }

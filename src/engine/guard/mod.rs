@@ -149,6 +149,8 @@ struct PgMemory {
     adopted: bool,
     /// The rejoin of the peer that asked for a look: whom to answer, and its number.
     look_for: Option<(Ticket, u64)>,
+    /// The start that was last told to promote: it may do so long after whoever told it gave up.
+    told_to_promote: Option<u64>,
     /// `may-start-primary` refused it: the daemon starts it once proof has come (R6).
     start_refused: bool,
 }
@@ -520,6 +522,9 @@ impl Guard {
         let Some((op, owner, task)) = self.pg.next.pop_front() else { return };
         self.pg.task = Some((op, owner));
         self.pg.restarts = matches!(task, PgTask::Stop | PgTask::Start | PgTask::Demote { .. } | PgTask::Rejoin(_));
+        if matches!(task, PgTask::Promote { .. }) {
+            self.pg.told_to_promote = self.pg.report.as_ref().map(|report| report.start);
+        }
         self.pg.setting = match &task {
             PgTask::SetSyncList(name) => Some(name.as_ref().map(|n| format!("\"{n}\"")).unwrap_or_default()),
             _ => None,
