@@ -296,13 +296,9 @@ impl Hands {
 
     fn drain(&self, op: OpId, limit: Duration) {
         let gate = Arc::clone(&self.gate);
+        let hold = gate.hold();
         self.spawn(async move {
-            let mut cancelled = 0;
-            if !at_rest_within(&gate, limit).await {
-                cancelled = gate.busy();
-                gate.cancel_busy();
-                at_rest_within(&gate, DRAIN_AFTER_CANCEL).await;
-            }
+            let cancelled = drain(&gate, hold, limit).await;
             Event::Drained { op, cancelled, busy: gate.busy() }
         });
     }
@@ -329,12 +325,28 @@ impl Hands {
     }
 }
 
-/// Whether every session came to rest; one that is only looked into, or may send what belongs to its last message, is
+/// Waits until the sessions of this hold came to rest, and cancels what did not in time: how many. A hold that is over,
+/// or that another has followed, has nobody to wait for and nothing to cancel: its switchover was given up, and clients
+/// run.
+async fn drain(gate: &Gate, hold: u64, limit: Duration) -> u64 {
+    if at_rest_within(gate, hold, limit).await {
+        return 0;
+    }
+    let cancelled = gate.busy();
+    gate.cancel_busy();
+    at_rest_within(gate, hold, DRAIN_AFTER_CANCEL).await;
+    cancelled
+}
+
+/// Whether every session came to rest, or the hold is over; one that is only looked into, or may send what belongs to its last message, is
 /// not waited for as long as one in a transaction.
-async fn at_rest_within(gate: &Gate, limit: Duration) -> bool {
+async fn at_rest_within(gate: &Gate, hold: u64, limit: Duration) -> bool {
     let begun = crate::io::clock::now();
     loop {
         let passed = crate::io::clock::now().since(begun);
+        if !gate.is_paused() || gate.hold() != hold {
+            return true;
+        }
         if gate.unsettled() == 0 || (passed >= DRAIN_IDLE.min(limit) && gate.busy() == 0) {
             return true;
         }
@@ -523,4 +535,54 @@ async fn vip_task(
 /// A MAC address as people write it.
 pub fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::time::Instant;
+    use crate::serve::slot::{Slot, Who};
+
+    const LIMIT: Duration = Duration::from_millis(200);
+
+    fn busy_slot() -> Slot {
+        let peer = std::net::SocketAddr::from(([192, 0, 2, 7], 4000));
+        let who = Who { user: "a".into(), database: "b".into(), peer, tls: false };
+        let slot = Slot::new(1, 2, who, Instant::ZERO, Arc::default());
+        slot.busy.store(true, Ordering::SeqCst);
+        slot
+    }
+
+    /// Put back, and a later attempt: what runs now is not the drain's to cancel.
+    #[tokio::test]
+    async fn a_drain_ends_with_its_hold_and_cancels_nothing_afterwards() {
+        for again in [false, true] {
+            let gate = Gate::new(crate::io::clock::now);
+            let entry = gate.enter(busy_slot()).expect("nobody else");
+            gate.pause_to_carry();
+            let hold = gate.hold();
+            let draining = drain(&gate, hold, LIMIT);
+            let put_back = async {
+                tokio::time::sleep(LIMIT / 4).await;
+                gate.resume();
+                if again {
+                    gate.pause_to_carry();
+                }
+            };
+            let (cancelled, ()) = tokio::join!(draining, put_back);
+            assert_eq!(cancelled, 0);
+            assert!(gate.all_slots().iter().all(|slot| !slot.is_asked_to_cancel()), "it runs on");
+            drop(entry);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_drain_cancels_what_does_not_end_in_time() {
+        let gate = Gate::new(crate::io::clock::now);
+        let _entry = gate.enter(busy_slot()).expect("nobody else");
+        gate.pause_to_carry();
+        let cancelled = drain(&gate, gate.hold(), LIMIT).await;
+        assert_eq!(cancelled, 1);
+        assert!(gate.all_slots().iter().all(|slot| slot.is_asked_to_cancel()));
+    }
 }

@@ -89,6 +89,12 @@ pub enum Entry {
         boot: String,
     },
     BootWaited,
+    /// PostgreSQL is about to be stopped for a switchover, or for a consent, of this attempt.
+    Stopping {
+        attempt: u64,
+    },
+    /// It runs again, so nobody has to start it any more.
+    StopOver,
     /// PostgreSQL is left alone, or not any more.
     Maintenance {
         on: bool,
@@ -122,6 +128,9 @@ pub struct Durable {
     /// This boot was being written into the marker, and W after that is not over (S6).
     #[serde(default)]
     pub boot_pending: Option<String>,
+    /// PostgreSQL was stopped for a switchover of this attempt, and neither consented nor started again since.
+    #[serde(default)]
+    pub stopping: Option<u64>,
     /// PostgreSQL is left alone.
     #[serde(default)]
     pub maintenance: bool,
@@ -184,12 +193,15 @@ impl Durable {
                 }
             }
             Entry::PeerAlone { epoch, since } => self.peer_alone = since.clone().map(|since| (*epoch, since)),
+            // From a fence on its PostgreSQL is the fence's to stop and to start.
             Entry::Fenced { number, reason, .. } => {
+                self.stopping = None;
                 self.fence = self.fence.max(*number);
                 self.fenced = Some(reason.clone());
                 self.consented = false;
             }
             Entry::Consented { number, .. } => {
+                self.stopping = None;
                 self.fence = self.fence.max(*number);
                 self.fenced = Some("consented to a switchover".to_owned());
                 self.consented = true;
@@ -200,7 +212,10 @@ impl Durable {
                 self.consented = false;
             }
             Entry::Confirmed { lsn, timeline, system_id } => self.confirmed = Some((*lsn, *timeline, *system_id)),
-            Entry::RejoinStarted { .. } => self.rejoining = true,
+            Entry::RejoinStarted { .. } => {
+                self.stopping = None;
+                self.rejoining = true;
+            }
             Entry::RejoinAbandoned { .. } => self.rejoining = false,
             Entry::RejoinDone { .. } => {
                 self.unheard = Epoch::NONE;
@@ -211,6 +226,8 @@ impl Durable {
             }
             Entry::BootPending { boot } => self.boot_pending = Some(boot.clone()),
             Entry::BootWaited => self.boot_pending = None,
+            Entry::Stopping { attempt } => self.stopping = Some(*attempt),
+            Entry::StopOver => self.stopping = None,
             Entry::Maintenance { on } => self.maintenance = *on,
             Entry::Step { id, kind, step, ended } => {
                 self.procedure = match ended {
@@ -293,6 +310,24 @@ mod tests {
         ]);
         assert_eq!((state.fence, state.fenced.clone()), (Epoch(2), None));
         assert!(!state.is_holder(), "the old epoch stays ended");
+    }
+
+    #[test]
+    fn a_stop_is_remembered_until_it_was_consented_put_back_or_fenced() {
+        let stop = || Entry::Stopping { attempt: 7 };
+        let at = String::new;
+        assert_eq!(Durable::replay(&[stop()]).stopping, Some(7));
+        let ends = [Entry::StopOver, fenced(3), Entry::Consented { number: Epoch(3), attempt: 7, at: at() }];
+        for end in ends {
+            assert_eq!(Durable::replay(&[stop(), end.clone()]).stopping, None, "{end:?}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_of_an_earlier_version_is_understood() {
+        let mut old = serde_json::to_value(Durable::default()).expect("JSON");
+        old.as_object_mut().expect("an object").remove("stopping").expect("was there");
+        assert_eq!(serde_json::from_value::<Durable>(old).expect("understood"), Durable::default());
     }
 
     #[test]

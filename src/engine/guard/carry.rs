@@ -68,7 +68,10 @@ impl Guard {
     pub(super) fn holds_over(&self, now: Now) -> Option<Instant> {
         let hold = self.hold_over.as_ref().filter(|_| self.keeps_clients())?;
         let end = hold.since + self.setup.hold_limit;
-        if now.boot >= end || self.shutting_down || self.takeover.is_some() || self.rejoin.is_some() {
+        // A dry run begins nothing.
+        let acts =
+            self.takeover.as_ref().is_some_and(|t| !t.dry_run) || self.rejoin.as_ref().is_some_and(|r| !r.dry_run);
+        if now.boot >= end || self.shutting_down || acts {
             return None;
         }
         let stopping = self.handover.as_ref().filter(|h| h.attempt == hold.attempt && h.stopping());

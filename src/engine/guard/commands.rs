@@ -45,7 +45,7 @@ impl Guard {
         if procedure && !dry && self.takeover.as_ref().is_some_and(|t| t.dry_run) {
             self.end_takeover(now, 1, "given up: a command that acts was given meanwhile", fx);
         }
-        if procedure && self.join_running(ticket, fx) {
+        if procedure && self.join_running(now, ticket, &command, fx) {
             return;
         }
         if procedure && self.in_maintenance() {
@@ -150,7 +150,7 @@ impl Guard {
     }
 
     /// A second procedure shows the first one's progress and ends with its exit code; it never starts another.
-    fn join_running(&mut self, ticket: Ticket, fx: &mut Vec<Effect>) -> bool {
+    fn join_running(&mut self, now: Now, ticket: Ticket, command: &Command, fx: &mut Vec<Effect>) -> bool {
         if let Some(t) = &mut self.takeover {
             let brief = t.brief();
             t.join(ticket);
@@ -163,6 +163,13 @@ impl Guard {
             r.join(ticket);
             let text = format!("a rejoin is under way ({}); showing it", brief.step);
             fx.push(Effect::Say { ticket, text });
+            return true;
+        }
+        // The old side of the peer's: to begin one here would cut everybody who waits for the end of that.
+        if let Some(h) = &self.handover {
+            let (id, text) = (h.attempt, format!("{} takes over ({}); showing it", self.setup.peer, h.word()));
+            fx.push(Effect::Say { ticket, text });
+            self.watch(now, ticket, command.clone(), Some(id), Duration::ZERO);
             return true;
         }
         false
@@ -179,17 +186,21 @@ impl Guard {
     ) {
         let text = format!("{} is asked to do it", self.setup.peer);
         fx.push(Effect::Say { ticket, text });
+        self.watch(now, ticket, command.clone(), None, limit);
+        let ask = PeerQuestion::Run { command };
+        self.ask_peer(now, PeerAskedFor::Forward { ticket }, ask, super::proofs::PEER_LIMIT, fx);
+    }
+
+    fn watch(&mut self, now: Now, ticket: Ticket, command: Command, id: Option<u64>, limit: Duration) {
         self.watching.push(Watching {
             ticket,
-            command: command.clone(),
-            id: None,
+            command,
+            id,
             ask_until: now.boot + limit,
             ask_at: None,
             heard: now.boot,
             last: String::new(),
         });
-        let ask = PeerQuestion::Run { command };
-        self.ask_peer(now, PeerAskedFor::Forward { ticket }, ask, super::proofs::PEER_LIMIT, fx);
     }
 
     pub(super) fn on_forwarded(
@@ -280,6 +291,9 @@ impl Guard {
         } else {
             match command {
                 _ if self.in_maintenance() => PeerAnswer::Refused { why: MAINTENANCE.to_owned() },
+                Command::Rejoin { .. } if self.wrong_direction(now).is_some() => {
+                    PeerAnswer::Refused { why: self.wrong_direction(now).unwrap_or_default() }
+                }
                 Command::Switchover { dry_run, .. } => {
                     self.begin_takeover(now, 0, Kind::Switchover, dry_run, true, false, None, fx);
                     PeerAnswer::Running { id: self.takeover.as_ref().map_or(0, |t| t.id) }

@@ -76,7 +76,7 @@ impl Guard {
         if (self.fenced().is_none() && !half_way) || now.boot < self.pg.retry_at {
             return;
         }
-        if self.pg.task.is_some_and(|(_, owner)| self.fenced().is_none() || !owner.gives_way()) {
+        if self.pg.task.is_some() && (self.fenced().is_none() || !self.gives_way()) {
             return;
         }
         let consenting = self.writing.iter().any(|(_, e, _)| e.iter().any(|e| matches!(e, Entry::Consented { .. })));
@@ -108,10 +108,21 @@ impl Guard {
             FencePostgres::Demote if primary || down => PgTask::Demote { follow_peer: false },
             FencePostgres::Demote => return,
         };
-        while let Some((op, _)) = self.pg.task.filter(|(_, owner)| owner.gives_way()) {
-            self.on_pg_done(now, op, Err("given up for the fence".to_owned()), fx);
-        }
+        self.clear_the_way(now, "the fence", fx);
         self.pg_task(PgOwner::Demotion, task, fx);
+    }
+
+    /// What only looks, prepares, arms or writes a checkpoint hangs with a PostgreSQL that hangs, for minutes: what
+    /// takes it out of service does not wait for it. Only what stops or starts it for somebody is waited for.
+    fn gives_way(&self) -> bool {
+        self.pg.task.is_some_and(|(_, owner)| !self.pg.restarts || owner == PgOwner::Housekeeping)
+    }
+
+    /// Gives up whatever task is under way and gives way, for `whom`.
+    pub(super) fn clear_the_way(&mut self, now: Now, whom: &str, fx: &mut Vec<Effect>) {
+        while let Some((op, _)) = self.pg.task.filter(|_| self.gives_way()) {
+            self.on_pg_done(now, op, Err(format!("given up for {whom}")), fx);
+        }
     }
 
     /// After a consent: once the winner's epoch is complete, come back as its standby.
@@ -121,6 +132,8 @@ impl Guard {
         if !won {
             return;
         }
+        // A promotion that ended only now: it was told whom to follow, and follows nobody.
+        self.pg.following &= !(self.pg.up && self.pg.report.as_ref().is_some_and(|r| !r.in_recovery));
         if self.pg.following {
             let streams = self.pg.up && self.pg.report.as_ref().is_some_and(|r| r.in_recovery && r.streaming);
             let writing = self.writing.iter().any(|(_, e, _)| e.contains(&Entry::FenceEnded));

@@ -1,17 +1,18 @@
 //! The old side of a switchover: checkpoint, hold clients, stop PostgreSQL, consent; or put everything back.
 //!
 //! ```text
-//!  Checkpointing (clients run) -> Draining -> Held -> Stopping -> Stopped -> StoppingToConsent -> consent
-//!        +------ put back: nothing was touched ---+        +-- put back: PostgreSQL started again --+
+//!  Checkpointing (clients run) -> Draining -> Held -> Marking -> Stopping -> Stopped -> StoppingToConsent -> consent
+//!        +--------- put back: nothing was touched ----------+        +-- put back: PostgreSQL started again --+
 //! ```
 //!
 //! **Invariant:** a consent is sent only after nothing passes the gate any more (cut, or suspended for those who are
 //! held over, `carry`), PostgreSQL is not a primary any more and the latch is on disk, in this order; it is never taken
-//! back by word (R2, P1).
+//! back by word (R2, P1). That PostgreSQL is stopped for it is on disk before the stop: a daemon that starts in the middle
+//! starts it again once it has proof (`housekeeping`), and so does one whose own start of it failed.
 
 use super::proofs::PEER_LIMIT;
 use super::takeover::Takeover;
-use super::{Guard, PgOwner, Then};
+use super::{Guard, PgOwner, RETRY_AFTER, Then};
 use crate::base::ids::{Epoch, OpId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
@@ -29,18 +30,40 @@ const CHECKPOINTS: u32 = 2;
 pub(super) const CLIENTS_HELD: &str = "clients held";
 /// A consent stops PostgreSQL, which maintenance leaves alone.
 pub(super) const MAINTENANCE: &str = "maintenance is on there: `portcullis maintenance off` first";
+/// Silence of the taker after which nobody is held for it, while nothing was stopped yet.
+const ABSENCE_LIMIT: Duration = Duration::from_secs(10);
+/// Nobody is held for a taker whose last pulse is older than this.
+const FRESH: Duration = Duration::from_secs(5);
 /// Silence of the taker after which everything is put back.
 const SILENCE_LIMIT: Duration = Duration::from_secs(40);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Stage {
-    Checkpointing { ticket: Ticket, begun: Instant, left: u32 },
-    Draining { op: OpId, ticket: Ticket },
+    Checkpointing {
+        ticket: Ticket,
+        begun: Instant,
+        left: u32,
+    },
+    Draining {
+        op: OpId,
+        ticket: Ticket,
+    },
     Held,
-    Stopping { ticket: Ticket },
+    /// That PostgreSQL will be stopped is being written down.
+    Marking {
+        ticket: Ticket,
+    },
+    Stopping {
+        ticket: Ticket,
+    },
     Stopped,
-    StoppingToConsent { ticket: Ticket, epoch: Epoch },
-    PuttingBack { ticket: Option<Ticket> },
+    StoppingToConsent {
+        ticket: Ticket,
+        epoch: Epoch,
+    },
+    PuttingBack {
+        ticket: Option<Ticket>,
+    },
 }
 
 /// A switchover away from this node.
@@ -60,7 +83,10 @@ pub(super) struct Handover {
 impl Handover {
     /// PostgreSQL is being stopped or is stopped for it: the gate stays shut.
     pub(super) fn stopping(&self) -> bool {
-        !matches!(self.stage, Stage::Draining { .. } | Stage::Held | Stage::Checkpointing { .. })
+        !matches!(
+            self.stage,
+            Stage::Draining { .. } | Stage::Held | Stage::Marking { .. } | Stage::Checkpointing { .. }
+        )
     }
 
     /// The consent waits for PostgreSQL to be surely down.
@@ -71,7 +97,7 @@ impl Handover {
     pub(super) fn word(&self) -> &'static str {
         match self.stage {
             Stage::Draining { .. } => "holding clients",
-            Stage::Held => CLIENTS_HELD,
+            Stage::Held | Stage::Marking { .. } => CLIENTS_HELD,
             Stage::Checkpointing { .. } => "checkpoint, while clients run",
             Stage::Stopping { .. } | Stage::StoppingToConsent { .. } => "stopping PostgreSQL",
             Stage::Stopped => "PostgreSQL stopped",
@@ -91,7 +117,19 @@ impl Guard {
         self.durable.maintenance || self.writing.iter().any(writing)
     }
 
+    /// A dry run changes nothing, and keeps nothing from being changed.
+    fn end_rehearsals(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let why = format!("given up: {} takes over meanwhile", self.setup.peer);
+        if self.takeover.as_ref().is_some_and(|t| t.dry_run) {
+            self.end_takeover(now, 1, &why, fx);
+        }
+        if self.rejoin.as_ref().is_some_and(|r| r.dry_run) {
+            self.end_rejoin(now, 1, &why, fx);
+        }
+    }
+
     pub(super) fn on_prepare(&mut self, now: Now, ticket: Ticket, attempt: u64, epoch: Epoch, fx: &mut Vec<Effect>) {
+        self.end_rehearsals(now, fx);
         if self.in_maintenance() {
             fx.push(refuse(ticket, MAINTENANCE));
         } else if self.takeover.is_some() || self.rejoin.is_some() {
@@ -141,6 +179,11 @@ impl Guard {
 
     /// What is left to be written at the stop is little: hold clients and let open transactions end.
     fn hold_clients(&mut self, now: Now, ticket: Ticket, fx: &mut Vec<Effect>) {
+        if let Some(why) = self.taker_is_gone(now, FRESH) {
+            fx.push(refuse(ticket, &why));
+            self.put_back(now, None, fx);
+            return;
+        }
         let op = OpId(self.id());
         let carry = self.can_carry();
         let Some(handover) = &mut self.handover else { return };
@@ -177,7 +220,9 @@ impl Guard {
 
     pub(super) fn on_stop_primary(&mut self, now: Now, ticket: Ticket, attempt: u64, fx: &mut Vec<Effect>) {
         let handover = self.handover.as_mut().filter(|h| h.attempt == attempt);
-        if let Some(Stage::Stopping { ticket: waits }) = handover.map(|h| &mut h.stage) {
+        if let Some(Stage::Marking { ticket: waits } | Stage::Stopping { ticket: waits }) =
+            handover.map(|h| &mut h.stage)
+        {
             // The same question once more.
             *waits = ticket;
             return;
@@ -186,11 +231,42 @@ impl Guard {
             fx.push(refuse(ticket, "no switchover of that attempt is prepared there"));
             return;
         };
-        handover.stage = Stage::Stopping { ticket };
-        handover.deadline = now.boot + SILENCE_LIMIT * 3;
-        let held = handover.held;
-        self.begin_hold_over(now, attempt, held, fx);
-        self.handover_task(PgTask::Stop, fx);
+        handover.stage = Stage::Marking { ticket };
+        handover.waits_for = None;
+        handover.deadline = now.boot + SILENCE_LIMIT;
+        self.record(fx, vec![Entry::Stopping { attempt }], Then::Stop { attempt });
+    }
+
+    /// It is on disk that PostgreSQL is stopped for this attempt, or cannot be written.
+    pub(super) fn on_stop_recorded(
+        &mut self,
+        now: Now,
+        attempt: u64,
+        result: Result<(), String>,
+        fx: &mut Vec<Effect>,
+    ) {
+        // What a daemon that is about to end would stop, nobody watches.
+        let waits = |h: &&mut Handover| h.attempt == attempt && h.waits_for.is_none();
+        let Some(handover) = self.handover.as_mut().filter(waits).filter(|_| !self.shutting_down) else { return };
+        match (handover.stage, result) {
+            (Stage::Marking { ticket }, Ok(())) => {
+                handover.stage = Stage::Stopping { ticket };
+                handover.deadline = now.boot + SILENCE_LIMIT * 3;
+                let held = handover.held;
+                self.begin_hold_over(now, attempt, held, fx);
+                self.handover_task(PgTask::Stop, fx);
+            }
+            (Stage::Marking { ticket }, Err(why)) => {
+                fx.push(refuse(ticket, &why));
+                self.put_back(now, None, fx);
+            }
+            // The gate is cut, and a consent that cannot be written either is still a fence.
+            (Stage::StoppingToConsent { .. }, _) => {
+                self.clear_the_way(now, "the stop of a consent", fx);
+                self.handover_task(PgTask::Stop, fx);
+            }
+            _ => {}
+        }
     }
 
     fn handover_task(&mut self, task: PgTask, fx: &mut Vec<Effect>) {
@@ -204,6 +280,10 @@ impl Guard {
     pub(super) fn end_handover(&mut self, fx: &mut Vec<Effect>) {
         self.handover = None;
         self.forget_waiting(PgOwner::Handover);
+        // Its checkpoint may run for minutes, and whatever this node does next would wait for it.
+        if let Some((op, _)) = self.pg.task.filter(|(_, owner)| *owner == PgOwner::Handover && !self.pg.restarts) {
+            self.on_pg_done(self.at, op, Err("given up with its switchover".to_owned()), fx);
+        }
         if !self.gate.held {
             self.release_clients(fx);
         }
@@ -258,7 +338,13 @@ impl Guard {
                 self.end_handover(fx);
                 match &result {
                     Ok(_) => self.note(now, fx, "put_back", "the switchover was given up; serving on".to_owned()),
-                    Err(why) => self.note(now, fx, "put_back_failed", format!("PostgreSQL did not start again: {why}")),
+                    Err(why) => {
+                        // The journal says that it is stopped: it is tried again.
+                        self.pg.retry_at = now.boot + RETRY_AFTER;
+                        let seconds = RETRY_AFTER.as_secs();
+                        let text = format!("PostgreSQL did not start again: {why}; trying again in {seconds} s");
+                        self.note(now, fx, "put_back_failed", text);
+                    }
                 }
                 if let Some(ticket) = ticket {
                     fx.push(Effect::AnswerPeer { ticket, answer: Box::new(PeerAnswer::PutBack { attempt }) });
@@ -278,6 +364,7 @@ impl Guard {
         handed_over: bool,
         fx: &mut Vec<Effect>,
     ) {
+        self.end_rehearsals(now, fx);
         if self.in_maintenance() {
             fx.push(refuse(ticket, MAINTENANCE));
             return;
@@ -314,7 +401,9 @@ impl Guard {
             self.shut(now, GateState::Shut, reason, fx);
         }
         // Not seen is not stopped: it may be in crash recovery and come up writable in a moment.
-        let standby = self.pg.up && self.pg.report.as_ref().is_some_and(|r| r.in_recovery);
+        // Nor is a standby that was told to promote: it may become a primary at any moment after this.
+        let told = |start: u64| self.durable.won > self.durable.complete || self.pg.told_to_promote == Some(start);
+        let standby = self.pg.up && self.pg.report.as_ref().is_some_and(|r| r.in_recovery && !told(r.start));
         let running = !standby && self.pg_present;
         let deadline = now.boot + SILENCE_LIMIT * 3;
         self.handover = Some(Handover {
@@ -326,7 +415,7 @@ impl Guard {
             deadline,
         });
         if running {
-            self.handover_task(PgTask::Stop, fx);
+            self.record(fx, vec![Entry::Stopping { attempt }], Then::Stop { attempt });
             return;
         }
         self.latch_consent(now, ticket, attempt, epoch, fx);
@@ -401,16 +490,42 @@ impl Guard {
             && !peer.procedure.as_ref().is_some_and(running)
     }
 
+    /// Why nobody is to be held for this taker: it was not heard for `limit`, or its PostgreSQL is not there, so that
+    /// commits hang and the drain would only cancel them.
+    fn taker_is_gone(&self, now: Now, limit: Duration) -> Option<String> {
+        let handover = self.handover.as_ref()?;
+        let peer = &self.setup.peer;
+        let silent = now.boot.since(self.peer.heard.map_or(handover.since, |at| at.max(handover.since)));
+        if silent >= limit {
+            return Some(format!("{peer} was not heard for {} s", silent.as_secs()));
+        }
+        let waits = self.pg.report.as_ref().is_some_and(|report| !report.sync_list.is_empty());
+        (waits && self.durability.standby.lost).then(|| format!("the standby {peer} is lost: commits wait for it"))
+    }
+
     /// The taker fell silent, or gave up, before any consent: put everything back.
     pub(super) fn advance_handover(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let gave_up = self.taker_gave_up();
+        let gone = self.taker_is_gone(now, ABSENCE_LIMIT);
         let Some(handover) = &mut self.handover else { return };
+        if let (Stage::Checkpointing { ticket, .. } | Stage::Draining { ticket, .. }, Some(why)) =
+            (handover.stage, gone)
+        {
+            fx.push(refuse(ticket, &why));
+            self.note(now, fx, "taker_silent", format!("the switchover is given up: {why}"));
+            self.put_back(now, None, fx);
+            return;
+        }
         if now.boot < handover.deadline && !gave_up {
             return;
         }
         handover.deadline = now.boot + SILENCE_LIMIT;
         match handover.stage {
-            Stage::Checkpointing { .. } | Stage::Held | Stage::Stopped | Stage::Draining { .. } => {
+            Stage::Checkpointing { .. }
+            | Stage::Draining { .. }
+            | Stage::Held
+            | Stage::Marking { .. }
+            | Stage::Stopped => {
                 self.note(
                     now,
                     fx,

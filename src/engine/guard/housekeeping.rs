@@ -34,6 +34,7 @@ impl Guard {
             }
         }
         self.end_boot_wait(now, fx);
+        self.end_stop(fx);
         self.start_what_was_refused(now, fx);
         if self.durable.maintenance {
             return;
@@ -89,9 +90,21 @@ impl Guard {
         }
     }
 
-    /// R6: a PostgreSQL that `may-start-primary` refused is started once the proof has come that it may be the primary.
+    /// What a switchover stopped runs again: nobody has to start it any more.
+    fn end_stop(&mut self, fx: &mut Vec<Effect>) {
+        let writing = self.writing.iter().any(|(_, e, _)| e.contains(&Entry::StopOver));
+        if self.durable.stopping.is_some() && self.pg.up && !writing {
+            self.record(fx, vec![Entry::StopOver], Then::Nothing);
+        }
+    }
+
+    /// R6: a PostgreSQL that `may-start-primary` refused is started once the proof has come that it may be the primary;
+    /// so is one that was stopped for a switchover which came to nothing.
     fn start_what_was_refused(&mut self, now: Now, fx: &mut Vec<Effect>) {
-        if !self.pg.start_refused || self.pg.up || self.pg.task.is_some() || now.boot < self.pg.retry_at {
+        // Not seen yet is not stopped.
+        let stopped = self.durable.stopping.is_some() && self.pg.error.is_some();
+        let wanted = self.pg.start_refused || stopped;
+        if !wanted || self.pg.up || self.pg.task.is_some() || now.boot < self.pg.retry_at {
             return;
         }
         let proven = self.role() == Role::Active && self.not_confirmed(now).is_none();
@@ -107,7 +120,8 @@ impl Guard {
             return;
         }
         self.pg.start_refused = false;
-        self.note(now, fx, "postgres_start", "proof has come: starting the PostgreSQL that was refused".to_owned());
+        let which = if stopped { "that a switchover had stopped" } else { "that was refused" };
+        self.note(now, fx, "postgres_start", format!("proof has come: starting the PostgreSQL {which}"));
         self.pg_task(PgOwner::Housekeeping, PgTask::Start, fx);
     }
 

@@ -82,6 +82,10 @@ enum Then {
     },
     /// The intent to write this boot into the marker is on disk.
     Boot,
+    /// PostgreSQL may be stopped for this attempt.
+    Stop {
+        attempt: u64,
+    },
     /// A command that was only waiting for the disk.
     Said {
         ticket: Ticket,
@@ -109,14 +113,6 @@ enum PgOwner {
     Followers,
     /// The rejoin of such a node, which looks at this one first.
     FollowerLook,
-}
-
-impl PgOwner {
-    /// What only prepares, arms or looks hangs with a PostgreSQL that hangs, for a minute: no fence waits for it.
-    fn gives_way(self) -> bool {
-        use PgOwner::{Durability, FollowerLook, Followers, Housekeeping, Look};
-        matches!(self, Durability | Housekeeping | Followers | Look | FollowerLook)
-    }
 }
 
 /// What is known of the local PostgreSQL.
@@ -155,6 +151,8 @@ struct PgMemory {
     adopted: bool,
     /// The rejoin of the peer that asked for a look: whom to answer, and its number.
     look_for: Option<(Ticket, u64)>,
+    /// The start that was last told to promote: it may do so long after whoever told it gave up.
+    told_to_promote: Option<u64>,
     /// `may-start-primary` refused it: the daemon starts it once proof has come (R6).
     start_refused: bool,
 }
@@ -429,6 +427,7 @@ impl Guard {
             Then::Durability => self.on_sync_journaled(now, Ok(()), fx),
             Then::Arm => self.on_arm_recorded(now, true, fx),
             Then::Boot => self.on_boot_recorded(now, fx),
+            Then::Stop { attempt } => self.on_stop_recorded(now, attempt, Ok(()), fx),
             Then::Said { ticket, text } => fx.push(Effect::End { ticket, exit: 0, text, flag: None }),
             Then::Answer { ticket, answer } => fx.push(Effect::AnswerPeer { ticket, answer }),
         }
@@ -445,6 +444,9 @@ impl Guard {
         );
         match then {
             Then::Nothing | Then::Boot => {}
+            Then::Stop { attempt } => {
+                self.on_stop_recorded(now, attempt, Err(format!("the journal cannot be written: {why}")), fx);
+            }
             Then::Said { ticket, .. } => {
                 let text = format!("the journal cannot be written: {why}; nothing was changed");
                 fx.push(Effect::End { ticket, exit: 1, text, flag: None });
@@ -522,6 +524,9 @@ impl Guard {
         let Some((op, owner, task)) = self.pg.next.pop_front() else { return };
         self.pg.task = Some((op, owner));
         self.pg.restarts = matches!(task, PgTask::Stop | PgTask::Start | PgTask::Demote { .. } | PgTask::Rejoin(_));
+        if matches!(task, PgTask::Promote { .. }) {
+            self.pg.told_to_promote = self.pg.report.as_ref().map(|report| report.start);
+        }
         self.pg.setting = match &task {
             PgTask::SetSyncList(name) => Some(name.as_ref().map(|n| format!("\"{n}\"")).unwrap_or_default()),
             _ => None,

@@ -73,7 +73,7 @@ impl Step {
 pub(super) struct Rejoin {
     pub(super) id: u64,
     tickets: Vec<Ticket>,
-    dry_run: bool,
+    pub(super) dry_run: bool,
     since: String,
     step: Step,
     pub(super) deadline: Option<Instant>,
@@ -167,7 +167,7 @@ impl Guard {
         self.say_rejoin(now, text, fx);
     }
 
-    fn end_rejoin(&mut self, now: Now, exit: u8, text: &str, fx: &mut Vec<Effect>) {
+    pub(super) fn end_rejoin(&mut self, now: Now, exit: u8, text: &str, fx: &mut Vec<Effect>) {
         let Some(r) = self.rejoin.take() else { return };
         for ticket in &r.tickets {
             fx.push(Effect::End { ticket: *ticket, exit, text: text.to_owned(), flag: None });
@@ -246,6 +246,12 @@ impl Guard {
             }
             _ => {}
         }
+    }
+
+    /// This node serves, as far as its lease says: there is nobody to ask about it.
+    pub(super) fn wrong_direction(&self, now: Now) -> Option<String> {
+        let serves = self.keeps_clients() && self.lease_stands(now).is_ok();
+        serves.then(|| format!("{} is the active node itself: the wrong direction", self.setup.me))
     }
 
     /// It refuses the wrong direction: the source is the active primary of the highest epoch, the target is not.
@@ -467,7 +473,9 @@ impl Guard {
         dry_run: bool,
         fx: &mut Vec<Effect>,
     ) {
-        if *node == self.setup.me {
+        if let Some(why) = self.wrong_direction(now).filter(|_| *node == self.setup.me) {
+            fx.push(Effect::End { ticket, exit: 3, text: format!("refused: {why}"), flag: None });
+        } else if *node == self.setup.me {
             self.begin_rejoin(now, Some(ticket), dry_run);
         } else if *node == self.setup.peer {
             let command = Command::Rejoin { node: node.clone(), dry_run };

@@ -175,7 +175,7 @@ fn what_the_drain_cancelled_is_told_to_the_taker() {
     let fx = give(&mut world, Event::PeerAsked { ticket: 5, question });
     let op = checkpoint(&fx).expect("a checkpoint first");
     assert!(!fx.iter().any(|e| matches!(e, Effect::HoldToCarry | Effect::HoldClients)), "{fx:?}");
-    world.now = world.now + secs(40);
+    world.now = world.now + secs(2);
     let fx = give(&mut world, Event::PgDone { op, result: Ok(PgOutput::Done) });
     let op = checkpoint(&fx).expect("it took long: another");
     let fx = give(&mut world, Event::PgDone { op, result: Ok(PgOutput::Done) });

@@ -81,12 +81,13 @@ impl Hash for Node {
             promotions,
             vip_until,
             off,
+            fell,
             ends: _,
             asked,
             said: _,
         } = self;
         (guard, clock, boots, life, shadow, journal_broken, frozen_until).hash(state);
-        (superseded, gate_until, pg, promotions, vip_until, off, asked).hash(state);
+        (superseded, gate_until, pg, promotions, vip_until, off, fell, asked).hash(state);
     }
 }
 

@@ -18,6 +18,7 @@ mod review;
 mod scenarios;
 mod second_reading;
 mod solo;
+mod stopped;
 mod world;
 
 use crate::base::config::FencePostgres;

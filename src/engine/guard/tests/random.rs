@@ -61,7 +61,7 @@ impl Schedule {
         match act {
             0 if running => world.kill(node),
             1 | 2 if running => world.crash(node),
-            3 => world.nodes[node].pg.up = false,
+            3 => world.act(Act::StopPg(node)),
             4..=8 => self.switch_on(node),
             9 => world.cut(Cut::Wire, true),
             10 => world.cut(Cut::WireFrom(node), true),

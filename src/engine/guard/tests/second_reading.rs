@@ -86,7 +86,8 @@ fn a_consent_that_nobody_waits_for_any_more_is_not_given() {
     world.give(0, Event::PeerAsked { ticket: 9, question: Box::new(question) });
     assert!(!world.is_open(0), "cut first");
     let stop = |d: &Delivery| matches!(d, Delivery::Pg { node: 0, .. });
-    let key = world.queue.iter().find(|(_, d)| stop(d)).map(|(key, _)| *key).expect("PostgreSQL is being stopped");
+    world.run_until(secs(2), "PostgreSQL is being stopped", |w| w.queue.values().any(stop));
+    let key = world.queue.iter().find(|(_, d)| stop(d)).map(|(key, _)| *key).expect("just seen");
     let slow = world.queue.remove(&key).expect("there");
     world.post(secs(7), slow);
     world.run_until(secs(20), "it serves on", |w| w.is_open(0));

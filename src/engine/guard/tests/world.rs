@@ -40,6 +40,8 @@ pub(super) struct Node {
     /// Until when the kernel keeps the VIP here, in true time.
     pub(super) vip_until: Instant,
     pub(super) off: bool,
+    /// PostgreSQL went down with its machine, or an operator stopped it: who mends that starts it again.
+    pub(super) fell: bool,
     pub(super) ends: BTreeMap<u64, (u8, String)>,
     pub(super) asked: BTreeMap<u64, (usize, u64, u64)>,
     pub(super) said: Vec<String>,
@@ -155,6 +157,7 @@ impl World {
             promotions: 0,
             vip_until: Instant::ZERO,
             off: false,
+            fell: false,
             ends: BTreeMap::new(),
             asked: BTreeMap::new(),
             said: Vec::new(),
@@ -309,6 +312,7 @@ impl World {
     pub(super) fn kill_all(&mut self, node: usize) {
         self.kill(node);
         self.nodes[node].pg.up = false;
+        self.nodes[node].fell = true;
         self.nodes[node].vip_until = Instant::ZERO;
     }
 
@@ -320,7 +324,8 @@ impl World {
         self.nodes[node].clock.reads = Instant::from_nanos(1_000_000_000);
     }
 
-    /// The machine is up: the daemon runs; PostgreSQL only where `may-start-primary` would let it.
+    /// The machine is up: the daemon runs; PostgreSQL only where the machine starts it, and `may-start-primary` would
+    /// let it. What a daemon had stopped before it was killed stays stopped.
     pub(super) fn revive(&mut self, node: usize) {
         if self.nodes[node].off {
             return;
@@ -337,10 +342,11 @@ impl World {
             Mode::VipOnly => true,
         };
         let may = n.pg.in_recovery || (n.shadow.is_holder() && n.shadow.fenced.is_none() && confirmed);
-        if !n.pg.up && may {
+        if n.fell && !n.pg.up && may {
             n.pg.up = true;
             n.pg.start += 1;
         }
+        n.fell &= !n.pg.up;
     }
 
     pub(super) fn act(&mut self, act: Act) {
@@ -356,7 +362,7 @@ impl World {
             }
             Act::Kill(node) => self.kill(node),
             Act::Crash(node) => self.crash(node),
-            Act::StopPg(node) => self.nodes[node].pg.up = false,
+            Act::StopPg(node) => (self.nodes[node].pg.up, self.nodes[node].fell) = (false, true),
             Act::StartPg(node) => {
                 self.nodes[node].pg.up = true;
                 self.nodes[node].pg.start += 1;
