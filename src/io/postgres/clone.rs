@@ -126,11 +126,17 @@ impl Cluster {
     }
 
     /// Why a clone could not be made here, PostgreSQL running or not; nothing is touched.
-    pub(super) fn clone_refusal(&self, source: &SourceFacts) -> Result<(), PgError> {
-        let places = self.places()?;
-        refuse_places(&places, &self.state_dir, source)?;
-        let left_over = files::size(&places.fresh.join("data")) + spaces::left_over(source);
-        refuse_without_space(&places.base, source, left_over)
+    /// `keeping`: so many bytes are put beside the data directory before.
+    pub(super) async fn clone_refusal(&self, source: &SourceFacts, keeping: u64) -> Result<(), PgError> {
+        let (places, state_dir) = (self.places()?, self.state_dir.clone());
+        let mut source = source.clone();
+        files::apart(move || {
+            refuse_places(&places, &state_dir, &source)?;
+            let left_over = files::size(&places.fresh.join("data")) + spaces::left_over(&source);
+            source.bytes = source.bytes.saturating_add(keeping);
+            refuse_without_space(&places.base, &source, left_over)
+        })
+        .await
     }
 
     /// A name for a directory beside the data directory that is free: `DATA`, `infix` and the time; under `state_dir`
@@ -383,7 +389,7 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// statx(2): the root of a mount, also of a bind mount within one file system.
-fn is_mount_point(path: &Path) -> bool {
+pub(super) fn is_mount_point(path: &Path) -> bool {
     rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)
         .is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }

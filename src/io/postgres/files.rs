@@ -6,6 +6,26 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+/// One piece of long file work at a time: what a dropped caller began ends before the next begins.
+static APART: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// Does file work that takes its time on a thread of its own: the daemon's few workers go on answering meanwhile.
+pub(super) async fn apart<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, PgError> + Send + 'static,
+) -> Result<T, PgError> {
+    let one_at_a_time = APART.lock().await;
+    let done = tokio::task::spawn_blocking(move || {
+        let _until_the_end = one_at_a_time;
+        work()
+    });
+    done.await.unwrap_or_else(|error| Err(PgError::Failed(format!("file work did not end: {error}; call again"))))
+}
+
+/// Waits for what [`apart`] still does for a caller that was dropped.
+pub(super) async fn settled() {
+    drop(APART.lock().await);
+}
+
 /// `path: error`, as a fault of ours.
 pub(super) fn failed(action: &str, path: &Path, error: &io::Error) -> PgError {
     PgError::Failed(format!("{} cannot be {action}: {error}", path.display()))
