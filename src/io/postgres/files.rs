@@ -96,3 +96,38 @@ pub(super) fn tail_from(path: &Path, from: u64, limit: usize) -> String {
     };
     read().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn the_only_worker_goes_on_while_files_are_worked_on() {
+        let (to, from) = std::sync::mpsc::channel();
+        let (work, ()) = tokio::join!(
+            apart(move || Ok(from.recv_timeout(Duration::from_secs(60)).is_ok())),
+            async { to.send(()).expect("it waits") }
+        );
+        assert_eq!(work, Ok(true), "the worker was blocked");
+    }
+
+    #[tokio::test]
+    async fn work_of_a_dropped_caller_ends_before_the_next_begins() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (to, from) = std::sync::mpsc::channel();
+        let file = dir.path().join("done");
+        let written = file.clone();
+        let mut work = Box::pin(apart(move || {
+            let _told = from.recv_timeout(Duration::from_secs(60));
+            fs::write(written, "").map_err(|error| PgError::Failed(error.to_string()))
+        }));
+        while APART.try_lock().is_ok() {
+            assert!(tokio::time::timeout(Duration::from_millis(1), &mut work).await.is_err());
+        }
+        drop(work);
+        to.send(()).expect("it waits");
+        settled().await;
+        assert!(file.exists());
+    }
+}

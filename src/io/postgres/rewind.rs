@@ -34,7 +34,7 @@ const MARK: &str = "rewind-under-way";
 /// inside either.
 const POISON: u32 = 0o701;
 /// A cluster's mode; `initdb -g` makes it 0750.
-const PRIVATE: u32 = 0o700;
+pub(super) const PRIVATE: u32 = 0o700;
 const GROUP_READS: u32 = 0o750;
 /// A connection of `pg_rewind` is told from others by it.
 const APPLICATION: &str = "portcullis-rewind";
