@@ -185,7 +185,9 @@ impl Cluster {
         }
         if let Some(name) = own::mounted(&self.settings.data_dir) {
             let name = name.display();
-            return clone(format!("something is mounted on {name} in the data directory, and pg_rewind would empty it"));
+            return clone(format!(
+                "something is mounted on {name} in the data directory, and pg_rewind would empty it"
+            ));
         }
         Ok(Way::Rewind(diverged))
     }

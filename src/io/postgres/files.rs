@@ -105,10 +105,9 @@ mod tests {
     #[tokio::test]
     async fn the_only_worker_goes_on_while_files_are_worked_on() {
         let (to, from) = std::sync::mpsc::channel();
-        let (work, ()) = tokio::join!(
-            apart(move || Ok(from.recv_timeout(Duration::from_secs(60)).is_ok())),
-            async { to.send(()).expect("it waits") }
-        );
+        let (work, ()) = tokio::join!(apart(move || Ok(from.recv_timeout(Duration::from_secs(60)).is_ok())), async {
+            to.send(()).expect("it waits")
+        });
         assert_eq!(work, Ok(true), "the worker was blocked");
     }
 

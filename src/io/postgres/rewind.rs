@@ -290,7 +290,8 @@ impl Cluster {
             Ok(keeping) => self.clone_refusal(source, keeping).await.err(),
             Err(error) => Some(error),
         };
-        refused.map(|why| format!("a pg_rewind that breaks off needs a clone after it, which is not possible here: {why}"))
+        refused
+            .map(|why| format!("a pg_rewind that breaks off needs a clone after it, which is not possible here: {why}"))
     }
 
     /// `pg_rewind --dry-run` until it has all the WAL it asks for.
