@@ -1,8 +1,9 @@
 //! Rejoin, on the node that comes back: it follows, is rewound or cloned, as its plan says.
 //!
 //! ```text
-//!  asking -> looking -> planning [-> proving] -> marking -> preparing -> stopping -> working -> goal -> streaming
-//!            the active node's facts, a plan made of them, and the end of our WAL compared: nothing is changed yet
+//!  asking -> looking -> planning [-> proving] -> marking -> preparing -> stopping -> facts -> working -> goal
+//!            the active node's facts, a plan made of them, and the end of our WAL   |            -> streaming
+//!            compared: nothing is changed yet                                       asked again: we received on
 //! ```
 //!
 //! **Invariant:** from `RejoinStarted` to `RejoinDone` the data here is durably not promotable; the record says
@@ -42,6 +43,7 @@ enum Step {
     Marking,
     Preparing { question: u64 },
     Stopping,
+    Facts { question: u64 },
     Working,
     Goal { question: Option<u64>, again: Instant },
     Streaming { goal: Lsn, timeline: TimelineId },
@@ -59,6 +61,7 @@ impl Step {
             Step::Marking => "marking this node as not promotable",
             Step::Preparing { .. } => "the active node records sync=none",
             Step::Stopping => "stopping PostgreSQL",
+            Step::Facts { .. } => "looking at the active node again",
             Step::Working => "making this node a standby",
             Step::Goal { .. } => "asking the active node how far it is",
             Step::Streaming { .. } => "catching up",
@@ -239,7 +242,14 @@ impl Guard {
                 self.rejoin_step(now, Step::Stopping, None, fx);
                 self.pg_task_next(PgOwner::Rejoin, PgTask::Stop, fx);
             }
-            (Step::Preparing { question: q }, answer) if *q == question => {
+            (Step::Facts { question: q }, Ok(PeerAnswer::Prepared { source, .. })) if *q == question => {
+                let same_tail = r.source.as_ref().and_then(|before| before.same_tail);
+                let source = SourceFacts { same_tail, ..source };
+                r.source = Some(source.clone());
+                self.rejoin_step(now, Step::Working, None, fx);
+                self.pg_task_next(PgOwner::Rejoin, PgTask::Rejoin(source), fx);
+            }
+            (Step::Preparing { question: q } | Step::Facts { question: q }, answer) if *q == question => {
                 let why = refusal(answer);
                 let text = format!("{}: {why}; run rejoin again", self.setup.peer);
                 self.fail_rejoin(now, 1, &text, fx);
@@ -361,9 +371,9 @@ impl Guard {
                 self.end_rejoin(now, 1, &format!("{why}; nothing was changed, run rejoin again"), fx);
             }
             (Step::Stopping, Ok(_)) => {
-                let Some(source) = r.source.clone() else { return };
-                self.rejoin_step(now, Step::Working, None, fx);
-                self.pg_task_next(PgOwner::Rejoin, PgTask::Rejoin(source), fx);
+                // A standby received until it stopped: what the active node said before would call it ahead.
+                let question = self.look_at_source(now, None, fx);
+                self.rejoin_step(now, Step::Facts { question }, Some(LOOK_LIMIT), fx);
             }
             (Step::Working, Ok(_)) => {
                 self.pg.demoted = true;
@@ -440,7 +450,7 @@ impl Guard {
                     self.rejoin_done(now, "streaming; synchronous replication follows by itself", fx);
                 }
             }
-            Step::Preparing { .. } if late => {
+            Step::Preparing { .. } | Step::Facts { .. } if late => {
                 self.fail_rejoin(now, 1, "the active node did not answer in time; run rejoin again", fx);
             }
             _ => {}

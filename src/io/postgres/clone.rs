@@ -50,6 +50,8 @@ struct Places {
     old: Option<PathBuf>,
     /// Where this machine's own files are: `old`, or kept from before a rewind that did not end.
     own: Option<PathBuf>,
+    /// The old cluster's, where there is one.
+    mode: Option<u32>,
 }
 
 impl Cluster {
@@ -65,17 +67,21 @@ impl Cluster {
         source: &SourceFacts,
         tell: &mut impl FnMut(Tick),
     ) -> Result<Option<PathBuf>, PgError> {
+        files::settled().await;
         let places = self.places()?;
         self.refuse_clone(&places, source)?;
         let copy = prepare_apart(&places).await?;
-        spaces::clear(source)?;
+        let facts = source.clone();
+        files::apart(move || spaces::clear(&facts)).await?;
         let made = self.make_copy(&places, &copy, peer, source, tell).await;
         if made.is_err() {
             // It may be large, and the next attempt begins anew. The marker stays: it may know where the old one is.
             let _next_attempt_removes_it = remove_copy(&places).await;
         }
         made?;
-        swap(&places, &copy, source)
+        let source = source.clone();
+        // Removes what is left of a copy.
+        files::apart(move || swap(&places, &copy, &source)).await
     }
 
     async fn make_copy(
@@ -98,7 +104,7 @@ impl Cluster {
         }
         self.make_own(places.own.as_deref(), copy, peer).await?;
         spaces::settle_links(copy, source)?;
-        make_private(copy)
+        make_private(copy, places.mode)
     }
 
     fn places(&self) -> Result<Places, PgError> {
@@ -118,19 +124,25 @@ impl Cluster {
             let marker = fs::read_to_string(fresh.join(MARKER)).unwrap_or_default();
             marker.strip_prefix(MARKER_HEAD).map(|rest| PathBuf::from(rest.trim_end())).filter(|dir| is_cluster(dir))
         };
-        let own = match &old {
-            Some(dir) if rewind::is_half_rewound(dir) => rewind::Mark::read(&self.state_dir).map(|mark| mark.own()),
-            other => other.clone(),
-        };
-        Ok(Places { target, base, fresh, old, own })
+        let broken = old.as_deref().is_some_and(rewind::is_half_rewound);
+        let mark = rewind::Mark::read(&self.state_dir).filter(|_| broken);
+        let mode = mark.as_ref().map(|mark| mark.mode).or_else(|| rewind::mode_of(old.as_deref()?));
+        let own = if broken { mark.map(|mark| mark.own()) } else { old.clone() };
+        Ok(Places { target, base, fresh, old, own, mode })
     }
 
     /// Why a clone could not be made here, PostgreSQL running or not; nothing is touched.
-    pub(super) fn clone_refusal(&self, source: &SourceFacts) -> Result<(), PgError> {
-        let places = self.places()?;
-        refuse_places(&places, &self.state_dir, source)?;
-        let left_over = files::size(&places.fresh.join("data")) + spaces::left_over(source);
-        refuse_without_space(&places.base, source, left_over)
+    /// `keeping`: so many bytes are put beside the data directory before.
+    pub(super) async fn clone_refusal(&self, source: &SourceFacts, keeping: u64) -> Result<(), PgError> {
+        let (places, state_dir) = (self.places()?, self.state_dir.clone());
+        let mut source = source.clone();
+        files::apart(move || {
+            refuse_places(&places, &state_dir, &source)?;
+            let left_over = files::size(&places.fresh.join("data")) + spaces::left_over(&source);
+            source.bytes = source.bytes.saturating_add(keeping);
+            refuse_without_space(&places.base, &source, left_over)
+        })
+        .await
     }
 
     /// A name for a directory beside the data directory that is free: `DATA`, `infix` and the time; under `state_dir`
@@ -177,7 +189,7 @@ impl Places {
 
 fn refuse_places(places: &Places, state_dir: &Path, source: &SourceFacts) -> Result<(), PgError> {
     let target = &places.target;
-    spaces::refuse(source)?;
+    spaces::refuse(source, target)?;
     if is_mount_point(target) {
         return Err(mount_point(target));
     }
@@ -222,9 +234,7 @@ fn refuse_without_space(base: &Path, source: &SourceFacts, left_over: u64) -> Re
 /// [`prepare`] on a thread of its own: removing a large left-over takes its time.
 async fn prepare_apart(places: &Places) -> Result<PathBuf, PgError> {
     let places = places.clone();
-    tokio::task::spawn_blocking(move || prepare(&places))
-        .await
-        .unwrap_or_else(|error| Err(PgError::Failed(format!("the clone could not be prepared: {error}"))))
+    files::apart(move || prepare(&places)).await
 }
 
 /// Makes the fresh directory with its marker, removing a left-over of ours; returns where the copy goes.
@@ -251,9 +261,7 @@ fn prepare(places: &Places) -> Result<PathBuf, PgError> {
 
 async fn remove_copy(places: &Places) -> Result<(), PgError> {
     let places = places.clone();
-    tokio::task::spawn_blocking(move || remove_data(&places))
-        .await
-        .unwrap_or_else(|error| Err(PgError::Failed(format!("a left-over copy could not be removed: {error}"))))
+    files::apart(move || remove_data(&places)).await
 }
 
 /// Removes the copy; the marker stays, so that an interrupted removal is still known as ours.
@@ -320,8 +328,9 @@ fn exchange(places: &Places, copy: &Path, source: &SourceFacts) -> Result<Option
         aside = Some(to);
     }
     spaces::swap(source, aside.as_deref().or(places.old.as_deref()))?;
+    let mode = rewind::mode_of(copy).unwrap_or(rewind::PRIVATE);
     move_entries(copy, target, false)?;
-    make_private(target)?;
+    make_private(target, Some(mode))?;
     let _left_over_is_harmless = fs::remove_dir_all(&places.fresh);
     Ok(aside)
 }
@@ -371,8 +380,10 @@ pub(super) fn dated_name(target: &Path, infix: &str) -> PathBuf {
     std::iter::once(first.clone()).chain(further).find(|name| fs::symlink_metadata(name).is_err()).unwrap_or(first)
 }
 
-pub(super) fn make_private(dir: &Path) -> Result<(), PgError> {
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+/// Gives it the mode of what it replaces; where that is not known, as little of its own as PostgreSQL wants.
+pub(super) fn make_private(dir: &Path, mode: Option<u32>) -> Result<(), PgError> {
+    let mode = mode.or_else(|| rewind::mode_of(dir)).unwrap_or(rewind::PRIVATE);
+    fs::set_permissions(dir, fs::Permissions::from_mode(mode))
         .map_err(|error| files::failed("made private", dir, &error))
 }
 
@@ -383,7 +394,7 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// statx(2): the root of a mount, also of a bind mount within one file system.
-fn is_mount_point(path: &Path) -> bool {
+pub(super) fn is_mount_point(path: &Path) -> bool {
     rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)
         .is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
@@ -431,7 +442,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let target = dir.path().join("main");
         let fresh = with_suffix(&target, FRESH_SUFFIX);
-        let places = Places { base: target.clone(), target, fresh: fresh.clone(), old: None, own: None };
+        let places = Places { base: target.clone(), target, fresh: fresh.clone(), old: None, own: None, mode: None };
         fs::create_dir_all(fresh.join("data")).expect("mkdir");
         fs::write(fresh.join("data/precious"), "x").expect("write");
         assert!(matches!(prepare(&places), Err(PgError::Refused(_))));
@@ -451,6 +462,7 @@ mod tests {
             base,
             old: Some(target.clone()),
             own: None,
+            mode: None,
         };
         fs::create_dir_all(target.join("base/1")).expect("mkdir");
         for name in [VERSION_FILE, "postgresql.conf"] {

@@ -138,6 +138,7 @@ impl Cluster {
         if !data_dir.join("PG_VERSION").exists() {
             return Err(PgError::Refused(format!("there is no cluster in {}; rejoin makes one", data_dir.display())));
         }
+        self.undo_rewind_not_begun().await?;
         if rewind::is_half_rewound(data_dir) {
             return Err(PgError::Refused(format!("a rewind of {} did not end; run rejoin again", data_dir.display())));
         }

@@ -6,7 +6,7 @@
 
 use super::control::control_field;
 use super::history::{self, History, Span};
-use super::{Cluster, PgError, SourceFacts, rewind, tool};
+use super::{Cluster, PgError, SourceFacts, own, tool};
 use crate::base::ids::{Lsn, SystemId, TimelineId};
 use crate::engine::report::{RejoinHow, RejoinPlan, WalTail};
 use std::fs;
@@ -79,8 +79,12 @@ impl Cluster {
     /// It cannot be looked at.
     pub async fn plan_rejoin(&self, source: &SourceFacts) -> Result<RejoinPlan, PgError> {
         let way = self.way(source).await?;
-        // Also behind a follow and a rewind: what fails of them ends in a clone.
-        let room = self.clone_refusal(source).map_err(|error| error.to_string()).err();
+        // Also behind a rewind: one that breaks off ends in a clone.
+        let room = match &way {
+            Way::Rewind(diverged) => self.rewind_refusal(source, diverged).await,
+            Way::Clone { .. } => self.clone_refusal(source, 0).await.map_err(|error| error.to_string()).err(),
+            Way::Follow { .. } | Way::Refuse(_) => None,
+        };
         let mib = source.bytes >> 20;
         let lost = |d: &Divergence| match (d.transactions, d.whole) {
             (count, true) => format!("{count} transactions were committed here alone since {}", d.at),
@@ -98,7 +102,7 @@ impl Cluster {
             Way::Rewind(diverged) => RejoinPlan {
                 how: RejoinHow::Rewind,
                 why: format!("{}; their WAL is kept beside the data directory", lost(&diverged)),
-                refusal: None,
+                refusal: room,
                 tail: None,
             },
             Way::Clone { why, diverged } => RejoinPlan {
@@ -122,7 +126,7 @@ impl Cluster {
         if !data_dir.join("PG_VERSION").exists() {
             return clone(format!("there is no cluster in {}", data_dir.display()));
         }
-        if rewind::is_half_rewound(data_dir) {
+        if self.is_rewind_broken() {
             return clone("a rewind was interrupted here".to_owned());
         }
         let local = match self.local().await {
@@ -158,7 +162,9 @@ impl Cluster {
         let diverged =
             Divergence { at, timeline: common.timeline, transactions: scan.transactions, whole: !scan.missing };
         let clone = |why: String| Ok(Way::Clone { why, diverged: Some(diverged.clone()) });
-        if !left && scan.after == 0 {
+        // One that streams goes on receiving after the source was asked; then the end of its WAL decides.
+        let receives = common.end.is_none() && self.is_running();
+        if !left && (scan.after == 0 || receives) {
             return self.follow_or_clone(local, source, &common, &scan);
         }
         if source.timeline == local.history.current() {
@@ -176,6 +182,12 @@ impl Cluster {
         }
         if scan.missing {
             return clone("WAL that pg_rewind needs is not here any more".to_owned());
+        }
+        if let Some(name) = own::mounted(&self.settings.data_dir) {
+            let name = name.display();
+            return clone(format!(
+                "something is mounted on {name} in the data directory, and pg_rewind would empty it"
+            ));
         }
         Ok(Way::Rewind(diverged))
     }

@@ -6,6 +6,26 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+/// One piece of long file work at a time: what a dropped caller began ends before the next begins.
+static APART: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// Does file work that takes its time on a thread of its own: the daemon's few workers go on answering meanwhile.
+pub(super) async fn apart<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, PgError> + Send + 'static,
+) -> Result<T, PgError> {
+    let one_at_a_time = APART.lock().await;
+    let done = tokio::task::spawn_blocking(move || {
+        let _until_the_end = one_at_a_time;
+        work()
+    });
+    done.await.unwrap_or_else(|error| Err(PgError::Failed(format!("file work did not end: {error}; call again"))))
+}
+
+/// Waits for what [`apart`] still does for a caller that was dropped.
+pub(super) async fn settled() {
+    drop(APART.lock().await);
+}
+
 /// `path: error`, as a fault of ours.
 pub(super) fn failed(action: &str, path: &Path, error: &io::Error) -> PgError {
     PgError::Failed(format!("{} cannot be {action}: {error}", path.display()))
@@ -75,4 +95,38 @@ pub(super) fn tail_from(path: &Path, from: u64, limit: usize) -> String {
         Ok(bytes)
     };
     read().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn the_only_worker_goes_on_while_files_are_worked_on() {
+        let (to, from) = std::sync::mpsc::channel();
+        let (work, ()) = tokio::join!(apart(move || Ok(from.recv_timeout(Duration::from_secs(60)).is_ok())), async {
+            to.send(()).expect("it waits")
+        });
+        assert_eq!(work, Ok(true), "the worker was blocked");
+    }
+
+    #[tokio::test]
+    async fn work_of_a_dropped_caller_ends_before_the_next_begins() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (to, from) = std::sync::mpsc::channel();
+        let file = dir.path().join("done");
+        let written = file.clone();
+        let mut work = Box::pin(apart(move || {
+            let _told = from.recv_timeout(Duration::from_secs(60));
+            fs::write(written, "").map_err(|error| PgError::Failed(error.to_string()))
+        }));
+        while APART.try_lock().is_ok() {
+            assert!(tokio::time::timeout(Duration::from_millis(1), &mut work).await.is_err());
+        }
+        drop(work);
+        to.send(()).expect("it waits");
+        settled().await;
+        assert!(file.exists());
+    }
 }

@@ -2,10 +2,13 @@
 //! configuration and key files that live in the data directory, and [`MACHINE_KEYS`] of `postgresql.auto.conf`.
 
 use super::autoconf::{AutoConf, value_in};
+use super::clone::{is_mount_point, with_suffix};
 use super::settings::read_or_empty;
 use super::{Cluster, Peer, PgError, control, files, standby, tool};
 use std::ffi::OsString;
 use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 /// Files in the data directory that are this machine's own (`conf.d` is a directory).
@@ -111,6 +114,9 @@ impl Cluster {
     }
 }
 
+/// Ends the name of what is being copied or removed.
+const PART_SUFFIX: &str = ".portcullis-part";
+
 /// What PostgreSQL itself keeps at the top of a data directory, apart from `pg_...`.
 const POSTGRES_OWN: [&str; 11] = [
     "base",
@@ -134,15 +140,23 @@ fn foreign(data_dir: &Path) -> Result<Vec<OsString>, PgError> {
             || POSTGRES_OWN.contains(&name)
             || [MACHINE_FOLDER, AUTO_CONF, "postmaster.pid", "recovery.signal"].contains(&name)
             || name.starts_with("pg_")
+            || name.ends_with(PART_SUFFIX)
+            // A file system's own; root's, as a rule.
+            || name == "lost+found"
     };
     Ok(entries.flatten().map(|entry| entry.file_name()).filter(|name| !name.to_str().is_some_and(known)).collect())
+}
+
+/// What is foreign there and cannot be moved: something is mounted on it, and `pg_rewind` would empty it.
+pub(super) fn mounted(data_dir: &Path) -> Option<OsString> {
+    foreign(data_dir).ok()?.into_iter().find(|name| is_mount_point(&data_dir.join(name)))
 }
 
 /// Moves what is foreign to PostgreSQL out of `data_dir`, into `to`.
 pub(super) fn move_foreign(data_dir: &Path, to: &Path) -> Result<(), PgError> {
     for name in foreign(data_dir)? {
-        let from = data_dir.join(&name);
-        fs::rename(&from, to.join(&name)).map_err(|error| files::failed("moved", &from, &error))?;
+        let (from, to) = (data_dir.join(&name), to.join(&name));
+        carry(&from, &to, fs::rename(&from, &to))?;
     }
     files::sync_parent(&to.join("."))?;
     files::sync_parent(&data_dir.join("."))
@@ -158,9 +172,56 @@ pub(super) fn move_back(from: &Path, data_dir: &Path) -> Result<(), PgError> {
             Ok(false) => files::remove(&to)?,
             Err(_) => {}
         }
-        fs::rename(from.join(&name), &to).map_err(|error| files::failed("moved", &to, &error))?;
+        carry(&from.join(&name), &to, fs::rename(from.join(&name), &to))?;
     }
     files::sync_parent(&data_dir.join("."))
+}
+
+/// Moves one entry whose rename has ended so, also to another file system or mount: it is whole at one of the two places at any time, and what
+/// is not whole ends in [`PART_SUFFIX`].
+fn carry(from: &Path, to: &Path, renamed: io::Result<()>) -> Result<(), PgError> {
+    match renamed {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {}
+        done => return done.map_err(|error| files::failed("moved", from, &error)),
+    }
+    let (part, gone) = (with_suffix(to, PART_SUFFIX), with_suffix(from, PART_SUFFIX));
+    remove_all(&part)?;
+    remove_all(&gone)?;
+    copy_all(from, &part)?;
+    fs::rename(&part, to).map_err(|error| files::failed("moved", to, &error))?;
+    files::sync_parent(to)?;
+    fs::rename(from, &gone).map_err(|error| files::failed("moved", from, &error))?;
+    remove_all(&gone)
+}
+
+/// Copies a file, a link, or a folder with all that is in it, to where nothing is.
+fn copy_all(from: &Path, to: &Path) -> Result<(), PgError> {
+    let failed = |error: io::Error| files::failed("copied", from, &error);
+    let meta = fs::symlink_metadata(from).map_err(failed)?;
+    if meta.is_symlink() {
+        return fs::read_link(from).and_then(|target| symlink(target, to)).map_err(failed);
+    }
+    if meta.is_file() {
+        return files::copy(from, to);
+    }
+    if !meta.is_dir() || is_mount_point(from) {
+        return Err(PgError::Failed(format!("{} is neither a file nor a plain folder; move it away", from.display())));
+    }
+    fs::create_dir(to).map_err(failed)?;
+    for entry in fs::read_dir(from).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        copy_all(&from.join(&name), &to.join(&name))?;
+    }
+    fs::set_permissions(to, meta.permissions()).map_err(failed)?;
+    files::sync_parent(&to.join("."))
+}
+
+fn remove_all(path: &Path) -> Result<(), PgError> {
+    match fs::symlink_metadata(path) {
+        Err(_) => Ok(()),
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path).map_err(|error| files::failed("removed", path, &error)),
+        Ok(_) => files::remove(path),
+    }
 }
 
 /// Copies into `to` all that [`Cluster::make_own`] needs of the data directory `from`.
@@ -188,4 +249,36 @@ fn replace_folder(from: &Path, to: &Path) -> Result<(), PgError> {
         }
     }
     files::sync_parent(&to.join("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_goes_to_another_file_system_whole() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (from, to) = (dir.path().join("log"), dir.path().join("kept/log"));
+        fs::create_dir_all(from.join("deep")).expect("mkdir");
+        fs::create_dir(dir.path().join("kept")).expect("mkdir");
+        fs::write(from.join("deep/file"), "precious").expect("write");
+        symlink("deep/file", from.join("link")).expect("symlink");
+        // Left by a crash in the middle.
+        fs::create_dir(with_suffix(&to, PART_SUFFIX)).expect("mkdir");
+        carry(&from, &to, Err(io::ErrorKind::CrossesDevices.into())).expect("carried");
+        assert_eq!(fs::read_to_string(to.join("link")).expect("read"), "precious");
+        assert!(fs::symlink_metadata(to.join("link")).expect("link").is_symlink());
+        assert!(!from.exists() && !with_suffix(&to, PART_SUFFIX).exists() && !with_suffix(&from, PART_SUFFIX).exists());
+        assert!(carry(&to, &from, Err(io::ErrorKind::ResourceBusy.into())).is_err());
+        assert!(to.join("deep/file").exists());
+    }
+
+    #[test]
+    fn what_belongs_to_the_file_system_or_is_half_copied_stays() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        for name in ["lost+found", "log", "log.portcullis-part", "pg_wal", "base"] {
+            fs::create_dir(dir.path().join(name)).expect("mkdir");
+        }
+        assert_eq!(foreign(dir.path()).expect("read"), ["log"]);
+    }
 }

@@ -3,14 +3,16 @@
 //! ```text
 //!  look (divergence) -> follow:  settings, standby.signal
 //!                    -> rewind:  recovered read-only if it crashed -> pg_rewind --dry-run, WAL it misses fetched
-//!                                -> DATA.diverged-TIME/{wal/, own/, pg_control, report.json} -> mark, mode 0701
-//!                                -> pg_rewind -> own files and settings, standby.signal -> mode 0700, mark gone
+//!                                -> DATA.diverged-TIME/{wal/, own/, pg_control, report.json}
+//!                                -> mark "moving", foreign files moved out -> mode 0701, mark "rewinding"
+//!                                -> pg_rewind -> own files and settings, standby.signal -> old mode, mark gone
 //!                    -> clone:   whenever anything of that cannot be had
 //! ```
 //!
 //! **Invariants:** `pg_rewind` changes DATA in place, so what only this node has (the diverged WAL) is kept first, and
 //! a half-rewound directory is never started: until the end its mode is one that PostgreSQL refuses to start with. It
-//! is set aside by the clone that follows. Nobody but `pg_rewind` itself says how it ended; that it was needed is our
+//! is set aside by the clone that follows, and where a clone is refused no rewind begins. What was moved before
+//! `pg_rewind` ran is moved back when it then does not run. Nobody but `pg_rewind` itself says how it ended; that it was needed is our
 //! finding, and when it then says that it was not, that is a fault.
 
 use super::control::StopMode;
@@ -18,6 +20,7 @@ use super::divergence::{Divergence, Way};
 use super::progress::{self, Tick};
 use super::{Cluster, Peer, PgError, SourceFacts, autoconf, files, history, own, postmaster, settings, tool};
 use crate::engine::report::RejoinHow;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -30,6 +33,9 @@ const MARK: &str = "rewind-under-way";
 /// Of the data directory meanwhile: PostgreSQL starts only with 0700 or 0750 (`checkDataDir`), and nobody else may look
 /// inside either.
 const POISON: u32 = 0o701;
+/// A cluster's mode; `initdb -g` makes it 0750.
+pub(super) const PRIVATE: u32 = 0o700;
+const GROUP_READS: u32 = 0o750;
 /// A connection of `pg_rewind` is told from others by it.
 const APPLICATION: &str = "portcullis-rewind";
 /// A crashed cluster's recovery, and its stop.
@@ -49,22 +55,43 @@ pub struct Rejoined {
     pub aside: Option<PathBuf>,
 }
 
+/// How far a rewind is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// What is not PostgreSQL's is moved out; the cluster is what it was.
+    Moving,
+    Rewinding,
+    Rewound,
+}
+
+impl Phase {
+    const ALL: [(Phase, &'static str); 3] =
+        [(Phase::Moving, "moving"), (Phase::Rewinding, "rewinding"), (Phase::Rewound, "rewound")];
+}
+
 /// What stands in `state_dir` while a rewind is under way.
 pub(super) struct Mark {
     kept: PathBuf,
-    rewound: bool,
+    phase: Phase,
+    /// The data directory's before.
+    pub(super) mode: u32,
 }
 
 impl Mark {
     pub(super) fn read(state_dir: &Path) -> Option<Mark> {
         let text = fs::read_to_string(state_dir.join(MARK)).ok()?;
-        let (phase, kept) = text.trim_end().split_once(' ')?;
-        Some(Mark { kept: PathBuf::from(kept), rewound: phase == "rewound" })
+        let (word, rest) = text.trim_end().split_once(' ')?;
+        let (phase, _) = Phase::ALL.into_iter().find(|(_, known)| *known == word)?;
+        // An older version's has no mode.
+        let octal = |(mode, kept)| Some((u32::from_str_radix(mode, 8).ok()?, kept));
+        let (mode, kept) = rest.split_once(' ').and_then(octal).unwrap_or((PRIVATE, rest));
+        Some(Mark { kept: PathBuf::from(kept), phase, mode })
     }
 
     fn write(&self, state_dir: &Path) -> Result<(), PgError> {
-        let phase = if self.rewound { "rewound" } else { "rewinding" };
-        files::replace(&state_dir.join(MARK), format!("{phase} {}\n", self.kept.display()).as_bytes(), 0o600)
+        let word = Phase::ALL.into_iter().find(|(phase, _)| *phase == self.phase).map_or("rewinding", |(_, word)| word);
+        let text = format!("{word} {:o} {}\n", self.mode, self.kept.display());
+        files::replace(&state_dir.join(MARK), text.as_bytes(), 0o600)
     }
 
     /// This machine's own files as they were before.
@@ -78,12 +105,18 @@ pub(super) fn is_half_rewound(data_dir: &Path) -> bool {
     fs::metadata(data_dir).is_ok_and(|meta| meta.permissions().mode() & 0o777 == POISON)
 }
 
+/// The mode of a directory that PostgreSQL would start in.
+pub(super) fn mode_of(data_dir: &Path) -> Option<u32> {
+    let mode = fs::metadata(data_dir).ok()?.permissions().mode() & 0o777;
+    [PRIVATE, GROUP_READS].contains(&mode).then_some(mode)
+}
+
 /// Makes PostgreSQL refuse to start in it.
 pub(super) fn poison(data_dir: &Path) -> Result<(), PgError> {
     set_mode(data_dir, POISON)
 }
 
-fn set_mode(dir: &Path, mode: u32) -> Result<(), PgError> {
+pub(super) fn set_mode(dir: &Path, mode: u32) -> Result<(), PgError> {
     fs::set_permissions(dir, fs::Permissions::from_mode(mode))
         .and_then(|()| fs::File::open(dir)?.sync_all())
         .map_err(|error| files::failed("given another mode", dir, &error))
@@ -104,9 +137,12 @@ impl Cluster {
         if self.is_running() {
             return Err(PgError::Refused("PostgreSQL runs here; stop it before it is rejoined".to_owned()));
         }
+        files::settled().await;
         // Of a daemon that was killed meanwhile.
         postmaster::kill_tool("pg_rewind", data_dir);
-        if let Some(mark) = Mark::read(&self.state_dir).filter(|mark| mark.rewound && is_half_rewound(data_dir)) {
+        self.undo_rewind_not_begun().await?;
+        let rewound = |mark: &Mark| mark.phase == Phase::Rewound && is_half_rewound(data_dir);
+        if let Some(mark) = Mark::read(&self.state_dir).filter(rewound) {
             self.finish_rewind(&mark, peer).await?;
             return Ok(Rejoined { how: RejoinHow::Rewind, aside: Some(mark.kept) });
         }
@@ -153,7 +189,7 @@ impl Cluster {
                 self.make_standby(Some(peer))?;
                 Ok(Ok(Rejoined { how: RejoinHow::Follow, aside: None }))
             }
-            Way::Rewind(diverged) => self.rewind(peer, &diverged, tell).await,
+            Way::Rewind(diverged) => self.rewind(peer, source, &diverged, tell).await,
         }
     }
 
@@ -168,6 +204,7 @@ impl Cluster {
     async fn rewind(
         &self,
         peer: &Peer,
+        source: &SourceFacts,
         diverged: &Divergence,
         tell: &mut impl FnMut(Tick),
     ) -> Result<Result<Rejoined, String>, PgError> {
@@ -176,19 +213,23 @@ impl Cluster {
         if let Err(why) = self.rehearse(peer, diverged, restore, tell).await {
             return Ok(Err(format!("pg_rewind is not possible ({why})")));
         }
-        let kept = self.keep_diverged(diverged)?;
-        tell(told(diverged, &format!("their WAL is kept in {}", kept.display())));
-        let data_dir = &self.settings.data_dir;
-        let mut mark = Mark { kept, rewound: false };
-        mark.write(&self.state_dir)?;
-        poison(data_dir)?;
-        own::move_foreign(data_dir, &mark.own())?;
-        tell(Tick::Phase("rewinding"));
+        if let Some(why) = self.rewind_refusal(source, diverged).await {
+            return Err(PgError::Refused(why));
+        }
         let command = self.pg_rewind(peer, restore)?;
+        let kept = self.keep_diverged(diverged).await?;
+        tell(told(diverged, &format!("their WAL is kept in {}", kept.display())));
+        let mode = mode_of(&self.settings.data_dir).unwrap_or(PRIVATE);
+        let mut mark = Mark { kept, phase: Phase::Moving, mode };
+        if let Err(error) = self.make_ready(&mut mark).await {
+            self.undo(&mark).await?;
+            return Ok(Err(format!("a rewind cannot be made ready ({error})")));
+        }
+        tell(Tick::Phase("rewinding"));
         if let Err(error) = progress::watched(command, "pg_rewind", tell).await {
             return Ok(Err(format!("{error}; what it left is set aside")));
         }
-        mark.rewound = true;
+        mark.phase = Phase::Rewound;
         mark.write(&self.state_dir)?;
         self.finish_rewind(&mark, peer).await?;
         Ok(Ok(Rejoined { how: RejoinHow::Rewind, aside: Some(mark.kept) }))
@@ -198,9 +239,59 @@ impl Cluster {
         let data_dir = &self.settings.data_dir;
         self.write_passfile()?;
         self.make_own(Some(&mark.own()), data_dir, peer).await?;
-        own::move_back(&mark.own(), data_dir)?;
-        set_mode(data_dir, 0o700)?;
+        self.put_back(mark).await
+    }
+
+    /// What belongs to the directory and its mode; then the mark goes.
+    async fn put_back(&self, mark: &Mark) -> Result<(), PgError> {
+        let (own, data_dir) = (mark.own(), self.settings.data_dir.clone());
+        files::apart(move || own::move_back(&own, &data_dir)).await?;
+        set_mode(&self.settings.data_dir, mark.mode)?;
         files::remove(&self.state_dir.join(MARK))
+    }
+
+    /// All that comes before `pg_rewind`; until the last line it can be undone.
+    async fn make_ready(&self, mark: &mut Mark) -> Result<(), PgError> {
+        mark.write(&self.state_dir)?;
+        let (own, data_dir) = (mark.own(), self.settings.data_dir.clone());
+        files::apart(move || own::move_foreign(&data_dir, &own)).await?;
+        poison(&self.settings.data_dir)?;
+        mark.phase = Phase::Rewinding;
+        mark.write(&self.state_dir)
+    }
+
+    /// `pg_rewind` has not run: the directory is made what it was.
+    async fn undo(&self, mark: &Mark) -> Result<(), PgError> {
+        if mark.own().exists() && self.settings.data_dir.exists() {
+            return self.put_back(mark).await;
+        }
+        files::remove(&self.state_dir.join(MARK))
+    }
+
+    /// Of a daemon that was killed before its `pg_rewind` began.
+    pub(super) async fn undo_rewind_not_begun(&self) -> Result<(), PgError> {
+        match Mark::read(&self.state_dir).filter(|mark| mark.phase == Phase::Moving) {
+            Some(mark) => self.undo(&mark).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A `pg_rewind` may have begun here, and did not end.
+    pub(super) fn is_rewind_broken(&self) -> bool {
+        is_half_rewound(&self.settings.data_dir)
+            && Mark::read(&self.state_dir).is_none_or(|mark| mark.phase != Phase::Moving)
+    }
+
+    /// A `pg_rewind` that breaks off can only be followed by a clone: one that would be refused then is asked for now.
+    pub(super) async fn rewind_refusal(&self, source: &SourceFacts, diverged: &Divergence) -> Option<String> {
+        let (data_dir, diverged) = (self.settings.data_dir.clone(), diverged.clone());
+        let keeping = files::apart(move || Ok(diverged_wal(&data_dir, &diverged)?.iter().map(|(_, size)| size).sum()));
+        let refused = match keeping.await {
+            Ok(keeping) => self.clone_refusal(source, keeping).await.err(),
+            Err(error) => Some(error),
+        };
+        refused
+            .map(|why| format!("a pg_rewind that breaks off needs a clone after it, which is not possible here: {why}"))
     }
 
     /// `pg_rewind --dry-run` until it has all the WAL it asks for.
@@ -245,18 +336,25 @@ impl Cluster {
         command.arg("-o").arg(&answer);
         command.args(["-c", &format!("SELECT encode(pg_read_binary_file('pg_wal/{segment}'), 'base64')")]);
         let output = tool::run(command, "psql", FETCH_LIMIT).await;
-        let text = fs::read(&answer).unwrap_or_default();
-        let _nothing_there_is_fine = fs::remove_file(&answer);
+        if !output.as_ref().is_ok_and(|output| output.ok) {
+            let _nothing_there_is_fine = fs::remove_file(&answer);
+        }
         let output = output?;
         if !output.ok {
             return Err(PgError::Failed(format!("the active node does not give it: {}", output.last_line())));
         }
-        let text: Vec<u8> = text.into_iter().filter(|byte| !byte.is_ascii_whitespace()).collect();
-        let bytes = data_encoding::BASE64.decode(&text).unwrap_or_default();
-        if u64::try_from(bytes.len()) != Ok(size) {
-            return Err(PgError::Failed(format!("the active node gave {} bytes, not a whole segment", bytes.len())));
-        }
-        files::replace(&wal.join(segment), &bytes, 0o600)
+        let to = wal.join(segment);
+        files::apart(move || {
+            let text = fs::read(&answer).unwrap_or_default();
+            let _nothing_there_is_fine = fs::remove_file(&answer);
+            let text: Vec<u8> = text.into_iter().filter(|byte| !byte.is_ascii_whitespace()).collect();
+            let bytes = data_encoding::BASE64.decode(&text).unwrap_or_default();
+            if u64::try_from(bytes.len()) != Ok(size) {
+                return Err(PgError::Failed(format!("the active node gave {} bytes, not a segment", bytes.len())));
+            }
+            files::replace(&to, &bytes, 0o600)
+        })
+        .await
     }
 
     fn pg_rewind(&self, peer: &Peer, restore: bool) -> Result<tokio::process::Command, PgError> {
@@ -296,26 +394,8 @@ impl Cluster {
     }
 
     /// What only this node has, in a dated directory, before anything of it is changed.
-    fn keep_diverged(&self, diverged: &Divergence) -> Result<PathBuf, PgError> {
-        let data_dir = &self.settings.data_dir;
-        let kept = self.kept_name(DIVERGED_INFIX)?;
-        for dir in [kept.clone(), kept.join("wal"), kept.join("own")] {
-            fs::DirBuilder::new().mode(0o700).create(&dir).map_err(|error| files::failed("made", &dir, &error))?;
-        }
-        own::keep(data_dir, &kept.join("own"))?;
-        files::copy(&data_dir.join("global/pg_control"), &kept.join("pg_control"))?;
-        let wal = data_dir.join("pg_wal");
-        for entry in fs::read_dir(&wal).map_err(|error| files::failed("read", &wal, &error))?.flatten() {
-            let name = entry.file_name();
-            let wanted = name.to_str().is_some_and(|name| {
-                name.ends_with(".history")
-                    || is_diverged_segment(name, diverged, entry.metadata().map_or(0, |m| m.len()))
-            });
-            if wanted && entry.path().is_file() {
-                files::copy(&entry.path(), &kept.join("wal").join(&name))?;
-            }
-        }
-        files::sync_parent(&kept.join("wal/."))?;
+    async fn keep_diverged(&self, diverged: &Divergence) -> Result<PathBuf, PgError> {
+        let (data_dir, kept) = (self.settings.data_dir.clone(), self.kept_name(DIVERGED_INFIX)?);
         let report = serde_json::json!({
             "node": self.node.as_str(),
             "diverged_at": diverged.at.to_string(),
@@ -324,9 +404,36 @@ impl Cluster {
             "all_wal_kept": diverged.whole,
             "look": format!("pg_waldump -p wal -s {}", diverged.at),
         });
-        files::replace(&kept.join("report.json"), format!("{report:#}\n").as_bytes(), 0o600)?;
-        Ok(kept)
+        let report = format!("{report:#}\n");
+        let diverged = diverged.clone();
+        files::apart(move || keep_in(&kept, &data_dir, &diverged, &report).map(|()| kept)).await
     }
+}
+
+fn keep_in(kept: &Path, data_dir: &Path, diverged: &Divergence, report: &str) -> Result<(), PgError> {
+    for dir in [kept.to_owned(), kept.join("wal"), kept.join("own")] {
+        fs::DirBuilder::new().mode(0o700).create(&dir).map_err(|error| files::failed("made", &dir, &error))?;
+    }
+    own::keep(data_dir, &kept.join("own"))?;
+    files::copy(&data_dir.join("global/pg_control"), &kept.join("pg_control"))?;
+    for (name, _) in diverged_wal(data_dir, diverged)? {
+        files::copy(&data_dir.join("pg_wal").join(&name), &kept.join("wal").join(&name))?;
+    }
+    files::sync_parent(&kept.join("wal/."))?;
+    files::replace(&kept.join("report.json"), report.as_bytes(), 0o600)
+}
+
+/// The files of `pg_wal` that tell what diverged, with their sizes.
+fn diverged_wal(data_dir: &Path, diverged: &Divergence) -> Result<Vec<(OsString, u64)>, PgError> {
+    let wal = data_dir.join("pg_wal");
+    let entries = fs::read_dir(&wal).map_err(|error| files::failed("read", &wal, &error))?.flatten();
+    let wanted = |entry: fs::DirEntry| {
+        let (name, meta) = (entry.file_name(), entry.metadata().ok()?);
+        let text = name.to_str()?;
+        let tells = text.ends_with(".history") || is_diverged_segment(text, diverged, meta.len());
+        (tells && meta.is_file()).then(|| (name.clone(), meta.len()))
+    };
+    Ok(entries.filter_map(wanted).collect())
 }
 
 /// A segment with WAL from where the histories part. `size` is the file's, which is the segment size.
@@ -351,11 +458,14 @@ mod tests {
     fn a_mark_is_read_as_it_was_written() {
         let dir = tempfile::tempdir().expect("tempdir");
         assert!(Mark::read(dir.path()).is_none());
-        for rewound in [false, true] {
-            Mark { kept: "/a b/c".into(), rewound }.write(dir.path()).expect("written");
+        for (phase, _) in Phase::ALL {
+            Mark { kept: "/a b/c".into(), phase, mode: 0o750 }.write(dir.path()).expect("written");
             let mark = Mark::read(dir.path()).expect("there");
-            assert_eq!((mark.rewound, mark.own()), (rewound, PathBuf::from("/a b/c/own")));
+            assert_eq!((mark.phase, mark.mode, mark.own()), (phase, 0o750, PathBuf::from("/a b/c/own")));
         }
+        fs::write(dir.path().join(MARK), "rewound /a b/c\n").expect("written");
+        let older = Mark::read(dir.path()).expect("there");
+        assert_eq!((older.phase, older.mode, older.own()), (Phase::Rewound, 0o700, PathBuf::from("/a b/c/own")));
     }
 
     #[test]

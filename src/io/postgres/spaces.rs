@@ -27,7 +27,7 @@ fn spaces(source: &SourceFacts) -> impl Iterator<Item = &Path> {
 }
 
 /// Nothing can be put beside one of them.
-pub(super) fn refuse(source: &SourceFacts) -> Result<(), PgError> {
+pub(super) fn refuse(source: &SourceFacts, data_dir: &Path) -> Result<(), PgError> {
     if source.spaces.len() != usize::try_from(source.tablespaces).unwrap_or(usize::MAX) {
         return Err(PgError::Refused(
             "the source has tablespaces, and its daemon does not say where; bring both daemons to one version"
@@ -35,6 +35,15 @@ pub(super) fn refuse(source: &SourceFacts) -> Result<(), PgError> {
         ));
     }
     for space in spaces(source) {
+        let real = fs::canonicalize(space).unwrap_or_else(|_| space.to_owned());
+        if space.starts_with(data_dir) || real.starts_with(data_dir) {
+            return Err(PgError::Refused(format!(
+                "the tablespace {} of the active node is inside this node's data directory {}, where a clone cannot \
+                 put it; move its contents to a tablespace elsewhere (ALTER TABLE ... SET TABLESPACE) and drop it",
+                space.display(),
+                data_dir.display()
+            )));
+        }
         let parent = space.parent().unwrap_or(Path::new("/"));
         if !may_write(parent) {
             return Err(PgError::Refused(format!(
@@ -94,7 +103,7 @@ pub(super) fn mapping(source: &SourceFacts) -> Vec<String> {
 pub(super) fn settle_links(copy: &Path, source: &SourceFacts) -> Result<(), PgError> {
     for space in spaces(source) {
         relink(copy, &fresh(space), space)?;
-        make_private(&fresh(space))?;
+        make_private(&fresh(space), None)?;
     }
     Ok(())
 }
@@ -103,7 +112,7 @@ pub(super) fn settle_links(copy: &Path, source: &SourceFacts) -> Result<(), PgEr
 pub(super) fn swap(source: &SourceFacts, aside: Option<&Path>) -> Result<(), PgError> {
     for space in spaces(source) {
         if !fresh(space).exists() {
-            continue;
+            return Err(PgError::Failed(format!("the copy of the tablespace {} is missing", space.display())));
         }
         if fs::read_dir(space).is_ok_and(|mut entries| entries.next().is_none()) {
             fs::remove_dir(space).map_err(|error| files::failed("replaced", space, &error))?;
@@ -183,15 +192,30 @@ mod tests {
         let link = fs::read_link(aside.join(LINKS).join("16384")).expect("link");
         assert_eq!(link, promised_name);
         assert_eq!(fs::read_to_string(link.join("file")).expect("read"), "old");
-        // Again, without a crash; and once more, when nothing is left to do.
+        // Again, without a crash; and without a copy nothing is done.
         fs::create_dir_all(fresh(&space)).expect("mkdir");
         let newer = dir.path().join("newer");
         fs::create_dir_all(newer.join(LINKS)).expect("mkdir");
         symlink(&space, newer.join(LINKS).join("16384")).expect("symlink");
         swap(&facts, Some(&newer)).expect("swapped");
-        swap(&facts, Some(&newer)).expect("nothing to do");
+        assert!(swap(&facts, Some(&newer)).is_err());
         let link = fs::read_link(newer.join(LINKS).join("16384")).expect("link");
         assert_eq!(fs::read_to_string(link.join("file")).expect("read"), "new");
         assert_eq!(room(&facts, &dir.path().join("data")).iter().map(|(_, bytes)| bytes).sum::<u64>(), 10);
+    }
+
+    #[test]
+    fn a_tablespace_inside_the_data_directory_is_refused() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let data = fs::canonicalize(dir.path()).expect("path").join("data");
+        fs::create_dir_all(data.join("one")).expect("mkdir");
+        symlink(&data, dir.path().join("elsewhere")).expect("symlink");
+        for inside in [data.join("one"), data.clone(), dir.path().join("elsewhere/one")] {
+            let refused = refuse(&source(&inside), &data).expect_err("refused");
+            assert!(refused.to_string().contains("is inside this node's data directory"), "{refused}");
+        }
+        // Beside it, though the name begins alike.
+        fs::create_dir(dir.path().join("data2")).expect("mkdir");
+        refuse(&source(&dir.path().join("data2")), &data).expect("fine");
     }
 }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// A streaming pair that pg_rewind can be used on, each side with a setting of its own.
-async fn pair(base: &Base) -> (Arc<Cluster>, Arc<Cluster>) {
+pub async fn pair(base: &Base) -> (Arc<Cluster>, Arc<Cluster>) {
     let alp = base.primary("alp").await;
     sql(&alp, "ALTER SYSTEM SET wal_log_hints = on").await;
     sql(&alp, "ALTER SYSTEM SET cluster_name = 'of-alp'").await;
@@ -26,21 +26,21 @@ async fn pair(base: &Base) -> (Arc<Cluster>, Arc<Cluster>) {
     (alp, midna)
 }
 
-async fn facts(source: &Cluster, target: &Cluster) -> SourceFacts {
+pub async fn facts(source: &Cluster, target: &Cluster) -> SourceFacts {
     source.ensure_replication_role(LIMIT).await.expect("role");
     source.ensure_slot(&slot_name(&target.node), LIMIT).await.expect("slot");
     source.look_as_source(None, LIMIT).await.expect("facts")
 }
 
 /// Waits until `standby` has replayed all that `primary` has now.
-async fn caught_up(standby: &Cluster, primary: &Cluster) {
+pub async fn caught_up(standby: &Cluster, primary: &Cluster) {
     let lsn = sql(primary, "SELECT pg_current_wal_insert_lsn()").await;
     let text = format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'");
     until("caught up", || async { sql(standby, &text).await == "t" }).await;
 }
 
 /// midna is promoted while alp goes on: three transactions that only alp has, and one that only midna has.
-async fn diverge(alp: &Cluster, midna: &Cluster) {
+pub async fn diverge(alp: &Cluster, midna: &Cluster) {
     caught_up(midna, alp).await;
     midna.promote(LIMIT).await.expect("promote");
     for i in [1, 2, 3] {
@@ -50,7 +50,7 @@ async fn diverge(alp: &Cluster, midna: &Cluster) {
     sql(midna, "ALTER SYSTEM SET work_mem = '7MB'").await;
 }
 
-async fn rejoin(target: &Cluster, source: &Cluster, facts: &SourceFacts) -> (Rejoined, Vec<Tick>) {
+pub async fn rejoin(target: &Cluster, source: &Cluster, facts: &SourceFacts) -> (Rejoined, Vec<Tick>) {
     let mut ticks = Vec::new();
     let done = target.rejoin(&peer(source), facts, &mut |tick| ticks.push(tick)).await;
     (done.unwrap_or_else(|error| panic!("{error}: {ticks:?}")), ticks)
@@ -73,7 +73,7 @@ async fn is_standby_of(target: &Cluster, source: &Cluster, rows: &str) {
     assert!(!target.state_dir.join("rewind-under-way").exists());
 }
 
-fn entries_like(base: &Base, infix: &str) -> Vec<PathBuf> {
+pub fn entries_like(base: &Base, infix: &str) -> Vec<PathBuf> {
     let dir = fs::read_dir(base.dir.join("alp")).expect("dir").flatten().map(|entry| entry.path());
     dir.filter(|path| path.to_string_lossy().contains(infix)).collect()
 }

@@ -365,7 +365,7 @@ impl World {
                 n.promotions += 1;
                 pg.data.push((n.promotions * 2 + node as u64, 0));
             }
-            PgTask::Rejoin(_) => {
+            PgTask::Rejoin(source) => {
                 let start = pg.start + 1;
                 *pg = Pg {
                     up: true,
@@ -379,6 +379,7 @@ impl World {
                     data: other.data,
                     refusal: false,
                     told_ahead: 0,
+                    source: Some(source.lsn),
                 };
             }
             PgTask::PrepareStandby | PgTask::LookAsSource(_) => {

@@ -3,7 +3,7 @@
 //!
 //! What it is NOT: the world itself (`world`).
 
-use crate::base::ids::{NodeName, OpId};
+use crate::base::ids::{Lsn, NodeName, OpId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
 use crate::engine::turn::{Command, Event, PgTask};
@@ -43,6 +43,8 @@ pub(super) struct Pg {
     pub(super) refusal: bool,
     /// What it tells a rejoin that looks is so far beyond what a standby can have yet.
     pub(super) told_ahead: u64,
+    /// What the last rejoin was told of the active node's WAL.
+    pub(super) source: Option<Lsn>,
 }
 
 pub(super) type Data = Vec<(u64, u64)>;

@@ -32,6 +32,18 @@ fn a_rehearsal_says_what_it_would_do_and_does_nothing() {
 }
 
 #[test]
+fn the_active_node_is_asked_again_when_this_one_has_stopped() {
+    let mut world = World::running();
+    rejoin(&mut world, false);
+    world.run_until(secs(20), "stopped", |w| !w.nodes[1].pg.up && w.nodes[1].pg.source.is_none());
+    // Written while the standby still received: told before, it would be ahead.
+    world.nodes[0].pg.lsn += 7000;
+    let written = Lsn(world.nodes[0].pg.lsn);
+    world.run_until(secs(20), "worked", |w| w.nodes[1].pg.source.is_some());
+    assert!(world.nodes[1].pg.source.is_some_and(|lsn| lsn >= written), "{:?}", world.nodes[1].pg.source);
+}
+
+#[test]
 fn it_ends_only_when_what_the_source_wrote_after_the_copy_is_replayed() {
     let mut world = World::running();
     let start = world.nodes[1].pg.start;

@@ -141,6 +141,7 @@ impl World {
             data: vec![(0, 0)],
             refusal: false,
             told_ahead: 0,
+            source: None,
         };
         let node = |in_recovery| Node {
             guard: None,
