@@ -53,6 +53,15 @@ pub enum Entry {
         epoch: Epoch,
         since: Option<String>,
     },
+    /// This node gives its word that it acknowledges nothing without the peer, from this epoch on (`PeerState::blocks`);
+    /// none: the peer knows that it does not count any more.
+    Blocks {
+        epoch: Epoch,
+    },
+    /// The peer gave that word for its epoch.
+    PeerBlocks {
+        epoch: Epoch,
+    },
     /// This node serves nothing of epochs below `number`.
     Fenced {
         number: Epoch,
@@ -141,6 +150,12 @@ pub struct Durable {
     /// The peer went alone: at which of its epochs, and when (RFC 3339).
     #[serde(default)]
     pub peer_alone: Option<(Epoch, String)>,
+    /// The epoch at which this node gave its word not to go alone; it binds, whatever the configuration says since.
+    #[serde(default)]
+    pub blocks: Epoch,
+    /// The epoch of the peer for which it gave that word.
+    #[serde(default)]
+    pub peer_blocks: Epoch,
     /// The fence number; passed only by winning an epoch not below it.
     pub fence: Epoch,
     /// The fenced state and why, until promote, unfence or rejoin end it.
@@ -192,7 +207,14 @@ impl Durable {
                     self.sync_since = Some(since.clone());
                 }
             }
-            Entry::PeerAlone { epoch, since } => self.peer_alone = since.clone().map(|since| (*epoch, since)),
+            Entry::PeerAlone { epoch, since } => {
+                if since.is_some() {
+                    self.peer_blocks = Epoch::NONE;
+                }
+                self.peer_alone = since.clone().map(|since| (*epoch, since));
+            }
+            Entry::Blocks { epoch } => self.blocks = *epoch,
+            Entry::PeerBlocks { epoch } => self.peer_blocks = *epoch,
             // From a fence on its PostgreSQL is the fence's to stop and to start.
             Entry::Fenced { number, reason, .. } => {
                 self.stopping = None;
@@ -215,6 +237,8 @@ impl Durable {
             Entry::RejoinStarted { .. } => {
                 self.stopping = None;
                 self.rejoining = true;
+                // What it was given for is replaced.
+                self.peer_blocks = Epoch::NONE;
             }
             Entry::RejoinAbandoned { .. } => self.rejoining = false,
             Entry::RejoinDone { .. } => {

@@ -430,6 +430,13 @@ pub struct PeerState {
     /// It lets clients in through tunnels of the peer channel.
     #[serde(default)]
     pub tunnels: bool,
+    /// It only looks when a rejoin asks it to ([`PeerQuestion::PrepareRejoin`]).
+    #[serde(default)]
+    pub looks: bool,
+    /// Its word, where no marker says it: at its epoch all that it acknowledged is on the hearer, and it acknowledges
+    /// nothing more without it (`on_standby_loss = "block"`) until the hearer has acknowledged a going alone.
+    #[serde(default)]
+    pub blocks: bool,
     pub procedure: Option<ProcedureBrief>,
     /// The old side of a switchover: whose attempt, and what it is at.
     #[serde(default)]

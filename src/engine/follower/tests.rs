@@ -93,6 +93,8 @@ fn voter(node: &str, serves: u64) -> Facts {
         unheard: false,
         maintenance: false,
         tunnels: true,
+        looks: true,
+        blocks: false,
         procedure: None,
         handing_over: None,
     };

@@ -7,10 +7,11 @@
 //!
 //! **Invariants:** silence is counted over looks that follow each other closely, never over a time in which nobody
 //! looked. Nothing is acknowledged alone before our *own* update to `sync=none` succeeded, or (without a marker)
-//! before the peer acknowledged it or could not be asked and it is in our journal. `on_standby_loss = "block"` empties
-//! no list.
+//! before the peer acknowledged it or could not be asked and it is in our journal; whoever gave its word not to (`word`)
+//! needs the acknowledgement. `on_standby_loss = "block"` empties no list.
 
 use super::durability::{AloneFor, Listed, Phase, listed};
+use super::observe::is_behind;
 use super::proofs::{PEER_LIMIT, PeerAskedFor};
 use super::{Guard, PgOwner, Then};
 use crate::base::ids::{Epoch, Lsn};
@@ -162,6 +163,13 @@ impl Guard {
     /// The standby is lost and commits wait for it: goes alone where that is allowed.
     pub(super) fn advance_alone(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let standby = &self.durability.standby;
+        if !self.setup.synchronous && self.is_bound() && now.boot >= standby.retry_at {
+            // Asynchronous now, and bound by the word it gave before: the peer lifts that, as soon as it can be asked.
+            if self.peer_reachable(now) && self.stays_together(now).is_none() {
+                self.go_alone(now, AloneFor::Silence, fx);
+            }
+            return;
+        }
         if !standby.lost || self.setup.block || now.boot < standby.retry_at {
             return;
         }
@@ -195,7 +203,7 @@ impl Guard {
 
     /// R4: only while the lease is good, and not amid a procedure. R6, P15: not while the standby is ahead of a primary
     /// that has just started: then it is this one that lost WAL.
-    fn stays_together(&self, now: Now) -> Option<String> {
+    pub(super) fn stays_together(&self, now: Now) -> Option<String> {
         if self.takeover.as_ref().is_some_and(|t| !t.dry_run) || self.handover.is_some() || self.rejoin.is_some() {
             return Some("a procedure is under way".to_owned());
         }
@@ -209,17 +217,44 @@ impl Guard {
             return Some("nobody has vouched for this node since the standby fell silent".to_owned());
         }
         let report = self.pg.report.as_ref()?;
-        let word = self.peer.state.as_ref().filter(|_| self.peer_reachable(now)).and_then(|p| p.pg.as_ref());
+        if self.pg.barrier_passed {
+            return None;
+        }
+        let behind = self.durable.confirmed.filter(|confirmed| is_behind(report, *confirmed));
+        let behind = behind.map(|(lsn, timeline, _)| {
+            format!(
+                "{} had {lsn} (timeline {timeline}), this primary has only {} (timeline {}): it has lost WAL; promote \
+                 there, or `promote --accept-data-loss` here",
+                self.setup.peer, report.lsn, report.timeline
+            )
+        });
+        self.lost_wal().or(behind)
+    }
+
+    /// R6, P15: why this primary has surely lost WAL (a restored snapshot), by the peer's last word or the witness's.
+    pub(super) fn lost_wal(&self) -> Option<String> {
+        let report = self.pg.report.as_ref().filter(|r| !r.in_recovery && self.durable.is_holder())?;
+        let peer = &self.setup.peer;
+        if self.witness.restored == Some(self.durable.won) {
+            return Some(format!(
+                "at this start the record was newer than this node's journal: restored from a snapshot, it would serve \
+                 old data; promote {peer}, or `promote --accept-data-loss` here"
+            ));
+        }
+        // A word from before our epoch was judged when that was taken.
+        let word = self.peer.state.as_ref().filter(|p| p.seen >= self.durable.won).and_then(|p| p.pg.as_ref());
         let ahead = word.filter(|pg| {
             let same = pg.system_id == report.system_id && pg.timeline == report.timeline;
             pg.in_recovery && same && pg.lsn > report.lsn
         });
-        ahead.filter(|_| !self.pg.barrier_passed).map(|pg| {
-            format!(
-                "{} has {}, this primary only {}: it has lost WAL; promote there",
-                self.setup.peer, pg.lsn, report.lsn
-            )
+        ahead.map(|pg| {
+            format!("{peer} has {}, this primary only {}: it has lost WAL; promote there", pg.lsn, report.lsn)
         })
+    }
+
+    /// Commits are not to wait for the standby: it is lost, or replication is asynchronous.
+    fn is_parted(&self) -> bool {
+        self.durability.standby.lost || !self.setup.synchronous
     }
 
     /// Starts going alone; false while something else is under way.
@@ -227,13 +262,13 @@ impl Guard {
         if self.pg.task.is_some() || !matches!(self.durability.phase, Phase::Idle) {
             return false;
         }
-        if self.record_sync() == Some(None) && self.durable.sync.is_none() {
+        if self.record_sync() == Some(None) && self.durable.sync.is_none() && !self.is_bound() {
             self.empty_list(now, by, fx);
             return true;
         }
         if self.setup.mode != Mode::Update {
             // P8: the record is the peer's word, as long as it can be asked. Who asks for a rejoin knows.
-            if by == AloneFor::Silence && self.peer_reachable(now) {
+            if by == AloneFor::Silence && (self.peer_reachable(now) || self.is_bound()) {
                 let ask = PeerQuestion::GoingAlone { epoch: self.durable.complete, since: now.rfc3339() };
                 let question = self.ask_peer(now, PeerAskedFor::Alone, ask, PEER_LIMIT, fx);
                 self.durability.phase = Phase::AskingPeer { question };
@@ -252,7 +287,12 @@ impl Guard {
     fn journal_alone(&mut self, now: Now, by: AloneFor, fx: &mut Vec<Effect>) {
         let (epoch, seq, since) = (self.durable.won, self.durable.seq + 1, now.rfc3339());
         self.durability.phase = Phase::RecordingAlone(by);
-        self.record(fx, vec![Entry::Sync { epoch, seq, sync: None, since }], Then::Durability);
+        let mut entries = vec![Entry::Sync { epoch, seq, sync: None, since }];
+        if self.is_bound() {
+            // The peer has acknowledged it, or is being rejoined: its own journal says so first.
+            entries.push(Entry::Blocks { epoch: Epoch::NONE });
+        }
+        self.record(fx, entries, Then::Durability);
     }
 
     /// The record says `sync=none` by our own hand: now, and never before, the list may be emptied.
@@ -303,9 +343,14 @@ impl Guard {
         }
         self.durability.phase = Phase::Idle;
         let why = match answer.map(|a| *a) {
+            Err(why) if self.is_bound() => format!(
+                "with on_standby_loss = \"block\" it gave its word to acknowledge nothing without {0}, and {0} has to \
+                 acknowledge that it goes alone, which it does not ({why}); start its daemon",
+                self.setup.peer
+            ),
             // Who cannot be asked cannot object (P8): a promote there counts everything since the last contact as lost.
             Ok(PeerAnswer::Acknowledged) | Err(_) => {
-                if self.durability.standby.lost && self.stays_together(now).is_none() {
+                if self.is_parted() && self.stays_together(now).is_none() {
                     self.journal_alone(now, AloneFor::Silence, fx);
                 }
                 return;
@@ -317,7 +362,14 @@ impl Guard {
     }
 
     /// The peer goes alone and asks for a durable word of it. Who has refused gives none (R2).
-    pub(super) fn on_going_alone(&mut self, ticket: Ticket, epoch: Epoch, since: String, fx: &mut Vec<Effect>) {
+    pub(super) fn on_going_alone(
+        &mut self,
+        now: Now,
+        ticket: Ticket,
+        epoch: Epoch,
+        since: String,
+        fx: &mut Vec<Effect>,
+    ) {
         let writing = |(_, entries, _): &(u64, Vec<Entry>, Then)| {
             entries.iter().any(|entry| matches!(entry, Entry::Refused { epoch: refused } if *refused >= epoch))
         };
@@ -329,6 +381,7 @@ impl Guard {
             "a later epoch was taken or asked for here"
         } else {
             let answer = Box::new(PeerAnswer::Acknowledged);
+            self.peer.word_from = now.boot;
             self.record(fx, vec![Entry::PeerAlone { epoch, since: Some(since) }], Then::Answer { ticket, answer });
             return;
         };

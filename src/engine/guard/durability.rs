@@ -125,7 +125,7 @@ impl Guard {
         let list = listed(&report.sync_list);
         let agrees = match self.record_sync() {
             None => return Some("what the record says of synchronous standbys is not known yet".to_owned()),
-            Some(None) => (list == Listed::Empty && !self.setup.block) || list == Listed::One(self.setup.peer.as_str()),
+            Some(None) => (list == Listed::Empty && !self.blocks()) || list == Listed::One(self.setup.peer.as_str()),
             Some(Some(name)) => list == Listed::One(name.as_str()),
         };
         (!agrees).then(|| "synchronous_standby_names does not agree with the record; it is being set".to_owned())
@@ -175,7 +175,11 @@ impl Guard {
         let alone = !self.setup.synchronous || self.record_sync() == Some(None);
         if let Some(barrier) = self.pg.barrier {
             let flushed = self.standby_row().and_then(|r| r.flush_lsn).is_some_and(|lsn| lsn >= barrier);
-            if alone || (flushed && self.standby_streams()) {
+            if flushed && self.standby_streams() {
+                self.pg.barrier_passed = true;
+                self.witness.restored = None;
+            } else if alone && self.peer.settled && self.lost_wal().is_none() {
+                // A record that says "alone" does not bring back what is missing here.
                 self.pg.barrier_passed = true;
             }
         }
@@ -402,14 +406,16 @@ impl Guard {
         let wanted = match &record {
             Some(name) if list != Listed::One(name.as_str()) => Some((Phase::Correcting, Some(name.clone()))),
             Some(_) => None,
-            None if !self.setup.synchronous => (list != Listed::Empty).then_some((Phase::Correcting, None)),
-            None if ready && self.gate.open => Some((Phase::Naming, Some(peer))),
-            None if self.setup.block => (list != Listed::One(peer.as_str())).then_some((Phase::Correcting, Some(peer))),
+            None if !self.setup.synchronous && !self.blocks() => {
+                (list != Listed::Empty).then_some((Phase::Correcting, None))
+            }
+            None if ready && self.gate.open && self.setup.synchronous => Some((Phase::Naming, Some(peer))),
+            None if self.blocks() => (list != Listed::One(peer.as_str())).then_some((Phase::Correcting, Some(peer))),
             // Under sync=none a name is left alone only while its standby streams; ours was the update that says so.
             None if list != Listed::Empty
                 && self.durable.sync.is_none()
                 && !self.standby_streams()
-                && self.lease_stands(now).is_ok() =>
+                && self.stays_together(now).is_none() =>
             {
                 Some((Phase::Correcting, None))
             }
@@ -447,7 +453,7 @@ impl Guard {
     /// It serves; or, where it never goes alone, it would if it had a standby (R6), which only a rejoin may bring back.
     pub(super) fn may_be_joined(&self) -> bool {
         let primary = self.pg.up && self.pg.report.as_ref().is_some_and(|r| !r.in_recovery);
-        let waits = self.setup.block && primary && self.role() == Role::Active;
+        let waits = self.blocks() && primary && self.role() == Role::Active;
         self.durable.is_holder() && (self.gate.open || waits)
     }
 

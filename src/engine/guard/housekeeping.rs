@@ -151,15 +151,20 @@ impl Guard {
                 && marker.epoch == self.durable.won && marker.boot != self.setup.boot)
     }
 
-    /// A standby remembers what its primary confirmed, now and then: data behind that is not promotable.
+    /// Both remember what the standby confirmed, now and then: data behind that is not promotable, and a primary behind
+    /// it does not go alone (P15).
     fn keep_confirmed(&mut self, now: Now, fx: &mut Vec<Effect>) {
         if now.boot < self.durability.confirmed_at + CONFIRMED_EVERY {
             return;
         }
-        let Some(report) = self.pg.report.as_ref().filter(|r| self.pg.up && r.in_recovery && r.streaming) else {
-            return;
+        let Some(report) = self.pg.report.as_ref().filter(|_| self.pg.up) else { return };
+        let confirmed = if !report.in_recovery {
+            self.standby_row().filter(|_| self.in_sync() && self.pg.barrier_passed).and_then(|row| row.flush_lsn)
+        } else if report.streaming {
+            self.peer.state.as_ref().and_then(|p| p.pg.as_ref()).and_then(|pg| pg.confirmed)
+        } else {
+            None
         };
-        let confirmed = self.peer.state.as_ref().and_then(|p| p.pg.as_ref()).and_then(|pg| pg.confirmed);
         let Some(lsn) = confirmed else { return };
         let entry = (lsn, report.timeline, report.system_id);
         if self.durable.confirmed != Some(entry) {

@@ -53,6 +53,12 @@ impl Guard {
             return older(highest);
         }
         if marker.active == self.setup.me && marker.epoch == self.durable.complete {
+            let behind = self.durable.confirmed.is_some_and(|confirmed| is_behind(report, confirmed));
+            if let Some(why) = self.lost_wal().filter(|_| !self.pg.barrier_passed) {
+                return Loss::Possible(why);
+            } else if behind {
+                return Loss::Possible(format!("the data here ({}) is behind what was confirmed before", report.lsn));
+            }
             return Loss::None("this node was the active one: no acknowledged write is missing".to_owned());
         }
         if planned {

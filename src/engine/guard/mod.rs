@@ -18,7 +18,7 @@
 //! the journal is emitted before `Recorded`. The submodules are rooms of this one machine:
 //! `proofs` (witness and peer evidence), `standing` (R1: what opens, suspends and cuts), `fence`, `vip`, `record`
 //! (updates and their settling), `durability` and `alone` (R4), `observe` (records edited by hand), `unmarked`
-//! (takeovers no marker decides), `followers` (nodes without a vote), `pledge`, `pause`, `units`, `housekeeping`,
+//! (takeovers no marker decides), `word` (what takes a marker's place under "block"), `followers` (nodes without a vote), `pledge`, `pause`, `units`, `housekeeping`,
 //! `takeover` (promote, switchover, unfence), `handover` (the old side of a switchover) and `carry` (its clients),
 //! `rejoin`, `forward` (where clients of a passive node may go), `view`.
 
@@ -44,6 +44,7 @@ mod units;
 mod unmarked;
 mod view;
 mod vip;
+mod word;
 
 use crate::base::ids::{Epoch, NodeName, OpId};
 use crate::base::time::{Duration, Instant};
@@ -367,6 +368,7 @@ impl Guard {
             self.advance_job(now, fx);
             self.advance_fence(now, fx);
             self.advance_durability(now, fx);
+            self.advance_word(fx);
             self.advance_housekeeping(now, fx);
             self.advance_watching(now, fx);
             self.advance_followers(now, fx);

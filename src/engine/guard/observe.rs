@@ -57,10 +57,10 @@ impl Guard {
             ));
         }
         let Some(peer) = peer else {
-            if self.setup.block && report.in_recovery {
+            if self.peer_gave_its_word() && report.in_recovery {
                 let name = &self.setup.peer;
                 return Loss::None(format!(
-                    "on_standby_loss = \"block\": {name} acknowledges nothing without this node"
+                    "on_standby_loss = \"block\": {name} gave its word to acknowledge nothing without this node"
                 ));
             }
             let last = self.peer.heard_wall.clone().unwrap_or_else(|| "never in this life of the daemon".to_owned());

@@ -69,6 +69,10 @@ pub(super) struct WitnessMemory {
     /// Observe mode: since when proofs have been unbroken.
     pub(super) unbroken_since: Option<Instant>,
     seen_writing: Epoch,
+    /// The record was compared with the journal of a former life.
+    compared: bool,
+    /// It was newer, at this epoch of ours: the journal, and with it all that is here, was restored from a snapshot.
+    pub(super) restored: Option<Epoch>,
 }
 
 impl WitnessMemory {
@@ -84,6 +88,8 @@ impl WitnessMemory {
             boot_from: None,
             unbroken_since: None,
             seen_writing: Epoch::NONE,
+            compared: false,
+            restored: None,
         }
     }
 
@@ -141,9 +147,11 @@ pub(super) struct PeerMemory {
     pub(super) pledged_to: Option<(u64, Instant)>,
     /// Its position as known at the last look at our own PostgreSQL (R6: is the standby ahead?).
     pub(super) lsn_before: Option<(crate::base::ids::TimelineId, crate::base::ids::Lsn)>,
+    /// Its word not to go alone counts only when it was asked for from here on: what is on its way may be older.
+    pub(super) word_from: Instant,
     mismatch_noted: bool,
     /// A question of this life was answered, or failed: what the peer knows of later epochs is known, or cannot be.
-    settled: bool,
+    pub(super) settled: bool,
 }
 
 impl Guard {
@@ -295,10 +303,32 @@ impl Guard {
             self.witness.marker = evidence::marker_of(seen).cloned();
         }
         if let Some(marker) = evidence::marker_of(seen) {
+            if first && self.setup.mode == Mode::Update {
+                self.compare_journal(now, marker, fx);
+            }
             self.see_epoch(marker.epoch, fx);
         }
         if self.durable.is_holder() || self.durable.won > self.durable.complete {
             self.act_on_verdict(now, asked, changed, &verdict, seen, fx);
+        }
+    }
+
+    /// P15: an update of ours that the journal does not know was sent after the snapshot that this machine was restored
+    /// from. One that a life sent and died before it could write it down is no such sign, nor is that of a new boot,
+    /// whose intent is in the journal.
+    fn compare_journal(&mut self, now: Now, marker: &Marker, fx: &mut Vec<Effect>) {
+        if std::mem::replace(&mut self.witness.compared, true) || self.job.is_some() {
+            return;
+        }
+        let ours = marker.active == self.setup.me && marker.epoch == self.durable.won && self.durable.is_holder();
+        if ours && marker.seq > self.durable.seq.saturating_add(1) && self.durable.boot_pending.is_none() {
+            self.witness.restored = Some(marker.epoch);
+            let (there, here, peer) = (marker.seq, self.durable.seq, &self.setup.peer);
+            let text = format!(
+                "the record (seq {there}) is newer than this node's journal (seq {here}): a restored snapshot? It serves \
+                 only once {peer} has confirmed its WAL"
+            );
+            self.note(now, fx, "journal_is_old", text);
         }
     }
 
@@ -448,6 +478,7 @@ impl Guard {
             && let PeerAnswer::Pulse { state, pledge } = answer.as_ref()
         {
             self.hear(now, state.clone(), fx);
+            self.hear_of_block(asked, state, fx);
             // In observe mode a pledge must not begin the unbroken row while the record speaks against this node.
             let void = self.setup.mode == Mode::Observe && self.against().is_some();
             let fresh = asked >= self.proofs_from && epoch == self.durable.complete && !void;
@@ -475,6 +506,7 @@ impl Guard {
         self.peer.heard_wall = Some(now.rfc3339());
         self.see_epoch(state.seen.max(state.won), fx);
         self.hear_of_sync(&state, fx);
+        self.hear_of_release(&state, fx);
         if state.digest != self.setup.digest && !self.peer.mismatch_noted {
             self.peer.mismatch_noted = true;
             let text =
@@ -525,7 +557,7 @@ impl Guard {
             PeerQuestion::PutBack { attempt } => self.on_put_back(now, ticket, attempt, fx),
             PeerQuestion::PrepareRejoin { id, look: true, tail } => self.on_look(ticket, id, tail, fx),
             PeerQuestion::PrepareRejoin { id, .. } => self.on_prepare_rejoin(now, ticket, id, fx),
-            PeerQuestion::GoingAlone { epoch, since } => self.on_going_alone(ticket, epoch, since, fx),
+            PeerQuestion::GoingAlone { epoch, since } => self.on_going_alone(now, ticket, epoch, since, fx),
             PeerQuestion::Run { command } => self.on_run_for_peer(now, ticket, command, fx),
             PeerQuestion::Follow { .. } | PeerQuestion::PrepareFollower { .. } => {
                 let why = format!("{} has a vote and does not ask like a node without one", self.setup.peer);
@@ -581,6 +613,8 @@ impl Guard {
             unheard: self.durable.served_unheard(),
             maintenance: self.in_maintenance(),
             tunnels: true,
+            looks: true,
+            blocks: self.gives_its_word(),
             procedure: self.procedure_brief(),
             handing_over: self.handover.as_ref().map(|h| (h.attempt, h.word().to_owned())),
         }

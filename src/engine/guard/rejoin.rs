@@ -274,6 +274,10 @@ impl Guard {
             Some(format!("{} does not serve: there is nothing to rejoin to", peer.node))
         } else if peer.complete < mine {
             Some(format!("{} serves epoch {}, this node held {mine}: the wrong direction", peer.node, peer.complete))
+        } else if !peer.looks {
+            // It would prepare (record sync=none) where it is asked to look.
+            let (name, version) = (&peer.node, &peer.version);
+            Some(format!("{name} runs {version}, which cannot look without changing something: upgrade {name} first"))
         } else {
             None
         };
@@ -348,6 +352,7 @@ impl Guard {
         match r.step {
             Step::Marking => {
                 let id = r.id;
+                self.peer.word_from = now.boot;
                 let ask = PeerQuestion::PrepareRejoin { id, look: false, tail: None };
                 let question = self.ask_peer(now, PeerAskedFor::Rejoin, ask, PREPARE_LIMIT, fx);
                 self.rejoin_step(now, Step::Preparing { question }, Some(PREPARE_LIMIT), fx);

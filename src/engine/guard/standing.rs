@@ -242,6 +242,9 @@ impl Guard {
             return Err((self.gate.suspended.is_some(), why));
         }
         if !self.pg.barrier_passed {
+            if let Some(why) = self.lost_wal() {
+                return wait(why);
+            }
             return wait(
                 "PostgreSQL has just started: waiting until the standby has confirmed its WAL (R6)".to_owned(),
             );

@@ -180,7 +180,7 @@ impl Guard {
             mode: if self.setup.synchronous { "synchronous" } else { "asynchronous" }.to_owned(),
             in_sync: self.in_sync(),
             // One that blocks never is: its list names the peer whatever the record says.
-            alone_since: alone.filter(|_| !self.setup.block),
+            alone_since: alone.filter(|_| !self.blocks()),
             waiting_since: self
                 .durability
                 .standby

@@ -128,7 +128,7 @@ impl Guard {
             Mode::Update => self.takeover.as_ref().and_then(|t| t.marker.as_ref()).and_then(|m| m.sync.clone()),
             Mode::Observe | Mode::VipOnly => None,
         };
-        let name = name.or_else(|| self.setup.block.then(|| self.peer_name()));
+        let name = name.or_else(|| self.blocks().then(|| self.peer_name()));
         if self.pg_task(PgOwner::Takeover, PgTask::SetSyncList(name), fx) {
             self.step(now, Step::Naming, None, fx);
         } else if let Some(t) = &mut self.takeover {
@@ -158,7 +158,7 @@ impl Guard {
             }
             (Step::Promoting, Ok(_)) => {
                 // R6 is about what a start may show; who never goes alone could not open before a rejoin.
-                self.pg.barrier_passed |= self.setup.block;
+                self.pg.barrier_passed |= self.blocks();
                 self.say(now, "PostgreSQL is a writable primary", fx);
                 self.note(now, fx, "promoted", "PostgreSQL was promoted".to_owned());
                 self.after_promotion(now, fx);
@@ -184,7 +184,7 @@ impl Guard {
     pub(in crate::engine::guard) fn after_promotion(&mut self, now: Now, fx: &mut Vec<Effect>) {
         let alone = self.takeover.as_ref().and_then(|t| t.marker.as_ref()).is_none_or(|m| m.sync.is_none());
         let streams = self.standby_row().is_some_and(|r| r.state == "streaming");
-        if alone || streams || !self.setup.synchronous || self.setup.block {
+        if alone || streams || !self.setup.synchronous || self.blocks() {
             self.complete_takeover(now, fx);
             return;
         }

@@ -2,7 +2,7 @@
 //! record says so last. C10: a crash after every single effect and journal line of that.
 
 use super::world::{Act, Cut, Delivery, MS, World, name, secs};
-use crate::base::ids::Epoch;
+use crate::base::ids::{Epoch, Lsn, SystemId, TimelineId};
 use crate::engine::durable::Entry;
 use crate::engine::setup::Mode;
 use crate::engine::turn::{Command, Event, PeerQuestion};
@@ -190,6 +190,171 @@ fn p15_a_primary_that_lost_wal_does_not_go_alone_past_a_standby_that_has_it() {
     assert_eq!(world.marker().and_then(|m| m.sync), Some(name(1)));
 }
 
+/// P15: the machine comes back from a snapshot, journal and all, and nobody can tell it what the standby has.
+#[test]
+fn p15_a_restored_machine_does_not_go_alone_on_a_journal_older_than_the_record() {
+    let mut world = running(Mode::Update, false);
+    world.run_for(secs(1));
+    let (disk, shadow) = (world.nodes[0].disk.clone(), world.nodes[0].shadow.clone());
+    let pg = world.nodes[0].pg.clone();
+    world.act(Act::StopPg(1));
+    world.run_until(secs(8), "alone", alone);
+    world.act(Act::StartPg(1));
+    world.run_until(secs(20), "in sync", |w| w.snapshot(0).replication.in_sync);
+    world.run_for(secs(3));
+    world.kill_all(1);
+    world.crash(0);
+    let start = world.nodes[0].pg.start;
+    (world.nodes[0].disk, world.nodes[0].shadow, world.nodes[0].pg) = (disk, shadow, pg);
+    (world.nodes[0].pg.up, world.nodes[0].pg.start) = (false, start);
+    world.check_acked = false;
+    world.revive(0);
+    world.nodes[0].pg.up = true;
+    world.run_for(secs(40));
+    assert!(!world.is_open(0) && !alone(&world), "{:?}", world.snapshot(0).gate);
+    assert_eq!(world.marker().and_then(|m| m.sync), Some(name(1)));
+    assert_eq!(noted(&world, "journal_is_old"), 1);
+}
+
+/// P15: its data directory alone was restored, and nobody can tell it what the standby has: its own journal does.
+#[test]
+fn p15_a_restored_data_directory_does_not_go_alone_behind_what_was_confirmed() {
+    let mut world = running(Mode::Update, false);
+    world.run_for(secs(15));
+    world.kill_all(1);
+    world.kill_all(0);
+    let pg = &mut world.nodes[0].pg;
+    pg.lsn -= 60;
+    pg.data[0].1 -= 30;
+    world.check_acked = false;
+    world.revive(0);
+    world.run_for(secs(40));
+    assert!(!world.is_open(0) && !alone(&world), "{:?}", world.snapshot(0).gate);
+    assert_eq!(world.marker().and_then(|m| m.sync), Some(name(1)));
+    // A person who knows may have it serve all the same.
+    let ticket = world.promote(0, false);
+    let (exit, text) = world.end_of(0, ticket);
+    assert_eq!(exit, 3, "{text}");
+    let ticket = world.promote(0, true);
+    let (exit, text) = world.end_of(0, ticket);
+    assert_eq!(exit, 0, "{text}");
+    world.run_until(secs(10), "open", |w| w.is_open(0));
+}
+
+/// P15: what the standby has is heard while the update to `sync=none` is on its way.
+#[test]
+fn p15_a_record_of_none_does_not_open_past_a_standby_that_is_ahead() {
+    let mut world = running(Mode::Update, false);
+    world.run_for(secs(5));
+    world.kill_all(0);
+    world.run_for(secs(3));
+    world.kill(1);
+    let pg = &mut world.nodes[0].pg;
+    pg.lsn -= 20;
+    pg.data[0].1 -= 10;
+    // Not what the journal tells, in this case.
+    world.write_down(0, &[Entry::Confirmed { lsn: Lsn(1), timeline: TimelineId(1), system_id: SystemId(77) }]);
+    world.nodes[0].disk.push(Entry::Confirmed { lsn: Lsn(1), timeline: TimelineId(1), system_id: SystemId(77) });
+    world.check_acked = false;
+    world.hold_updates = true;
+    world.revive(0);
+    world.run_until(secs(20), "the update is on its way", |w| !w.held.is_empty());
+    world.start(1);
+    world.run_for(secs(1));
+    world.release();
+    world.hold_updates = false;
+    world.run_until(secs(20), "landed", |w| w.marker().is_some_and(|m| m.sync.is_none()));
+    let end = world.now + secs(30);
+    while world.now < end {
+        world.step();
+        assert!(!world.is_open(0) && !alone(&world), "{:?}", world.snapshot(0).gate);
+    }
+}
+
+/// What one's own file says of "block" proves nothing of the other node.
+#[test]
+fn p8_only_a_word_that_was_given_and_not_taken_back_makes_the_loss_of_a_silent_peer_known() {
+    for mode in [Mode::Observe, Mode::VipOnly] {
+        let rehearse = |world: &mut World| {
+            let peer_is_off = (mode == Mode::VipOnly).then(|| name(0));
+            let promote = Command::Promote { dry_run: true, yes: true, accept_data_loss: false, peer_is_off };
+            let ticket = world.command(1, promote);
+            world.end_of(1, ticket)
+        };
+        let given = |w: &World| w.durable(1).peer_blocks == w.durable(0).complete;
+
+        // b is dead, a's key was changed and its daemon restarted: it is bound all the same.
+        let mut world = running(mode, true);
+        world.run_until(secs(5), "a's word", given);
+        world.kill(1);
+        world.act(Act::StopPg(1));
+        world.kill(0);
+        world.block = false;
+        world.start(0);
+        world.run_for(secs(20));
+        assert!(!alone(&world), "{mode:?}");
+        // Nor does an epoch that it takes itself free it.
+        let accept = Command::Promote {
+            dry_run: false,
+            yes: true,
+            accept_data_loss: true,
+            peer_is_off: (mode == Mode::VipOnly).then(|| name(1)),
+        };
+        let ticket = world.command(0, accept);
+        let (exit, text) = world.end_of(0, ticket);
+        assert_eq!(exit, 0, "{text}");
+        let acks = world.acks;
+        world.run_for(secs(20));
+        assert_eq!((alone(&world), world.acks), (false, acks), "{mode:?}");
+
+        // b's daemon is there: it acknowledges that, and knows it from then on.
+        let mut world = running(mode, true);
+        world.run_until(secs(5), "a's word", given);
+        world.kill(0);
+        world.block = false;
+        world.start(0);
+        world.run_for(secs(5));
+        world.act(Act::Hang(1, true));
+        world.run_until(secs(30), "alone", alone);
+        assert_eq!((world.durable(0).blocks, world.durable(1).peer_blocks), (Epoch::NONE, Epoch::NONE));
+        world.kill_all(0);
+        world.run_for(secs(5));
+        world.block = true;
+        world.kill(1);
+        world.start(1);
+        world.run_for(secs(5));
+        let (exit, text) = rehearse(&mut world);
+        assert_eq!(exit, 3, "{mode:?}: {text}");
+
+        // b has lost its journal, and with it the word.
+        let mut world = running(mode, true);
+        world.run_until(secs(5), "a's word", given);
+        world.kill_all(0);
+        world.kill(1);
+        world.nodes[1].disk.clear();
+        world.nodes[1].shadow = crate::engine::durable::Durable::default();
+        world.start(1);
+        world.run_for(secs(5));
+        let (exit, text) = rehearse(&mut world);
+        assert_eq!(exit, 3, "{mode:?}: {text}");
+        assert!(text.contains("unknown since"), "{text}");
+
+        // They have never been in sync.
+        let mut world = World::unstarted(mode, 1);
+        world.block = true;
+        world.streams_up = false;
+        world.begin();
+        world.run_for(secs(5));
+        world.promote(0, false);
+        world.run_until(secs(10), "active", |w| w.durable(0).is_holder());
+        world.run_for(secs(5));
+        world.kill_all(0);
+        world.run_for(secs(5));
+        let (exit, text) = rehearse(&mut world);
+        assert_eq!(exit, 3, "{mode:?}: {text}");
+    }
+}
+
 #[test]
 fn without_a_good_lease_or_without_the_witness_nobody_goes_alone() {
     let mut world = running(Mode::Update, false);
@@ -260,6 +425,7 @@ fn p8_without_a_marker_the_peer_knows_or_the_loss_is_unknown() {
         }
         // Who never goes on alone leaves nothing to be unknown.
         let mut world = running(mode, true);
+        world.run_until(secs(5), "a's word", |w| w.durable(1).peer_blocks == w.durable(0).complete);
         world.kill_all(0);
         world.run_for(secs(5));
         let peer_is_off = (mode == Mode::VipOnly).then(|| name(0));
