@@ -3,6 +3,8 @@
 //! Order between effects lives in the guard's state, not in the executor: the guard emits `Record`, waits for
 //! `Recorded` and only then emits what depends on it. `Cut` and `Extend` are executed inline and first; they
 //! cannot fail or wait.
+//!
+//! Over 600 lines: a vocabulary, types alone.
 
 use crate::base::ids::{Epoch, Lsn, NodeName, OpId, SystemId, TimelineId};
 use crate::base::time::Instant;

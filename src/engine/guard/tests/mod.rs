@@ -17,6 +17,7 @@ mod review;
 mod scenarios;
 mod second_reading;
 mod solo;
+mod word;
 mod world;
 
 use crate::base::config::FencePostgres;
