@@ -58,7 +58,7 @@ impl Severity {
 }
 
 /// The kinds of events that are worth waking someone for.
-pub const KINDS: [(&str, Severity); 35] = [
+pub const KINDS: [(&str, Severity); 36] = [
     ("gate_cut", Severity::Critical),
     ("fenced", Severity::Critical),
     ("record_elsewhere", Severity::Critical),
@@ -71,6 +71,7 @@ pub const KINDS: [(&str, Severity); 35] = [
     ("put_back_failed", Severity::Critical),
     ("pause_seen", Severity::Critical),
     ("commits_wait", Severity::Critical),
+    ("journal_is_old", Severity::Critical),
     ("alone", Severity::Warning),
     ("standby_lost", Severity::Warning),
     ("cannot_follow", Severity::Warning),

@@ -19,6 +19,7 @@ use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
 use crate::engine::setup::Mode;
 use crate::engine::turn::{Effect, Now, PeerAnswer, PeerQuestion, PeerState, PgTask, Ticket};
+use crate::wire::marker::Marker;
 
 /// Looks further apart than this do not show that the standby was silent between them.
 const LOOKS_APART: Duration = Duration::from_secs(2);
@@ -194,7 +195,7 @@ impl Guard {
         match (self.durability.phase, self.pg.task) {
             (Phase::Confirming { .. }, _) => self.durability.phase = Phase::Idle,
             // Two checkpoints may take minutes; nothing that they began has to be undone.
-            (Phase::Barrier, Some((op, PgOwner::Durability))) => {
+            (Phase::Barrier | Phase::Proving, Some((op, PgOwner::Durability))) => {
                 self.on_pg_done(now, op, Err(format!("given up: {why}")), fx);
             }
             _ => {}
@@ -250,6 +251,25 @@ impl Guard {
         ahead.map(|pg| {
             format!("{peer} has {}, this primary only {}: it has lost WAL; promote there", pg.lsn, report.lsn)
         })
+    }
+
+    /// P15: an update of ours that the journal does not know was sent after the snapshot that this machine was restored
+    /// from. One that a life sent and died before it could write it down is no such sign, nor is that of a new boot,
+    /// whose intent is in the journal.
+    pub(super) fn compare_journal(&mut self, now: Now, marker: &Marker, fx: &mut Vec<Effect>) {
+        if std::mem::replace(&mut self.witness.compared, true) || self.job.is_some() {
+            return;
+        }
+        let ours = marker.active == self.setup.me && marker.epoch == self.durable.won && self.durable.is_holder();
+        if ours && marker.seq > self.durable.seq.saturating_add(1) && self.durable.boot_pending.is_none() {
+            self.witness.restored = Some(marker.epoch);
+            let (there, here, peer) = (marker.seq, self.durable.seq, &self.setup.peer);
+            let text = format!(
+                "the record (seq {there}) is newer than this node's journal (seq {here}): a restored snapshot? It serves \
+                 only once {peer} has confirmed its WAL"
+            );
+            self.note(now, fx, "journal_is_old", text);
+        }
     }
 
     /// Commits are not to wait for the standby: it is lost, or replication is asynchronous.

@@ -41,6 +41,8 @@ pub(super) enum Phase {
     Idle,
     /// Correcting a list that disagrees with the record.
     Correcting,
+    /// It was put right while the record says that commits wait: whether they do.
+    Proving,
     Naming,
     Barrier,
     Confirming {
@@ -75,6 +77,8 @@ pub(super) struct Durability {
     rejoin_waits: Option<(Ticket, u64, Instant)>,
     pub(super) confirmed_at: Instant,
     pub(super) clean: bool,
+    /// P6: the list was wrong while the record names the standby, and it was not proven since that commits wait.
+    unproven: bool,
     pub(super) standby: StandbyMemory,
 }
 
@@ -126,7 +130,7 @@ impl Guard {
         let agrees = match self.record_sync() {
             None => return Some("what the record says of synchronous standbys is not known yet".to_owned()),
             Some(None) => (list == Listed::Empty && !self.blocks()) || list == Listed::One(self.setup.peer.as_str()),
-            Some(Some(name)) => list == Listed::One(name.as_str()),
+            Some(Some(name)) => list == Listed::One(name.as_str()) && !self.durability.unproven,
         };
         (!agrees).then(|| "synchronous_standby_names does not agree with the record; it is being set".to_owned())
     }
@@ -303,7 +307,12 @@ impl Guard {
                 self.durability.phase = Phase::Barrier;
                 self.pg_task_next(PgOwner::Durability, PgTask::RearmBarrier, fx);
             }
+            (Phase::Proving, Ok(_)) => {
+                self.durability.phase = Phase::Idle;
+                self.durability.unproven = false;
+            }
             (Phase::Barrier, Ok(PgOutput::Lsn(lsn))) => {
+                self.durability.unproven = false;
                 self.durability.phase = Phase::Confirming { lsn, until: now.boot + CONFIRM_LIMIT };
             }
             (Phase::Emptying(by), result) => {
@@ -405,6 +414,11 @@ impl Guard {
         let ready = self.standby_streams() && self.is_prepared() && peer_ready && steady;
         let wanted = match &record {
             Some(name) if list != Listed::One(name.as_str()) => Some((Phase::Correcting, Some(name.clone()))),
+            Some(_) if self.durability.unproven => {
+                self.durability.phase = Phase::Proving;
+                self.pg_task_next(PgOwner::Durability, PgTask::RearmBarrier, fx);
+                return;
+            }
             Some(_) => None,
             None if !self.setup.synchronous && !self.blocks() => {
                 (list != Listed::Empty).then_some((Phase::Correcting, None))
@@ -422,6 +436,7 @@ impl Guard {
             None => None,
         };
         if let Some((phase, name)) = wanted {
+            self.durability.unproven |= record.is_some();
             if phase == Phase::Naming {
                 self.durability.standby.armed(now);
             }

@@ -70,7 +70,7 @@ pub(super) struct WitnessMemory {
     pub(super) unbroken_since: Option<Instant>,
     seen_writing: Epoch,
     /// The record was compared with the journal of a former life.
-    compared: bool,
+    pub(super) compared: bool,
     /// It was newer, at this epoch of ours: the journal, and with it all that is here, was restored from a snapshot.
     pub(super) restored: Option<Epoch>,
 }
@@ -310,25 +310,6 @@ impl Guard {
         }
         if self.durable.is_holder() || self.durable.won > self.durable.complete {
             self.act_on_verdict(now, asked, changed, &verdict, seen, fx);
-        }
-    }
-
-    /// P15: an update of ours that the journal does not know was sent after the snapshot that this machine was restored
-    /// from. One that a life sent and died before it could write it down is no such sign, nor is that of a new boot,
-    /// whose intent is in the journal.
-    fn compare_journal(&mut self, now: Now, marker: &Marker, fx: &mut Vec<Effect>) {
-        if std::mem::replace(&mut self.witness.compared, true) || self.job.is_some() {
-            return;
-        }
-        let ours = marker.active == self.setup.me && marker.epoch == self.durable.won && self.durable.is_holder();
-        if ours && marker.seq > self.durable.seq.saturating_add(1) && self.durable.boot_pending.is_none() {
-            self.witness.restored = Some(marker.epoch);
-            let (there, here, peer) = (marker.seq, self.durable.seq, &self.setup.peer);
-            let text = format!(
-                "the record (seq {there}) is newer than this node's journal (seq {here}): a restored snapshot? It serves \
-                 only once {peer} has confirmed its WAL"
-            );
-            self.note(now, fx, "journal_is_old", text);
         }
     }
 

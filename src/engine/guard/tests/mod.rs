@@ -19,6 +19,7 @@ mod scenarios;
 mod second_reading;
 mod solo;
 mod stopped;
+mod word;
 mod world;
 
 use crate::base::config::FencePostgres;
