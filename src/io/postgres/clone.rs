@@ -10,7 +10,9 @@
 //! belongs to this machine from wherever the old directory then is (the marker says it).
 //!
 //! Where the directory above DATA may not be written to (root's, say), both names stand under `state_dir`, which must
-//! be on the same file system, and DATA stays: its entries are moved out and in, `PG_VERSION` first and last.
+//! be on the same file system, and DATA stays: its entries are moved out and in, `PG_VERSION` first and last. The
+//! marker says when all are out: until then a retry goes on into the same directory, from then on what stands in DATA
+//! is of the copy that was moved in.
 //!
 //! What belongs to one machine stays that machine's ([`super::own`]).
 
@@ -27,9 +29,10 @@ use std::path::{Path, PathBuf};
 pub const SET_ASIDE_INFIX: &str = ".set-aside-";
 /// Ends the name of the directory a copy is made in.
 const FRESH_SUFFIX: &str = ".portcullis-new";
-/// The file in it that proves it ours; its second line says where the old directory goes.
+/// The file in it that proves it ours; its second line says where the old directory goes, its third that it is there.
 const MARKER: &str = "PORTCULLIS-CLONE";
 const MARKER_HEAD: &str = "A clone under way, made by portcullis; may be removed when portcullis does not run.\n";
+const MOVED_OUT: &str = "moved out";
 /// Free space beyond the source's size that must be there: the WAL of the copy's own duration.
 const SPACE_MARGIN: u64 = 256 * 1024 * 1024;
 /// A connection of the copy must not pass for the standby itself, or commits would be acknowledged by it.
@@ -48,6 +51,8 @@ struct Places {
     fresh: PathBuf,
     /// Where the old cluster is now: `target`, or set aside by a clone that crashed.
     old: Option<PathBuf>,
+    /// All of the old cluster is there.
+    moved_out: bool,
     /// Where this machine's own files are: `old`, or kept from before a rewind that did not end.
     own: Option<PathBuf>,
     /// The old cluster's, where there is one.
@@ -117,18 +122,18 @@ impl Cluster {
         };
         let fresh = with_suffix(&base, FRESH_SUFFIX);
         let is_cluster = |dir: &Path| dir.join(VERSION_FILE).exists();
-        let old = if is_cluster(&target) {
-            Some(target.clone())
-        } else {
-            // A clone that crashed between the two renames says where it put the old one.
-            let marker = fs::read_to_string(fresh.join(MARKER)).unwrap_or_default();
-            marker.strip_prefix(MARKER_HEAD).map(|rest| PathBuf::from(rest.trim_end())).filter(|dir| is_cluster(dir))
+        // A clone that crashed between the two renames, or while it moved entries, says where it put the old one.
+        let marker = read_marker(&fresh).filter(|(dir, _)| *dir != target);
+        let (old, moved_out) = match marker {
+            _ if is_cluster(&target) => (Some(target.clone()), false),
+            Some((dir, moved_out)) if is_cluster(&dir) => (Some(dir), moved_out),
+            _ => (None, false),
         };
         let broken = old.as_deref().is_some_and(rewind::is_half_rewound);
         let mark = rewind::Mark::read(&self.state_dir).filter(|_| broken);
         let mode = mark.as_ref().map(|mark| mark.mode).or_else(|| rewind::mode_of(old.as_deref()?));
         let own = if broken { mark.map(|mark| mark.own()) } else { old.clone() };
-        Ok(Places { target, base, fresh, old, own, mode })
+        Ok(Places { target, base, fresh, old, moved_out, own, mode })
     }
 
     /// Why a clone could not be made here, PostgreSQL running or not; nothing is touched.
@@ -248,6 +253,7 @@ fn prepare(places: &Places) -> Result<PathBuf, PgError> {
             )));
         }
         postmaster::kill_tool("pg_basebackup", &fresh.join("data"));
+        take_back(places)?;
         remove_data(places)?;
     }
     fs::DirBuilder::new()
@@ -255,7 +261,7 @@ fn prepare(places: &Places) -> Result<PathBuf, PgError> {
         .recursive(true)
         .create(fresh)
         .map_err(|error| files::failed("made", fresh, &error))?;
-    write_marker(places, places.old.as_deref())?;
+    write_marker(places, places.old.as_deref(), places.moved_out)?;
     Ok(fresh.join("data"))
 }
 
@@ -274,9 +280,29 @@ fn remove_data(places: &Places) -> Result<(), PgError> {
 }
 
 /// The marker names the old directory from the moment the copy begins, so that it is found again after any crash.
-fn write_marker(places: &Places, old: Option<&Path>) -> Result<(), PgError> {
+fn write_marker(places: &Places, old: Option<&Path>, moved_out: bool) -> Result<(), PgError> {
     let old = old.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
-    files::replace(&places.fresh.join(MARKER), format!("{MARKER_HEAD}{old}\n").as_bytes(), 0o600)
+    let last = if moved_out { MOVED_OUT } else { "" };
+    files::replace(&places.fresh.join(MARKER), format!("{MARKER_HEAD}{old}\n{last}\n").as_bytes(), 0o600)
+}
+
+/// Where the old directory goes or went, and whether all of it is there.
+fn read_marker(fresh: &Path) -> Option<(PathBuf, bool)> {
+    let marker = fs::read_to_string(fresh.join(MARKER)).ok()?;
+    let mut lines = marker.strip_prefix(MARKER_HEAD)?.lines();
+    let old = lines.next().filter(|line| !line.is_empty())?;
+    Some((PathBuf::from(old), lines.next() == Some(MOVED_OUT)))
+}
+
+/// An exchange that crashed before `PG_VERSION` was out took the machine's own files: they go back.
+fn take_back(places: &Places) -> Result<(), PgError> {
+    let Some((aside, false)) = read_marker(&places.fresh) else { return Ok(()) };
+    let begun = places.in_place() && aside != places.target && aside.is_dir() && !aside.join(VERSION_FILE).exists();
+    if !begun || places.old.as_ref() != Some(&places.target) {
+        return Ok(());
+    }
+    move_entries(&aside, &places.target, false)?;
+    fs::remove_dir(&aside).map_err(|error| files::failed("removed", &aside, &error))
 }
 
 /// Sets the old directory aside and puts the copy into its place.
@@ -291,7 +317,7 @@ fn swap(places: &Places, copy: &Path, source: &SourceFacts) -> Result<Option<Pat
         fs::remove_dir(target).map_err(|error| rename_failed(target, &error))?;
     } else if fs::symlink_metadata(target).is_ok() {
         let to = set_aside_name(&places.base);
-        write_marker(places, Some(&to))?;
+        write_marker(places, Some(&to), false)?;
         fs::rename(target, &to).map_err(|error| rename_failed(target, &error))?;
         files::sync_parent(target)?;
         aside = Some(to);
@@ -313,21 +339,28 @@ fn swap(places: &Places, copy: &Path, source: &SourceFacts) -> Result<Option<Pat
 /// [`swap`] where the data directory must stay: its entries go out one by one, the copy's come in.
 fn exchange(places: &Places, copy: &Path, source: &SourceFacts) -> Result<Option<PathBuf>, PgError> {
     let target = &places.target;
-    let mut aside = None;
+    // Where a clone that crashed has put the old cluster, or a part of it.
+    let mut aside = places.old.clone().filter(|old| old != target);
     if fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_some()) {
-        let to = set_aside_name(&places.base);
-        fs::DirBuilder::new().mode(0o700).create(&to).map_err(|error| files::failed("made", &to, &error))?;
+        let begun = aside.clone().filter(|_| !places.moved_out);
+        let to = begun.clone().unwrap_or_else(|| set_aside_name(&places.base));
+        if begun.is_none() {
+            fs::DirBuilder::new().mode(0o700).create(&to).map_err(|error| files::failed("made", &to, &error))?;
+        }
         if rewind::is_half_rewound(target) {
             rewind::poison(&to)?;
         }
-        write_marker(places, Some(&to))?;
+        let old = aside.get_or_insert_with(|| to.clone());
+        write_marker(places, Some(old), places.moved_out)?;
         if let Err(error) = move_entries(target, &to, true) {
-            let _best_effort = move_entries(&to, target, false);
+            if begun.is_none() {
+                let _best_effort = move_entries(&to, target, false);
+            }
             return Err(error);
         }
-        aside = Some(to);
     }
-    spaces::swap(source, aside.as_deref().or(places.old.as_deref()))?;
+    write_marker(places, aside.as_deref(), true)?;
+    spaces::swap(source, aside.as_deref())?;
     let mode = rewind::mode_of(copy).unwrap_or(rewind::PRIVATE);
     move_entries(copy, target, false)?;
     make_private(target, Some(mode))?;
@@ -442,7 +475,15 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let target = dir.path().join("main");
         let fresh = with_suffix(&target, FRESH_SUFFIX);
-        let places = Places { base: target.clone(), target, fresh: fresh.clone(), old: None, own: None, mode: None };
+        let places = Places {
+            base: target.clone(),
+            target,
+            fresh: fresh.clone(),
+            old: None,
+            moved_out: false,
+            own: None,
+            mode: None,
+        };
         fs::create_dir_all(fresh.join("data")).expect("mkdir");
         fs::write(fresh.join("data/precious"), "x").expect("write");
         assert!(matches!(prepare(&places), Err(PgError::Refused(_))));
@@ -461,6 +502,7 @@ mod tests {
             fresh: with_suffix(&base, FRESH_SUFFIX),
             base,
             old: Some(target.clone()),
+            moved_out: false,
             own: None,
             mode: None,
         };
@@ -479,6 +521,59 @@ mod tests {
         assert_eq!(fs::read_to_string(target.join(VERSION_FILE)).expect("read"), "new");
         assert!(target.join("base/2").is_dir() && !target.join("base/1").exists());
         assert!(!places.fresh.exists());
+    }
+
+    #[test]
+    fn an_exchange_that_crashed_anywhere_keeps_the_old_cluster_in_one_place() {
+        // Entries moved out, then in, before the crash.
+        for (out, into) in [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (4, 1), (4, 2)] {
+            let dir = tempfile::tempdir().expect("tempdir");
+            let (target, base) = (dir.path().join("pg/main"), dir.path().join("state/main"));
+            let fresh = with_suffix(&base, FRESH_SUFFIX);
+            let find = || {
+                let old = if target.join(VERSION_FILE).exists() { Some((target.clone(), false)) } else { None };
+                let (old, moved_out) = old.or_else(|| read_marker(&fresh)).expect("it is known where it is");
+                let (target, base, fresh) = (target.clone(), base.clone(), fresh.clone());
+                Places { target, base, fresh, old: Some(old), moved_out, own: None, mode: None }
+            };
+            let names = ["postgresql.conf", VERSION_FILE, "base", "global"];
+            fs::create_dir_all(target.join("base/1")).expect("mkdir");
+            fs::create_dir_all(target.join("global/1")).expect("mkdir");
+            for name in [VERSION_FILE, "postgresql.conf"] {
+                fs::write(target.join(name), "old").expect("write");
+            }
+            prepare(&find()).expect("prepared");
+            let to = set_aside_name(&base);
+            fs::create_dir(&to).expect("mkdir");
+            write_marker(&find(), Some(&to), false).expect("marked");
+            for name in &names[..out] {
+                fs::rename(target.join(name), to.join(name)).expect("moved out");
+            }
+            if into > 0 {
+                write_marker(&find(), Some(&to), true).expect("marked");
+                for name in &names[2..2 + into] {
+                    fs::create_dir_all(target.join(name).join("2")).expect("moved in");
+                }
+            }
+
+            let places = find();
+            let copy = prepare(&places).expect("prepared again");
+            let own = places.old.clone().expect("old").join("postgresql.conf");
+            assert!(own.exists(), "{out} {into}: this machine's files are found");
+            for name in ["base/2", "global/2"] {
+                fs::create_dir_all(copy.join(name)).expect("mkdir");
+            }
+            fs::write(copy.join(VERSION_FILE), "new").expect("write");
+            // And a crash during this copy.
+            assert_eq!(find().moved_out, places.moved_out);
+            let aside = swap(&places, &copy, &nothing_outside()).expect("swapped").expect("set aside");
+            for name in ["postgresql.conf", VERSION_FILE, "base/1", "global/1"] {
+                assert!(aside.join(name).exists(), "{out} {into}: {name} is elsewhere");
+            }
+            assert!(!aside.join("base/2").exists() && !target.join("base/1").exists(), "{out} {into}");
+            assert_eq!(fs::read_to_string(target.join(VERSION_FILE)).expect("read"), "new");
+            assert!(target.join("base/2").exists() && target.join("global/2").exists(), "{out} {into}");
+        }
     }
 
     #[test]

@@ -177,8 +177,8 @@ pub(super) fn move_back(from: &Path, data_dir: &Path) -> Result<(), PgError> {
     files::sync_parent(&data_dir.join("."))
 }
 
-/// Moves one entry whose rename has ended so, also to another file system or mount: it is whole at one of the two places at any time, and what
-/// is not whole ends in [`PART_SUFFIX`].
+/// Moves one entry whose rename ended so, also to another file system or mount: it is whole at one of the two places at
+/// any time, and what is not whole ends in [`PART_SUFFIX`].
 fn carry(from: &Path, to: &Path, renamed: io::Result<()>) -> Result<(), PgError> {
     match renamed {
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {}

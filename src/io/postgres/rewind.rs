@@ -12,8 +12,8 @@
 //! **Invariants:** `pg_rewind` changes DATA in place, so what only this node has (the diverged WAL) is kept first, and
 //! a half-rewound directory is never started: until the end its mode is one that PostgreSQL refuses to start with. It
 //! is set aside by the clone that follows, and where a clone is refused no rewind begins. What was moved before
-//! `pg_rewind` ran is moved back when it then does not run. Nobody but `pg_rewind` itself says how it ended; that it was needed is our
-//! finding, and when it then says that it was not, that is a fault.
+//! `pg_rewind` ran is moved back when it then does not run. Nobody but `pg_rewind` itself says how it ended; that it
+//! was needed is our finding, and when it then says that it was not, that is a fault.
 
 use super::control::StopMode;
 use super::divergence::{Divergence, Way};
