@@ -53,7 +53,7 @@ pub enum Entry {
         epoch: Epoch,
         since: Option<String>,
     },
-    /// This node gives its word that it acknowledges nothing without the peer, from this epoch on (`PeerState::blocks`);
+    /// This node gives its word: it acknowledges nothing without the peer, from this epoch on (`PeerState::blocks`);
     /// none: the peer knows that it does not count any more.
     Blocks {
         epoch: Epoch,

@@ -7,7 +7,7 @@
 //!
 //! **Invariants:** silence is counted over looks that follow each other closely, never over a time in which nobody
 //! looked. Nothing is acknowledged alone before our *own* update to `sync=none` succeeded, or (without a marker)
-//! before the peer acknowledged it or could not be asked and it is in our journal; whoever gave its word not to (`word`)
+//! before the peer acknowledged it or could not be asked and it is in our journal; who gave its word not to (`word`)
 //! needs the acknowledgement. `on_standby_loss = "block"` empties no list.
 
 use super::durability::{AloneFor, Listed, Phase, listed};
@@ -265,8 +265,8 @@ impl Guard {
             self.witness.restored = Some(marker.epoch);
             let (there, here, peer) = (marker.seq, self.durable.seq, &self.setup.peer);
             let text = format!(
-                "the record (seq {there}) is newer than this node's journal (seq {here}): a restored snapshot? It serves \
-                 only once {peer} has confirmed its WAL"
+                "the record (seq {there}) is newer than this node's journal (seq {here}): a restored snapshot? It \
+                 serves only once {peer} has confirmed its WAL"
             );
             self.note(now, fx, "journal_is_old", text);
         }

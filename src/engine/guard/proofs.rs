@@ -1,5 +1,7 @@
 //! Evidence of this node's epoch: the witness's answers, the peer's pulses and pledges. Everything is dated from the
 //! question, and an answer asked before our own last update counts for nothing.
+//!
+//! Over 600 lines: both voters' words are weighed against each other in one place.
 
 use super::{Guard, Then};
 use crate::base::ids::{Epoch, NodeName};
