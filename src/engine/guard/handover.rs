@@ -7,8 +7,8 @@
 //!
 //! **Invariant:** a consent is sent only after nothing passes the gate any more (cut, or suspended for those who are
 //! held over, `carry`), PostgreSQL is not a primary any more and the latch is on disk, in this order; it is never taken
-//! back by word (R2, P1). That PostgreSQL is stopped for it is on disk before the stop: a daemon that starts in the middle
-//! starts it again once it has proof (`housekeeping`), and so does one whose own start of it failed.
+//! back by word (R2, P1). That PostgreSQL is stopped for it is on disk before the stop: a daemon that starts in the
+//! middle starts it again once it has proof (`housekeeping`), and so does one whose own start of it failed.
 
 use super::proofs::PEER_LIMIT;
 use super::takeover::Takeover;
