@@ -143,7 +143,7 @@ fn nobody_is_held_for_a_taker_that_is_not_heard() {
     assert_eq!(task(&fx, &PgTask::Checkpoint), None);
 }
 
-/// Finding 5: a look that hangs with PostgreSQL does not keep the fence waiting, nor a checkpoint the stop of a consent.
+/// Finding 5: a look that hangs does not keep the fence waiting, nor a checkpoint the stop of a consent.
 #[test]
 fn what_hangs_gives_way_to_a_fence_and_to_a_consent() {
     let mut world = World::running();
