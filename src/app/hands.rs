@@ -339,8 +339,7 @@ async fn drain(gate: &Gate, hold: u64, limit: Duration) -> u64 {
 }
 
 /// Whether every session came to rest, or the hold is over; one that is only looked into, or may send what belongs to
-/// its last message, is
-/// not waited for as long as one in a transaction.
+/// its last message, is not waited for as long as one in a transaction.
 async fn at_rest_within(gate: &Gate, hold: u64, limit: Duration) -> bool {
     let begun = crate::io::clock::now();
     loop {

@@ -18,9 +18,9 @@
 //! the journal is emitted before `Recorded`. The submodules are rooms of this one machine:
 //! `proofs` (witness and peer evidence), `standing` (R1: what opens, suspends and cuts), `fence`, `vip`, `record`
 //! (updates and their settling), `durability` and `alone` (R4), `observe` (records edited by hand), `unmarked`
-//! (takeovers no marker decides), `word` (what takes a marker's place under "block"), `followers` (nodes without a
+//! (takeovers no marker decides), `word` (under "block", without a marker), `followers` (nodes without a
 //! vote), `pledge`, `pause`, `units`, `housekeeping`, `takeover` (promote, switchover, unfence), `handover` (the old
-//! side of a switchover) and `carry` (its clients), `rejoin`, `forward` (where clients of a passive node may go), `view`.
+//! side of a switchover) and `carry` (its clients), `rejoin`, `forward` (where a passive node's clients may go), `view`.
 
 mod alone;
 mod carry;
