@@ -20,7 +20,7 @@
 //! (updates and their settling), `durability` and `alone` (R4), `observe` (records edited by hand), `unmarked`
 //! (takeovers no marker decides), `word` (under "block", without a marker), `followers` (nodes without a
 //! vote), `pledge`, `pause`, `units`, `housekeeping`, `takeover` (promote, switchover, unfence), `handover` (the old
-//! side of a switchover) and `carry` (its clients), `rejoin`, `forward` (where a passive node's clients may go), `view`.
+//! side of a switchover) and `carry` (its clients), `rejoin`, `forward` (where a passive node's clients go), `view`.
 
 mod alone;
 mod carry;
