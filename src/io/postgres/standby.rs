@@ -223,15 +223,22 @@ pub fn clear_cut_short(data_dir: &Path) {
     }
 }
 
-/// Removes what [`Cluster::promote_above`] left: a standby that starts would take it for the newest timeline.
+/// Removes what a [`Cluster::promote_above`] that was cut short left: a standby that starts would take it for the newest
+/// timeline. Below a real one they stay: a standby fetches the history of every number up to its primary's, and gives up
+/// where one is missing.
 pub(super) fn clear_skipped(data_dir: &Path) {
-    let wal = data_dir.join("pg_wal");
-    for entry in std::fs::read_dir(wal).into_iter().flatten().flatten() {
+    let (mut skipped, mut newest) = (Vec::new(), 1);
+    for entry in std::fs::read_dir(data_dir.join("pg_wal")).into_iter().flatten().flatten() {
         let path = entry.path();
-        if path.extension().is_some_and(|end| end == "history")
-            && std::fs::read_to_string(&path).is_ok_and(|text| text == SKIPPED)
-            && let Err(error) = files::remove(&path)
-        {
+        let number = path.file_stem().and_then(|stem| u32::from_str_radix(stem.to_str()?, 16).ok());
+        let Some(number) = number.filter(|_| path.extension().is_some_and(|end| end == "history")) else { continue };
+        match std::fs::read_to_string(&path) {
+            Ok(text) if text == SKIPPED => skipped.push((number, path)),
+            _ => newest = newest.max(number),
+        }
+    }
+    for (_, path) in skipped.into_iter().filter(|(number, _)| *number > newest) {
+        if let Err(error) = files::remove(&path) {
             tracing::warn!(file = %path.display(), %error, "remove it before PostgreSQL starts as a standby");
         }
     }

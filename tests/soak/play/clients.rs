@@ -10,6 +10,7 @@ use crate::harness::node::GATE_PORT;
 use crate::harness::postgres::APP_PASSWORD;
 use crate::harness::sys::{Fail, Outcome, be_prompt, enter_netns, millis, now, secs, wait_until};
 use portcullis::base::time::{Duration, Instant};
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,7 +47,7 @@ pub struct Client {
 pub struct Log {
     pub acks: Vec<Ack>,
     pub errors: Vec<(Instant, u32, String)>,
-    /// Answers of a PostgreSQL that is not the gate's own.
+    /// Answers of a PostgreSQL that is no node's.
     pub strangers: Vec<String>,
 }
 
@@ -131,7 +132,7 @@ fn keep(log: &Mutex<Log>, ack: Ack, stranger: Option<String>) {
     let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
     log.acks.push(ack);
     if let Some(address) = stranger {
-        log.strangers.push(format!("a gate of node {} was answered by the PostgreSQL of {address}", ack.node));
+        log.strangers.push(format!("client {} was answered by the PostgreSQL of {address}", ack.client));
     }
 }
 
@@ -139,14 +140,20 @@ fn all(home: &str, clients: &[Client], log: &Mutex<Log>, stop: &AtomicBool) -> O
     enter_netns(home)?;
     be_prompt();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(futures_util::future::join_all(clients.iter().map(|client| live(home, client, log, stop))));
+    let gates: Gates = clients.iter().map(|client| (client.gate.clone(), client.node)).collect();
+    let lives = clients.iter().map(|client| live(home, client, &gates, log, stop));
+    runtime.block_on(futures_util::future::join_all(lives));
     Ok(())
 }
 
-async fn live(home: &str, client: &Client, log: &Mutex<Log>, stop: &AtomicBool) {
+/// Which node has this address. A session that was carried over is answered by the other node's PostgreSQL, and it is
+/// that node that served it.
+type Gates = BTreeMap<String, usize>;
+
+async fn live(home: &str, client: &Client, gates: &Gates, log: &Mutex<Log>, stop: &AtomicBool) {
     let mut next = 0;
     while !stop.load(Ordering::Relaxed) {
-        if let Err(error) = session(home, client, &mut next, log, stop).await {
+        if let Err(error) = session(home, client, gates, &mut next, log, stop).await {
             note(log, client.id, error.0);
         }
         tokio::time::sleep(RETRY_EVERY).await;
@@ -166,14 +173,21 @@ fn socket(home: &str, client: &Client) -> Outcome<tokio::net::TcpStream> {
     Ok(tokio::net::TcpStream::from_std(opened)?)
 }
 
-async fn session(home: &str, who: &Client, next: &mut u64, log: &Mutex<Log>, stop: &AtomicBool) -> Outcome {
+async fn session(
+    home: &str,
+    who: &Client,
+    gates: &Gates,
+    next: &mut u64,
+    log: &Mutex<Log>,
+    stop: &AtomicBool,
+) -> Outcome {
     let socket = socket(home, who)?;
     let mut config = tokio_postgres::Config::new();
     config.user("app").dbname("app").password(APP_PASSWORD).application_name(format!("soak-{}", who.id));
     let connect = tokio::time::timeout(CONNECT_LIMIT, config.connect_raw(socket, tokio_postgres::NoTls));
     let (client, connection) = connect.await.map_err(|_| Fail("no session within 1 s".to_owned()))??;
     let connection = tokio::spawn(connection);
-    let ended = talk(who, &client, next, log, stop).await;
+    let ended = talk(who, &client, gates, next, log, stop).await;
     connection.abort();
     ended
 }
@@ -181,6 +195,7 @@ async fn session(home: &str, who: &Client, next: &mut u64, log: &Mutex<Log>, sto
 async fn talk(
     who: &Client,
     client: &tokio_postgres::Client,
+    gates: &Gates,
     next: &mut u64,
     log: &Mutex<Log>,
     stop: &AtomicBool,
@@ -212,8 +227,9 @@ async fn talk(
         });
         let (address, timeline) = row.ok_or("an answer without a row")?;
         let timeline = u32::from_str_radix(&timeline, 16)?;
-        let ack = Ack { client: id, node: who.node, n, asked, at, timeline };
-        keep(log, ack, (address != who.gate).then_some(address));
+        let node = gates.get(&address).copied();
+        let ack = Ack { client: id, node: node.unwrap_or(who.node), n, asked, at, timeline };
+        keep(log, ack, node.is_none().then_some(address));
         tokio::time::sleep(who.every).await;
     }
     Ok(())

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, Copy)]
 pub struct Ack {
     pub client: u32,
-    /// Index of the node whose gate answered.
+    /// Index of the node whose PostgreSQL answered.
     pub node: usize,
     pub n: u64,
     pub asked: Instant,
