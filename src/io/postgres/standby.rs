@@ -223,9 +223,9 @@ pub fn clear_cut_short(data_dir: &Path) {
     }
 }
 
-/// Removes what a [`Cluster::promote_above`] that was cut short left: a standby that starts would take it for the newest
-/// timeline. Below a real one they stay: a standby fetches the history of every number up to its primary's, and gives up
-/// where one is missing.
+/// Removes what a [`Cluster::promote_above`] that was cut short left: a standby that starts would take it for the
+/// newest timeline. Below a real one they stay: a standby fetches the history of every number up to its primary's, and
+/// gives up where one is missing.
 pub(super) fn clear_skipped(data_dir: &Path) {
     let (mut skipped, mut newest) = (Vec::new(), 1);
     for entry in std::fs::read_dir(data_dir.join("pg_wal")).into_iter().flatten().flatten() {
