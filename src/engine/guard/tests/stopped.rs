@@ -37,7 +37,7 @@ fn refused(fx: &[Effect], whom: u64) -> Option<String> {
     })
 }
 
-/// Finding 3: only the daemon dies, and nobody else starts PostgreSQL.
+/// Only the daemon dies, and nobody else starts PostgreSQL.
 #[test]
 fn a_daemon_that_died_after_the_stop_starts_postgresql_again() {
     for stage in ["stopping PostgreSQL", "PostgreSQL stopped"] {
@@ -86,7 +86,7 @@ fn nothing_is_stopped_that_the_journal_does_not_know() {
     assert!(world.is_open(0));
 }
 
-/// Finding 8.
+/// A start that fails once is not the end of it.
 #[test]
 fn a_start_that_failed_at_put_back_is_tried_again() {
     let mut world = World::running();
@@ -101,7 +101,7 @@ fn a_start_that_failed_at_put_back_is_tried_again() {
     assert!(world.nodes[0].disk.contains(&Entry::Stopping { attempt }));
 }
 
-/// Finding 4: the taker dies while a long checkpoint runs, and commits hang for want of its PostgreSQL.
+/// The taker dies while a long checkpoint runs, and commits hang for want of its PostgreSQL.
 #[test]
 fn a_taker_that_died_during_a_long_checkpoint_is_not_waited_for() {
     for (what, machine) in [("its daemon", false), ("its machine", true)] {
@@ -143,7 +143,7 @@ fn nobody_is_held_for_a_taker_that_is_not_heard() {
     assert_eq!(task(&fx, &PgTask::Checkpoint), None);
 }
 
-/// Finding 5: a look that hangs with PostgreSQL does not keep the fence waiting, nor a checkpoint a consent's stop.
+/// A look that hangs with PostgreSQL does not keep the fence waiting, nor a checkpoint a consent's stop.
 #[test]
 fn what_hangs_gives_way_to_a_fence_and_to_a_consent() {
     let mut world = World::running();
@@ -173,7 +173,7 @@ fn what_hangs_gives_way_to_a_fence_and_to_a_consent() {
     assert!(task(&fx, &PgTask::Stop).is_some(), "{fx:?}");
 }
 
-/// Finding 6: a standby that was told to promote may become a primary after its consent.
+/// A standby that was told to promote may become a primary after its consent.
 #[test]
 fn a_standby_with_a_promotion_under_way_is_stopped_before_it_consents() {
     for told in [false, true] {
@@ -203,7 +203,7 @@ fn a_standby_with_a_promotion_under_way_is_stopped_before_it_consents() {
     }
 }
 
-/// Finding 9: a second command on the old node shows the first one's progress.
+/// A second command on the old node shows the first one's progress.
 #[test]
 fn a_command_on_the_old_node_joins_the_peers_switchover() {
     let dry = Command::Promote { dry_run: true, yes: true, accept_data_loss: false, peer_is_off: None };
