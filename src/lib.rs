@@ -84,6 +84,7 @@ pub mod serve {
     pub mod cancel;
     pub mod chores;
     pub mod command;
+    pub mod console;
     pub mod data;
     pub mod end;
     pub mod flow;

@@ -209,7 +209,8 @@ async fn serve(
     let reloader = Reloader::new(config_file, rules, commands.clone(), notices.clone(), config.clone());
     let reloader = Arc::new(reloader);
     let people = People { requests: &request_tx, commands: &commands, reloader: &reloader };
-    spawn_pages(&config, control, &gate, &beat, &snapshot_rx, people);
+    let control_tx = spawn_pages(&config, control, &gate, &beat, &snapshot_rx, people);
+    commands.open_console(config.clone(), control_tx);
     let keep = std::env::var_os("NOTIFY_SOCKET").map(|_| fd_store::keep as listener::Keep);
     let proxy = spawn_proxy(commands.clone(), Doors { inherited, keep })?;
 
@@ -443,7 +444,7 @@ fn spawn_pages(
     beat: &Arc<AtomicU64>,
     snapshots: &watch::Receiver<Arc<Snapshot>>,
     people: People<'_>,
-) {
+) -> mpsc::Sender<crate::serve::http::Command> {
     let (asked, beat) = (Arc::clone(gate), Arc::clone(beat));
     let gate_passes: Ask = Arc::new(move || asked.passes() && asked.is_listening());
     let beat: Ask =
@@ -452,7 +453,7 @@ fn spawn_pages(
     let pools = Arc::new(move || figures.figures());
     let views = Views { snapshot: snapshots.clone(), beat, gate_passes, pools };
     let (command_tx, mut commands) = mpsc::channel(16);
-    let control_pages = control_router(views.clone(), command_tx);
+    let control_pages = control_router(views.clone(), command_tx.clone());
     tokio::spawn(async move {
         let _never: () = control.serve(control_pages).await;
     });
@@ -460,6 +461,12 @@ fn spawn_pages(
     let (pools, reloader) = (people.commands.clone(), Arc::clone(people.reloader));
     tokio::spawn(async move {
         while let Some((request, reply)) = commands.recv().await {
+            // Noted before it is done.
+            if let Some(text) = pools::given_at_console(&request)
+                && requests.send(Request::Audited(text)).await.is_err()
+            {
+                return;
+            }
             if pools::is_for_pools(&request) {
                 let (pools, reloader) = (pools.clone(), Arc::clone(&reloader));
                 tokio::spawn(async move { pools::obey(request, reply, &pools, &reloader).await });
@@ -478,6 +485,7 @@ fn spawn_pages(
             }
         });
     }
+    command_tx
 }
 
 fn make_commands(

@@ -48,6 +48,8 @@ const STOPPING: &str =
 /// Requests that need an answer on their own way back.
 pub enum Request {
     Control(ControlRequest, mpsc::Sender<ControlReply>),
+    /// Somebody gave a command that is not the guard's, or gave it at the console: for the event log.
+    Audited(String),
     Peer(NodeName, Box<PeerQuestion>, oneshot::Sender<PeerAnswer>),
     /// Of a node without a vote.
     Follower(NodeName, Box<PeerQuestion>, oneshot::Sender<PeerAnswer>),
@@ -299,6 +301,7 @@ impl Driver {
                     Event::DeadlinePassed
                 }
             },
+            Request::Audited(text) => Event::Audited { text },
             Request::Peer(_, question, reply) => {
                 self.hands.expect_question(ticket, reply);
                 Event::PeerAsked { ticket, question }

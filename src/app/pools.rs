@@ -15,6 +15,16 @@ fn database(request: &ControlRequest) -> Option<&str> {
     request.args.get("database").and_then(Value::as_str)
 }
 
+/// Of a command given at the console: who gave it, and which. The control socket cannot say so of itself.
+pub fn given_at_console(request: &ControlRequest) -> Option<String> {
+    let by = request.args.get("by").and_then(Value::as_str)?;
+    let whom = match request.args.get("client") {
+        Some(client) => format!(" client {client}"),
+        None => database(request).map(|name| format!(" {name}")).unwrap_or_default(),
+    };
+    Some(format!("{by}: {}{whom}", request.verb))
+}
+
 /// Whether this request is one of these; the others are the guard's.
 pub fn is_for_pools(request: &ControlRequest) -> bool {
     match request.verb.as_str() {
@@ -65,6 +75,17 @@ async fn outcome(request: &ControlRequest, commands: &Commands, reloader: &Reloa
             let (idle, used) = commands.reconnect(name)?;
             let text = format!("idle backends closed: {idle}; in use, closed when they come back: {used}");
             (ExitCode::Done, text, Some(json!({"idle": idle, "used": used})))
+        }
+        "kill" if request.args.get("client").is_some() => {
+            let id = request.args.get("client").and_then(Value::as_i64).and_then(|id| i32::try_from(id).ok());
+            match commands.kill_client(id.unwrap_or(0)).await {
+                None => (ExitCode::Failed, "there is no client of this id; SHOW CLIENTS lists them".to_owned(), None),
+                Some(true) => (ExitCode::Done, "the session ended".to_owned(), Some(json!({"ended": 1, "left": 0}))),
+                Some(false) => {
+                    let text = "the session is still ending; its commit may wait for the standby".to_owned();
+                    (ExitCode::HalfWay, text, Some(json!({"ended": 0, "left": 1})))
+                }
+            }
         }
         "kill" => match name {
             None => (ExitCode::Failed, "kill needs the name of a database; to end everything, fence".to_owned(), None),

@@ -1,6 +1,8 @@
 //! One read-only snapshot of everything; the only thing HTTP and the command line show. Its JSON form is the
 //! contract's `status --json`; fields may be added, never renamed.
 
+pub mod pgpool;
+
 use crate::base::ids::NodeName;
 use serde::{Deserialize, Serialize};
 

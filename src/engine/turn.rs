@@ -151,6 +151,10 @@ pub enum Event {
         total: u64,
         auth_failures: u64,
     },
+    /// Who gave which command, and what came of it: for the event log.
+    Audited {
+        text: String,
+    },
     /// SIGTERM: cut, unbind, say goodbye.
     ShutdownAsked,
 }

@@ -199,6 +199,33 @@ impl Commands {
         Ok((all.len() - left, left))
     }
 
+    /// Ends one session, by the number that its client was given, and the statement that runs in it. Whether it has
+    /// ended; `None`: there is none of this number.
+    pub async fn kill_client(&self, id: i32) -> Option<bool> {
+        let slot = self.proxy.gate.all_slots().into_iter().find(|slot| slot.pid == id)?;
+        let time = self.proxy.roles.time().await;
+        slot.give(Order::Kill);
+        let gone = async {
+            while self.proxy.gate.has(&slot) {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        let _ = tokio::time::timeout(KILL_WAIT, gone).await;
+        if self.proxy.gate.has(&slot) {
+            return Some(false);
+        }
+        // Only now: the backend that is still in the slot died with the session, and serves nobody else.
+        let backend = slot.backend().map(|(pid, _)| pid);
+        let ended = match (time, backend) {
+            (Ok(time), Some(pid)) => self.proxy.roles.end(&[pid], &slot.database, &time).await.map(drop),
+            (time, _) => time.map(drop),
+        };
+        if let Err(error) = ended {
+            tracing::warn!(id, %error, "the statement of a killed session runs on to its end");
+        }
+        Some(true)
+    }
+
     /// The [pool] in force.
     pub fn limits(&self) -> Arc<config::Pool> {
         self.proxy.limits()

@@ -10,6 +10,7 @@
 //! **Invariant:** one address that cannot be bound does not keep the others from serving.
 
 use super::command::Commands;
+use super::console::Console;
 use super::data::Threads;
 use super::forward::{self, Forwarder};
 use super::gate::{Gate, Pass};
@@ -159,6 +160,7 @@ pub(crate) struct Proxy {
     pub(crate) confirm: Confirm,
     pub(crate) door: Arc<PathBuf>,
     pub(crate) roles: Roles,
+    pub(crate) console: Console,
     /// What clients read after a lease ran out.
     pub(crate) lapsed: String,
     /// What a reload replaces.
@@ -195,6 +197,7 @@ impl Proxy {
         Arc::new(Proxy {
             arrivals,
             arriving: Mutex::new(Some(arriving)),
+            console: Console::default(),
             roles: Roles::new(Arc::clone(&door), &options.admin_user, Arc::clone(&options.rules), Arc::clone(&gate)),
             gate,
             snapshots,

@@ -12,6 +12,7 @@ pub(crate) use carried::{Resumed, admit};
 use super::backend::NoBackend;
 use super::cancel;
 use super::chores;
+use super::console;
 use super::data::{Data, Newcomer, Threads};
 use super::end::{End, Mode};
 use super::forward::Quiet;
@@ -79,18 +80,21 @@ pub(crate) async fn serve(
             }
             return;
         }
-        Opened::Startup(_) if seat.crowded => {
+        // A crowd is what somebody may come for to the console.
+        Opened::Startup(startup) if seat.crowded && !console::is_wanted(&startup) => {
             let refusal = Refusal::new("53300", "sorry, too many clients already")
                 .hint("pool.max_clients of portcullis limits them.");
             return dismiss(client, refusal.into()).await;
         }
         Opened::Startup(startup) => startup,
     };
+    let is_console = console::is_wanted(&startup);
     let login = async {
         // Who is gone keeps no seat.
         tokio::select! {
-            waited = wait_while_paused(&proxy, &startup.database) => waited?,
-            () = client.left() => return Err(Stop::Silent),
+            waited = wait_while_paused(&proxy, &startup.database), if !is_console => waited?,
+            () = client.left(), if !is_console => return Err(Stop::Silent),
+            else => {}
         }
         let authenticate = login::authenticate(&mut client, peer, &startup, &proxy);
         tokio::time::timeout(timeout, authenticate).await.unwrap_or(Err(Stop::Silent))
@@ -102,6 +106,7 @@ pub(crate) async fn serve(
         proof = login => proof,
     };
     match proof {
+        Ok(_) if is_console => console::serve(client, peer, startup, proxy, pass, (seat, passage)).await,
         Ok(proof) => {
             if let Ok(client) = client.park() {
                 threads.admit(Newcomer { client, peer, startup, proof, pass, seat, passage, carried: None });
@@ -477,7 +482,7 @@ fn last_word(end: End, proxy: &Proxy, pass: &Pass, (user, pool): (&str, &Pool)) 
 }
 
 /// Who comes while the daemon is ending.
-fn stopping() -> Refusal {
+pub(super) fn stopping() -> Refusal {
     Refusal::new("57P03", "portcullis: the daemon of this node is shutting down")
         .hint("It may be restarting: connect again.")
 }
@@ -510,7 +515,7 @@ async fn wait_while_paused(proxy: &Proxy, database: &str) -> Result<(), Stop> {
 
 /// Sends the last message and closes, so that it arrives: closing with bytes unread would send a reset that may
 /// overtake it.
-async fn dismiss(mut client: ClientStream, stop: Stop) {
+pub(super) async fn dismiss(mut client: ClientStream, stop: Stop) {
     let message = match stop {
         Stop::Silent => return,
         Stop::Refuse(refusal) => refusal.encode().to_vec(),

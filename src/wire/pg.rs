@@ -7,9 +7,11 @@
 //!
 //! **Invariant:** arbitrary bytes never panic.
 
+pub mod console;
 pub mod exchange;
 pub mod options;
 pub mod statements;
+pub mod table;
 
 pub use exchange::{Exchange, Look, Settled};
 
@@ -230,26 +232,32 @@ pub fn is_stale_plan(error_body: &[u8]) -> bool {
     has(b'C', b"0A000") && has(b'R', b"RevalidateCachedQuery")
 }
 
-/// What `SHOW pool_...` shows.
+/// What `SHOW pool_...` shows: pgpool-II's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shown {
     Nodes,
     Pools,
     Processes,
-    Stats,
+    Status,
     Version,
+    HealthCheckStats,
+    BackendStats,
 }
 
 impl Shown {
+    /// By their names.
+    pub const ALL: [(&'static str, Shown); 7] = [
+        ("pool_nodes", Shown::Nodes),
+        ("pool_pools", Shown::Pools),
+        ("pool_processes", Shown::Processes),
+        ("pool_status", Shown::Status),
+        ("pool_version", Shown::Version),
+        ("pool_health_check_stats", Shown::HealthCheckStats),
+        ("pool_backend_stats", Shown::BackendStats),
+    ];
+
     fn of(name: &str) -> Option<Shown> {
-        const NAMES: [(&str, Shown); 5] = [
-            ("pool_nodes", Shown::Nodes),
-            ("pool_pools", Shown::Pools),
-            ("pool_processes", Shown::Processes),
-            ("pool_stats", Shown::Stats),
-            ("pool_version", Shown::Version),
-        ];
-        NAMES.iter().find(|(known, _)| name.eq_ignore_ascii_case(known)).map(|(_, shown)| *shown)
+        Shown::ALL.iter().find(|(known, _)| name.eq_ignore_ascii_case(known)).map(|(_, shown)| *shown)
     }
 }
 

@@ -8,6 +8,8 @@
 mod carry;
 #[path = "proxy/commands.rs"]
 mod commands;
+#[path = "proxy/console.rs"]
+mod console;
 #[path = "proxy/forward.rs"]
 mod forward;
 #[path = "proxy/front.rs"]

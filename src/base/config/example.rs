@@ -269,4 +269,9 @@ password_file = @PASSWORD@    # the password alone
 # command = []               # run for every event worth waking someone for; the event as JSON on standard input
 # mail = []                  # the same as a mail: ["dba@example.org"]
 # sendmail = "/usr/sbin/sendmail"          # the program that takes it
+
+# The admin console: `psql -d portcullis` at the gate of the active node, with the same login as for any database.
+[console]
+# admins = []                # roles that may look and command there; postgres.admin_user always may
+# stats = []                 # roles that may only look
 "#;

@@ -76,7 +76,11 @@ async fn command(State(commands): State<Commands>, Path(verb): Path<String>, bod
     }
     let args = if body.is_empty() { Ok(json!({})) } else { serde_json::from_slice::<Value>(&body) };
     let args = match args {
-        Ok(args) if args.is_object() => args,
+        Ok(mut args) if args.is_object() => {
+            // Only the console says who gave a command: it asked for a proof of it.
+            args.as_object_mut().map(|object| object.remove("by"));
+            args
+        }
         _ => return refuse(StatusCode::BAD_REQUEST, "the command's body is no JSON object; client and daemon differ"),
     };
     let (reply, replies) = mpsc::channel(MAX_REPLIES);

@@ -2,21 +2,25 @@
 
 use crate::pg::{PASSWORD, Pg, shared};
 use futures_util::FutureExt;
-use portcullis::base::config::{Pool, Secret};
+use portcullis::app::notices::{self, Notices};
+use portcullis::app::pools::{given_at_console, is_for_pools, obey};
+use portcullis::app::reload::Reloader;
+use portcullis::base::config::{Config, Console, Notify, Pool, Secret};
 use portcullis::base::time::{Duration, Instant};
 use portcullis::engine::status::*;
 use portcullis::io::clock;
 use portcullis::serve::command::Commands;
 use portcullis::serve::forward::Forwarder;
 use portcullis::serve::gate::{Gate, ReadClock};
+use portcullis::serve::http::{self, ControlReply};
 use portcullis::serve::listener::{Confirm, Doors, ProxyOptions, Rules, mock_secret, run_with};
 use portcullis::serve::tls::TlsAcceptor;
 use portcullis::wire::hba::{HbaFile, IdentFile};
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use tokio::process::Command;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// What a test may choose.
 pub struct Setup {
@@ -68,7 +72,10 @@ pub struct Front {
     /// What a reload replaces.
     pub rules: Arc<Rules>,
     pub commands: Commands,
+    /// What was commanded at the console, and by whom.
+    pub audit: Arc<Mutex<Vec<String>>>,
     task: tokio::task::JoinHandle<()>,
+    daemon: tokio::task::JoinHandle<()>,
     /// What the guard publishes.
     pub snapshot: watch::Sender<Arc<Snapshot>>,
 }
@@ -76,6 +83,7 @@ pub struct Front {
 impl Drop for Front {
     fn drop(&mut self) {
         self.task.abort();
+        self.daemon.abort();
     }
 }
 
@@ -125,8 +133,45 @@ pub async fn shut_with(setup: Setup) -> Front {
         })
     };
     let commands = Commands::new(Arc::clone(&gate), options, snapshots, confirm);
+    let (audit, daemon) = open_console(&gate, &commands, &rules);
     let task = tokio::spawn(run_with(commands.clone(), setup.doors));
-    Front { pg, gate, address, confirmed, asked, rules, commands, task, snapshot }
+    Front { pg, gate, address, confirmed, asked, rules, commands, audit, task, daemon, snapshot }
+}
+
+/// The console for `trusty`, to look at for `app`; and what stands in for the daemon behind it.
+fn open_console(
+    gate: &Arc<Gate>,
+    commands: &Commands,
+    rules: &Arc<Rules>,
+) -> (Arc<Mutex<Vec<String>>>, tokio::task::JoinHandle<()>) {
+    let example = Config::example();
+    let mut config = Config::parse(&example, std::path::Path::new("portcullis.toml")).unwrap();
+    config.console = Console { admins: vec!["trusty".to_owned()], stats: vec!["app".to_owned()] };
+    let (control, mut requests) = mpsc::channel::<http::Command>(16);
+    commands.open_console(config.clone(), control);
+    let notices = Notices::start(Notify::default(), notices::LIMIT);
+    let file = "/nonexistent/portcullis.toml".into();
+    let reloader = Arc::new(Reloader::new(file, Arc::clone(rules), commands.clone(), notices, config));
+    let audit = Arc::new(Mutex::new(Vec::new()));
+    let (gate, commands, noted) = (Arc::clone(gate), commands.clone(), Arc::clone(&audit));
+    let daemon = tokio::spawn(async move {
+        while let Some((request, reply)) = requests.recv().await {
+            noted.lock().unwrap().push(given_at_console(&request).expect("who gave it"));
+            if is_for_pools(&request) {
+                let (commands, reloader) = (commands.clone(), Arc::clone(&reloader));
+                tokio::spawn(async move { obey(request, reply, &commands, &reloader).await });
+                continue;
+            }
+            // The guard's.
+            match request.verb.as_str() {
+                "pause" => gate.pause(),
+                _ => gate.resume(),
+            }
+            let text = format!("{}d", request.verb);
+            let _gone = reply.send(ControlReply::End { exit: 0, text, data: None }).await;
+        }
+    });
+    (audit, daemon)
 }
 
 impl Front {
