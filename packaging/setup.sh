@@ -16,6 +16,7 @@ packages=(
     openssl python3                         # certificates for client TLS; small helpers
     python3-venv ca-certificates            # drivers in other languages, against the gate
     libpostgresql-jdbc-java ecj             # ... and on the JVM; a compiler, and with it a Java runtime
+    lighttpd                                # a web server with a cgi-bin
 )
 # Other builds of Node bring npm along, and conflict with Debian's.
 if ! command -v node >/dev/null || ! command -v npm >/dev/null; then

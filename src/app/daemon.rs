@@ -1,7 +1,7 @@
 //! Start and stop of the node: reads everything that needs rights, becomes the user that owns PostgreSQL, then wires
 //! senses, guard, hands and listeners together. It decides nothing.
 
-use crate::app::driver::{Driver, EVENTS_WAITING, Request, open_event_log, read_clocks};
+use crate::app::driver::{Changes, Driver, EVENTS_WAITING, Request, open_event_log, read_clocks};
 use crate::app::hands::{Hands, mac_text};
 use crate::app::notices::{self, Notices};
 use crate::app::pools;
@@ -234,6 +234,7 @@ async fn serve(
         peer_counters,
         watchdog,
         pools: commands,
+        changes: Changes::default(),
     };
     driver.run(stop_signal(move || reload(&reloader))).await;
     proxy.shutdown_background();

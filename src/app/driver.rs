@@ -20,6 +20,7 @@ use crate::serve::gate::Gate;
 use crate::serve::http::{ControlReply, ControlRequest};
 use crate::serve::peer::PeerCounters;
 use serde_json::Value;
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -85,6 +86,26 @@ pub struct Driver {
     pub peer_counters: Arc<PeerCounters>,
     pub watchdog: bool,
     pub pools: Commands,
+    /// Since when each node is in its state, as far as this daemon saw.
+    pub changes: Changes,
+}
+
+/// For `last_status_change`: what each node's status and role were last, and since when.
+#[derive(Debug, Default)]
+pub struct Changes(HashMap<NodeName, ((String, String, bool), String)>);
+
+impl Changes {
+    /// Notes what is new in this snapshot, and fills in since when.
+    fn fill(&mut self, snapshot: &mut Snapshot, at: impl Fn() -> String) {
+        for row in &mut snapshot.nodes {
+            let state = (row.status.clone(), row.role.clone(), row.attached);
+            let known = self.0.entry(row.name.clone()).or_insert_with(|| (state.clone(), at()));
+            if known.0 != state {
+                *known = (state, at());
+            }
+            row.last_status_change = Some(known.1.clone());
+        }
+    }
 }
 
 /// The event log at `path`, written by a thread of its own: neither its disk nor a want of threads holds up a turn.
@@ -209,7 +230,9 @@ impl Driver {
             });
         }
         snapshot.paused_databases = self.pools.paused();
+        self.changes.fill(&mut snapshot, || now.rfc3339());
         snapshot.gate.forwarded = self.pools.forwarded();
+        snapshot.gate.waiting = self.pools.figures().iter().map(|pool| u64::from(pool.waiting)).sum();
         let refused = self.peer_counters.each();
         snapshot.counters.peer_refused_connections =
             refused.iter().filter(|(label, _)| *label != "accepted").map(|(_, count)| count).sum();

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::render::check::Threshold;
 use crate::base::ids::NodeName;
 
 /// The whole command line.
@@ -145,9 +146,14 @@ pub enum Command {
     #[command(after_help = "Example:\n  portcullis maintenance on")]
     Maintenance(MaintenanceArgs),
     /// Monitoring-plugin output with perfdata
-    #[command(after_help = "Example:\n  portcullis check\n\nExit codes: 0 ok; 1 warning; 2 critical; 3 unknown and \
+    #[command(after_help = "Example:\n  portcullis check\n  portcullis check --warning replication_delay=16000000 \
+                            --critical lease=1: --warning waiting=5\n\nRANGE is that of the Monitoring Plugins: 10 \
+                            (alert above 10), 10: (below), 10:20 (outside), @10:20 (inside). METRIC: lease (s, of \
+                            the active node), sessions, waiting (clients without a backend), witness_age, \
+                            peer_age (s), replication_delay (bytes), replication_delay_seconds.\n\n\
+                            Exit codes: 0 ok; 1 warning; 2 critical; 3 unknown and \
                             wrong usage.")]
-    Check,
+    Check(CheckArgs),
     /// Parse and prove the configuration offline; names key, value, line and the fix
     #[command(
         after_help = "Example:\n  portcullis check-config /etc/portcullis/portcullis.toml\n\nExit codes: 0 good; \
@@ -231,6 +237,16 @@ pub struct NodeArgs {
     /// Name of the [[node]]
     #[arg(value_name = "NODE")]
     pub node_name: NodeName,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Warn when a value is beyond this
+    #[arg(short, long, value_name = "METRIC=RANGE")]
+    pub warning: Vec<Threshold>,
+    /// Be critical when a value is beyond this
+    #[arg(short, long, value_name = "METRIC=RANGE")]
+    pub critical: Vec<Threshold>,
 }
 
 #[derive(Debug, Args)]

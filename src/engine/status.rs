@@ -104,6 +104,10 @@ pub struct GateStatus {
     /// them: the driver adds them.
     #[serde(default)]
     pub forwarded: u64,
+    /// Clients that wait for a backend (an addition to the contract). The guard does not know them: the driver adds
+    /// them.
+    #[serde(default)]
+    pub waiting: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -223,6 +227,10 @@ pub struct NodeRow {
     /// RFC 3339 (an addition to the contract): when `status` or `role` last changed.
     #[serde(default)]
     pub last_status_change: Option<String>,
+    /// Since when the oldest WAL that this standby has not replayed has been there; the active node knows it (an
+    /// addition to the contract). The guard does not: the driver adds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replication_delay_seconds: Option<f64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,9 +17,10 @@ pub use control::{Command, ControlReply, ControlRequest, control_router};
 pub use listen::{ControlSocket, bind_control, serve_control, serve_listener, serve_tcp};
 
 use super::command::Figures;
-use crate::engine::status::{Role, Snapshot};
+use crate::engine::status::{Role, Snapshot, pgpool};
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{Html, IntoResponse, Response};
@@ -109,8 +110,24 @@ async fn status_json(State(views): State<Views>) -> Response {
     axum::Json(&*views.now()).into_response()
 }
 
-async fn pool_nodes(State(views): State<Views>) -> String {
-    views.now().pool_nodes_lines()
+#[derive(serde::Deserialize)]
+struct PoolNodes {
+    format: Option<String>,
+}
+
+/// Without a format, the numbers that old monitoring matches on; with one, pgpool-II's columns of that version.
+async fn pool_nodes(State(views): State<Views>, wanted: Result<Query<PoolNodes>, QueryRejection>) -> Response {
+    let Ok(Query(wanted)) = wanted else {
+        return (StatusCode::BAD_REQUEST, "write /pool_nodes?format=4.3, or leave format out\n").into_response();
+    };
+    match wanted.format.as_deref() {
+        None => views.now().pool_nodes_lines().into_response(),
+        Some(format) if pgpool::FORMATS.contains(&format) => views.now().pool_nodes_lines_of_4_3().into_response(),
+        Some(_) => {
+            let text = format!("format is a version of pgpool-II: one of {}\n", pgpool::FORMATS.join(", "));
+            (StatusCode::BAD_REQUEST, text).into_response()
+        }
+    }
 }
 
 async fn metrics_text(State(views): State<Views>, headers: HeaderMap) -> Response {

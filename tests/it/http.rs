@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)] // Tests and their helpers may.
 
+#[path = "http/cgi.rs"]
+mod cgi;
 #[path = "http/client.rs"]
 mod client;
 #[path = "http/control.rs"]

@@ -59,6 +59,7 @@ impl Follower {
             role: Role::Passive,
             gate: GateStatus {
                 forwarded: 0,
+                waiting: 0,
                 open: false,
                 state: GateState::Shut,
                 reason: Some(NO_VOTE.to_owned()),
@@ -196,6 +197,7 @@ impl Follower {
                 sync_state: seen.row.filter(|_| !is_primary).map(|row| row.sync_state.clone()),
                 select_count: 0,
                 last_status_change: None,
+                replication_delay_seconds: None,
             }
         })
         .collect()

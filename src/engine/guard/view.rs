@@ -42,6 +42,7 @@ impl Guard {
                 lease_remaining_ms: millis(self.lease_deadline().since(now.boot)),
                 sessions: self.gate.sessions,
                 forwarded: 0,
+                waiting: 0,
             },
             epoch: self.durable.won.max(self.durable.seen).0,
             witness: (!self.setup.servers.is_empty()).then(|| self.witness_status(now)),
@@ -284,6 +285,7 @@ impl Guard {
                     sync_state: view.map(|row| row.sync_state.clone()),
                     select_count: 0,
                     last_status_change: None,
+                    replication_delay_seconds: None,
                 }
             })
             .collect()

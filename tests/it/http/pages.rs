@@ -118,6 +118,29 @@ async fn pool_nodes_are_what_monitoring_for_pgpool_matches() {
     }
 }
 
+/// As `psql -t -A -F,` prints `SHOW pool_nodes` of pgpool-II 4.3 (reference-pgpool.md 1.9).
+#[tokio::test]
+async fn pool_nodes_are_told_in_the_columns_of_pgpool_4_3_where_asked_for() {
+    let mut snapshot = active();
+    snapshot.nodes[1].attached = false;
+    snapshot.nodes[1].last_status_change = None;
+    let (at, _switches, _publish) = serve(snapshot).await;
+    for version in ["4.3", "4.7"] {
+        let (code, headers, body) = ask(at, "GET", &format!("/pool_nodes?format={version}"), "").await;
+        assert_eq!((code, headers["content-type"].as_str()), (200, "text/plain; charset=utf-8"));
+        assert_eq!(
+            body,
+            "0,192.0.2.11,5432,up,up,0.500000,primary,primary,0,true,0,,,2026-11-20 15:11:00\n\
+             1,192.0.2.12,5432,down,up,0.500000,standby,standby,0,false,0,streaming,sync,\n"
+        );
+    }
+    for wrong in ["4.2", "", "json", "4.3&format=4.4", "%ff"] {
+        let (code, text) = get(at, &format!("/pool_nodes?format={wrong}")).await;
+        assert!(code == 400 && text.contains("4.3") && text.ends_with('\n'), "{wrong}: {code} {text}");
+    }
+    assert_eq!(get(at, "/pool_nodes?other=1").await.0, 200, "unknown words are nobody's business");
+}
+
 #[tokio::test]
 async fn only_reading_is_possible_and_only_what_there_is() {
     let (at, _switches, _publish) = serve(active()).await;

@@ -27,6 +27,7 @@ pub fn row(node_id: u32, name: &str, role: &str) -> NodeRow {
         sync_state: standby.then(|| "sync".into()),
         select_count: 0,
         last_status_change: Some("2026-11-20T15:11:00Z".into()),
+        replication_delay_seconds: None,
     }
 }
 
@@ -46,6 +47,7 @@ pub fn active() -> Snapshot {
             lease_remaining_ms: 4210,
             sessions: 12,
             forwarded: 0,
+            waiting: 0,
         },
         epoch: 7,
         witness: Some(WitnessStatus {
@@ -108,6 +110,7 @@ pub fn passive() -> Snapshot {
         lease_remaining_ms: 0,
         sessions: 0,
         forwarded: 0,
+        waiting: 0,
     };
     s.witness.as_mut().unwrap().servers[0].verdict = VerdictWord::Elsewhere;
     s.vip.as_mut().unwrap().bound = false;
@@ -137,6 +140,7 @@ pub fn lapsed() -> Snapshot {
         lease_remaining_ms: 0,
         sessions: 0,
         forwarded: 0,
+        waiting: 0,
     };
     let witness = s.witness.as_mut().unwrap();
     witness.age_ms = Some(6100);
@@ -168,6 +172,7 @@ pub fn fenced() -> Snapshot {
         lease_remaining_ms: 0,
         sessions: 0,
         forwarded: 0,
+        waiting: 0,
     };
     let witness = s.witness.as_mut().unwrap();
     witness.points_at = Some("midna".parse().unwrap());

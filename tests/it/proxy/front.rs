@@ -260,6 +260,7 @@ fn snapshot() -> Snapshot {
         sync_state: (node_id == 1).then(|| "sync".to_owned()),
         select_count: 0,
         last_status_change: Some("2026-11-20T15:21:12Z".to_owned()),
+        replication_delay_seconds: None,
     };
     Snapshot {
         node: "alp".parse().unwrap(),
@@ -272,6 +273,7 @@ fn snapshot() -> Snapshot {
             lease_remaining_ms: 1,
             sessions: 0,
             forwarded: 0,
+            waiting: 0,
         },
         epoch: 7,
         witness: None,
