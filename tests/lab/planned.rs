@@ -186,14 +186,13 @@ fn while_in_service(lab: &Lab) -> Outcome {
     let said = psql("PAUSE; SHOW LEASE; RESUME; RELOAD")?;
     ensure!(said.contains("PAUSE") && said.contains("a|") && said.contains("RELOAD"), "the console: {said}");
     wait_until(secs(30), "the pause to be over", || Ok(lab.a.http("/active")?.0 == 200))?;
-    let events = lab.a.cli(&["events", "--json"])?.expect(0)?.out;
     for verb in ["pause", "resume", "reload"] {
-        let noted = events.lines().any(|line| {
-            line.contains("\"command\"")
-                && line.contains("role app from ")
-                && line.contains(&format!("(console): {verb}"))
-        });
-        ensure!(noted, "no event tells of the console's {verb}: {events}");
+        wait_until(secs(30), &format!("an event that tells of the console's {verb}"), || {
+            let events = lab.a.cli(&["events"])?.expect(0)?.out;
+            Ok(events.lines().any(|line| {
+                line.contains("role app from ") && line.trim_end().ends_with(&format!("(console): {verb}"))
+            }))
+        })?;
     }
     let said = psql("SHOW EVENTS")?;
     ensure!(said.contains("(console): reload"), "SHOW EVENTS: {said}");
