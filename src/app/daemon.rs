@@ -453,29 +453,13 @@ fn spawn_pages(
     let figures = people.commands.clone();
     let pools = Arc::new(move || figures.figures());
     let views = Views { snapshot: snapshots.clone(), beat, gate_passes, pools };
-    let (command_tx, mut commands) = mpsc::channel(16);
+    let (command_tx, commands) = mpsc::channel(16);
     let control_pages = control_router(views.clone(), command_tx.clone());
     tokio::spawn(async move {
         let _never: () = control.serve(control_pages).await;
     });
-    let requests = people.requests.clone();
-    let (pools, reloader) = (people.commands.clone(), Arc::clone(people.reloader));
-    tokio::spawn(async move {
-        while let Some((request, reply)) = commands.recv().await {
-            // Noted before it is done.
-            if let Some(text) = pools::given_at_console(&request)
-                && requests.send(Request::Audited(text)).await.is_err()
-            {
-                return;
-            }
-            if pools::is_for_pools(&request) {
-                let (pools, reloader) = (pools.clone(), Arc::clone(&reloader));
-                tokio::spawn(async move { pools::obey(request, reply, &pools, &reloader).await });
-            } else if requests.send(Request::Control(request, reply)).await.is_err() {
-                return;
-            }
-        }
-    });
+    let (requests, pools) = (people.requests.clone(), people.commands.clone());
+    tokio::spawn(pools::take(commands, requests, pools, Arc::clone(people.reloader)));
     if let Some(listen) = config.status_listen {
         let pages = router(views);
         tokio::spawn(async move {

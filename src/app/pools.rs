@@ -3,11 +3,13 @@
 //!
 //! What it is NOT: nothing here changes who is active, and the guard never hears of it.
 
+use super::driver::Request;
 use super::reload::Reloader;
 use crate::base::fault::ExitCode;
 use crate::serve::command::{Commands, PAUSE_WAIT, Unknown};
-use crate::serve::http::{ControlReply, ControlRequest};
+use crate::serve::http::{Command, ControlReply, ControlRequest};
 use serde_json::{Value, json};
+use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// Whom a request is for.
@@ -31,6 +33,29 @@ pub fn is_for_pools(request: &ControlRequest) -> bool {
         "pause" | "resume" => database(request).is_some(),
         "reconnect" | "kill" | "reload" => true,
         _ => false,
+    }
+}
+
+/// Hands each command to whom it is for, as long as there are any: of the control socket, and of the console, which are
+/// noted before they are done.
+pub async fn take(
+    mut given: mpsc::Receiver<Command>,
+    requests: mpsc::Sender<Request>,
+    commands: Commands,
+    reloader: Arc<Reloader>,
+) {
+    while let Some((request, reply)) = given.recv().await {
+        if let Some(text) = given_at_console(&request)
+            && requests.send(Request::Audited(text)).await.is_err()
+        {
+            return;
+        }
+        if is_for_pools(&request) {
+            let (commands, reloader) = (commands.clone(), Arc::clone(&reloader));
+            tokio::spawn(async move { obey(request, reply, &commands, &reloader).await });
+        } else if requests.send(Request::Control(request, reply)).await.is_err() {
+            return;
+        }
     }
 }
 

@@ -5,8 +5,8 @@
 //! What it is NOT: typed. All columns are text: in the simple protocol with type OID 0, as in pgpool-II; in the
 //! extended one, which pgpool-II does not have for these, as PostgreSQL's own type, because drivers decode by it.
 //!
-//! A row of `pool_pools` and `pool_processes` is a session: there is no process for each. Everyone sees every row, as in
-//! `pg_stat_activity`, but only `admin_user` and the console more sessions than [`MAX_ROWS`]: an answer is kept in
+//! A row of `pool_pools` and `pool_processes` is a session: there is no process for each. Everyone sees every row, as
+//! in `pg_stat_activity`, but only `admin_user` and the console more sessions than [`MAX_ROWS`]: an answer is kept in
 //! memory until its client has read it. Addresses of clients are in none of them.
 
 mod status;

@@ -1,7 +1,7 @@
 //! The console's own views: all that the gate and the last snapshot know, with types.
 //!
-//! What it is NOT: pgpool-II's columns. Where pgbouncer has the same figure, its name for it is used, because people and
-//! exporters know it.
+//! What it is NOT: pgpool-II's columns. Where pgbouncer has the same figure, its name for it is used, because people
+//! and exporters know it.
 
 use super::{Clocks, seconds, sessions};
 use crate::base::config::PoolMode;

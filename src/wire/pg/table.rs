@@ -179,8 +179,11 @@ mod tests {
         let columns = [("a", Kind::Int), ("b", Kind::Text)];
         let mut out = BytesMut::new();
         describe(&columns, &[1, 0], Typing::Typed, &mut out);
-        let typed = b"\0\x02a\0\0\0\0\0\0\0\0\0\0\x14\0\x08\xff\xff\xff\xff\0\x01b\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0";
-        assert_eq!(&out[5..], typed);
+        let typed = [
+            &b"\0\x02a\0\0\0\0\0\0\0\0\0\0\x14\0\x08\xff\xff\xff\xff\0\x01"[..],
+            b"b\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0",
+        ];
+        assert_eq!(&out[5..], typed.concat());
         let mut out = BytesMut::new();
         describe(&columns[..1], &[], Typing::Untyped, &mut out);
         assert_eq!(&out[5..], b"\0\x01a\0\0\0\0\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff\0\0");

@@ -1,4 +1,4 @@
-//! `portcullis cgi` in the cgi-bin of a real web server, as its own user (lighttpd, as www-data where the test is root).
+//! `portcullis cgi` in the cgi-bin of a real web server (lighttpd), as its own user, www-data, where the test is root.
 
 use crate::pages::ask;
 use crate::states::{active, serve};

@@ -1,5 +1,5 @@
-//! `--warning` and `--critical` of `check`: ranges as the Monitoring Plugins' guidelines write them, and the performance
-//! data that goes with them.
+//! `--warning` and `--critical` of `check`: ranges as the Monitoring Plugins' guidelines write them, and the
+//! performance data that goes with them.
 //!
 //! | range | alerts when the value is |
 //! |---|---|
