@@ -2,7 +2,8 @@
 //! other database (`serve::login`: TLS, `hba_file`, SCRAM); then `[console]` says who may stay.
 //!
 //! What it is NOT: it runs no SQL and has no backend. It does nothing itself: what changes anything is a command like
-//! those of the control socket, carried out, and noted with who gave it, where those are. A passive node has none: its sockets are closed; where it forwards (`service.passive`), one speaks to the active node's.
+//! those of the control socket, carried out, and noted with who gave it, where those are. A passive node has none: its
+//! sockets are closed; where it forwards (`service.passive`), one speaks to the active node's.
 //!
 //! **Invariants:** nothing passes a gate that is shut, in either direction; a console ends with the gate's generation.
 //! A pause holds no console.
