@@ -21,6 +21,8 @@ pub enum Silence {
     None,
     /// It had been silent for 2 s.
     TwoSeconds,
+    /// It is alive and its gate fenced by a person: it answers, and confirms that it serves no longer (C15).
+    Released,
 }
 
 /// W with lease 3 s, drift 1 %, margin 200 ms, in milliseconds, and what the issue allows on top of it.
@@ -31,6 +33,7 @@ impl Silence {
         match self {
             Silence::None => W + 3500,
             Silence::TwoSeconds => W + 1500,
+            Silence::Released => 2000,
         }
     }
 
@@ -38,6 +41,7 @@ impl Silence {
         match self {
             Silence::None => "died that instant",
             Silence::TwoSeconds => "silent for 2 s",
+            Silence::Released => "released",
         }
     }
 }
@@ -139,7 +143,7 @@ struct Round {
 }
 
 /// All rounds; the violations.
-pub fn power_off(lab: &Lab, rounds: u64, seed: u64, mut fed: impl FnMut()) -> Outcome<Vec<String>> {
+pub fn power_off(lab: &Lab, rounds: u64, seed: u64, released: bool, mut fed: impl FnMut()) -> Outcome<Vec<String>> {
     let mut rng = Rng::new(seed);
     let stage = Stage::new(lab);
     let mut load = Load::start(lab)?;
@@ -147,7 +151,11 @@ pub fn power_off(lab: &Lab, rounds: u64, seed: u64, mut fed: impl FnMut()) -> Ou
     let mut violations = Vec::new();
     for number in 0..rounds {
         fed();
-        let silence = if number % 2 == 0 { Silence::None } else { Silence::TwoSeconds };
+        let silence = match number % 2 {
+            _ if released => Silence::Released,
+            0 => Silence::None,
+            _ => Silence::TwoSeconds,
+        };
         let round = one(&stage, &mut load, silence, &mut rng)?;
         println!(
             "power-off {}/{rounds}: {} {}; first write {} ms after Enter (at most {}), clients were without for {} ms; \
@@ -194,7 +202,13 @@ fn one(stage: &Stage, load: &mut Load, silence: Silence, rng: &mut Rng) -> Outco
     // Anywhere within a poll, and with enough written to be lost.
     load.first_ack(old, now())?;
     pause(millis(1000 + rng.below(1000)));
-    let dark = old.power_off()?;
+    let dark = if silence == Silence::Released {
+        let fenced = old.cli(&["fence", "--reason", "to be released"])?;
+        stage.quote(active, &fenced);
+        fenced.expect(0)?.ended
+    } else {
+        old.power_off()?
+    };
     if silence == Silence::TwoSeconds {
         pause(secs(2).saturating_sub(now().since(dark)));
     }
@@ -224,8 +238,10 @@ fn one(stage: &Stage, load: &mut Load, silence: Silence, rng: &mut Rng) -> Outco
     for text in lost.iter().chain(&vanished).take(10) {
         println!("  missing on {}: {text}", new.name());
     }
-    old.boot()?;
     let begun = now();
+    if silence != Silence::Released {
+        old.boot()?;
+    }
     new.wait_peer()?;
     old.wait_role("fenced", secs(60))?;
     stage.restore(1 - active)?;
