@@ -79,10 +79,10 @@ fn one(what: &str, a: &Node, b: &Node) -> Outcome {
             texts.push(text.to_owned());
         }
         let data = &value["data"];
-        if let (Some(done), Some(total)) = (data["done_bytes"].as_u64(), data["total_bytes"].as_u64()) {
-            if data.get("phase").is_none_or(Value::is_null) {
-                lines.push((now(), done, total, data["left_s"].as_u64()));
-            }
+        let phase = data.get("phase").is_some_and(|phase| !phase.is_null());
+        match (data["done_bytes"].as_u64(), data["total_bytes"].as_u64()) {
+            (Some(done), Some(total)) if !phase => lines.push((now(), done, total, data["left_s"].as_u64())),
+            _ => {}
         }
     })?;
     let (took, code) = (ms(said.started, said.ended), said.code);
