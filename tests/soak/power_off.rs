@@ -9,10 +9,11 @@ use crate::harness::node::Node;
 use crate::harness::sys::{Fail, Outcome, millis, ms, now, pause, secs, wait_until};
 use crate::play::plan::Rng;
 use crate::play::readers::{Reader, Seen};
-use crate::play::stage::Stage;
+use crate::play::stage::{Stage, TELL_LIVE};
 use crate::table::{Percentiles, table};
 use portcullis::base::time::Instant;
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 /// How long before the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -228,7 +229,8 @@ fn one(stage: &Stage, load: &mut Load, silence: Silence, rng: &mut Rng) -> Outco
         exits.push(said.code);
     }
     let first = load.first_ack(new, entered)?;
-    if exits != [0] || ms(entered, first) > silence.limit() {
+    let live = TELL_LIVE.load(Ordering::Relaxed);
+    if live || exits != [0] || ms(entered, first) > silence.limit() {
         println!("{told}");
     }
     let last = load.writers.iter().flat_map(|w| w.log().acks).map(|ack| ack.at).filter(|at| *at < first).max();
@@ -239,15 +241,20 @@ fn one(stage: &Stage, load: &mut Load, silence: Silence, rng: &mut Rng) -> Outco
         println!("  missing on {}: {text}", new.name());
     }
     let begun = now();
-    if silence != Silence::Released {
+    if silence == Silence::Released {
+        // It was handed over to, and has become the standby by itself.
+        new.wait_peer()?;
+    } else {
         old.boot()?;
+        new.wait_peer()?;
+        old.wait_role("fenced", secs(60))?;
     }
-    new.wait_peer()?;
-    old.wait_role("fenced", secs(60))?;
     stage.restore(1 - active)?;
     new.wait_in_sync(secs(60))?;
     old.postgres.forget_old_lives()?;
-    load.last_ack().filter(|at| *at > begun).ok_or("no write was acknowledged during the rejoin")?;
+    if silence != Silence::Released {
+        load.last_ack().filter(|at| *at > begun).ok_or("no write was acknowledged during the rejoin")?;
+    }
     Ok(Round {
         silence,
         died: old.name().to_owned(),
