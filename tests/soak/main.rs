@@ -1,7 +1,7 @@
 //! `make soak`: the long runs on real parts. `steady` is an hour of bad weather without a cut, `random` plays seeded
 //! faults against a pair and looks for two nodes that serve or a write that is gone, `race` promotes both at once,
 //! `crash-points` has a daemon die at every record of every procedure, `power-off` pulls the plug of the active node a
-//! hundred times, `switchover` measures what clients see of one.
+//! hundred times, `switchover` measures what clients see of one, `rejoin` copies and rewinds gigabytes.
 //!
 //! Without a word it runs all with their defaults. It prints a line per step, a summary, and `figure:` lines, and
 //! ends with 1 on any violation; the logs of a failed run are kept below `target/soak`.
@@ -9,6 +9,7 @@
 #[path = "../lab/harness/mod.rs"]
 #[macro_use]
 mod harness;
+mod copies;
 mod play;
 mod power_off;
 mod steady;
@@ -81,6 +82,9 @@ enum What {
         /// The embedded witness instead of BIND
         #[arg(long)]
         embedded: bool,
+        /// Nobody loses power: the active node is fenced, and confirms to the other that it serves no longer
+        #[arg(long)]
+        released: bool,
     },
     /// Switchovers there and back under load: failed transactions, and how long clients are held
     Switchover {
@@ -96,6 +100,11 @@ enum What {
         dirty: bool,
         #[arg(long, default_value = "transaction")]
         pool: Pool,
+    },
+    /// A node of several gigabytes rejoins, from nothing and by a rewind: how long, and how honest its progress
+    Rejoin {
+        #[arg(long, default_value_t = 5)]
+        gib: u64,
     },
     /// kill -9 of a daemon at every record of promote, switchover and rejoin
     CrashPoints {
@@ -124,7 +133,7 @@ fn main() -> ExitCode {
     let all = [
         What::Race { rounds: 100 },
         What::CrashPoints { from: 1, step: 1 },
-        What::PowerOff { rounds: 100, seed: 1, embedded: false },
+        What::PowerOff { rounds: 100, seed: 1, embedded: false, released: false },
         What::Switchover { rounds: 20, clients: 16, pgbench: false, dirty: false, pool: Pool::Transaction },
         What::Random { runs: 200, seed: 1, parallel: 1 },
         What::Steady { minutes: 60, loss: 1, seed: 1 },
@@ -149,10 +158,11 @@ fn run(what: &What) -> Outcome<bool> {
         What::Random { runs, seed, parallel: 0 | 1 } => random(runs, seed),
         What::Random { runs, seed, parallel } => in_parallel(runs, seed, parallel.min(runs)),
         What::Race { rounds } => race(rounds),
-        What::PowerOff { rounds, seed, embedded } => power_offs(rounds, seed, embedded),
+        What::PowerOff { rounds, seed, embedded, released } => power_offs(rounds, seed, embedded, released),
         What::Switchover { rounds, clients, pgbench, dirty, pool } => {
             switchover(switchovers::Wanted { rounds, clients, pgbench, dirty }, pool)
         }
+        What::Rejoin { gib } => rejoins(gib),
         What::CrashPoints { from, step } => crash_points(from.max(1), step.max(1)),
     }
 }
@@ -231,12 +241,12 @@ fn race(rounds: u64) -> Outcome<bool> {
     Ok(sum.bad.is_empty())
 }
 
-fn power_offs(rounds: u64, seed: u64, embedded: bool) -> Outcome<bool> {
+fn power_offs(rounds: u64, seed: u64, embedded: bool, released: bool) -> Outcome<bool> {
     let witness = if embedded { Kind::Embedded } else { Kind::Bind };
     let lab = started(Options { witness, ..Options::new("soakpower") })?;
     let watchdog = Watchdog::start(STEP_LIMIT);
     println!("power-off: {rounds} rounds, seed {seed}, witness {witness:?}, lease 3 s, poll 1 s, margin 200 ms");
-    judged(&lab, &format!("power-off-{seed}"), power_off::power_off(&lab, rounds, seed, || watchdog.feed()))
+    judged(&lab, &format!("power-off-{seed}"), power_off::power_off(&lab, rounds, seed, released, || watchdog.feed()))
 }
 
 fn switchover(wanted: switchovers::Wanted, pool: Pool) -> Outcome<bool> {
@@ -270,6 +280,13 @@ fn judged(lab: &Lab, name: &str, outcome: Outcome<Vec<String>>) -> Outcome<bool>
         keep(lab, name, &violations.join("\n"))?;
     }
     Ok(violations.is_empty())
+}
+
+fn rejoins(gib: u64) -> Outcome<bool> {
+    let lab = started(Options::new("soakrejoin"))?;
+    let watchdog = Watchdog::start(STEP_LIMIT);
+    println!("rejoin: a cluster of {gib} GiB and its indexes");
+    judged(&lab, "rejoin", copies::rejoins(&lab, gib, || watchdog.feed()))
 }
 
 /// Every record of every procedure, until a round ends without a crash.

@@ -9,10 +9,11 @@ use crate::harness::node::Node;
 use crate::harness::sys::{Fail, Outcome, millis, ms, now, pause, secs, wait_until};
 use crate::play::plan::Rng;
 use crate::play::readers::{Reader, Seen};
-use crate::play::stage::Stage;
+use crate::play::stage::{Stage, TELL_LIVE};
 use crate::table::{Percentiles, table};
 use portcullis::base::time::Instant;
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 /// How long before the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,6 +22,8 @@ pub enum Silence {
     None,
     /// It had been silent for 2 s.
     TwoSeconds,
+    /// It is alive and its gate fenced by a person: it answers, and confirms that it serves no longer (C15).
+    Released,
 }
 
 /// W with lease 3 s, drift 1 %, margin 200 ms, in milliseconds, and what the issue allows on top of it.
@@ -31,6 +34,7 @@ impl Silence {
         match self {
             Silence::None => W + 3500,
             Silence::TwoSeconds => W + 1500,
+            Silence::Released => 2000,
         }
     }
 
@@ -38,6 +42,7 @@ impl Silence {
         match self {
             Silence::None => "died that instant",
             Silence::TwoSeconds => "silent for 2 s",
+            Silence::Released => "released",
         }
     }
 }
@@ -139,7 +144,7 @@ struct Round {
 }
 
 /// All rounds; the violations.
-pub fn power_off(lab: &Lab, rounds: u64, seed: u64, mut fed: impl FnMut()) -> Outcome<Vec<String>> {
+pub fn power_off(lab: &Lab, rounds: u64, seed: u64, released: bool, mut fed: impl FnMut()) -> Outcome<Vec<String>> {
     let mut rng = Rng::new(seed);
     let stage = Stage::new(lab);
     let mut load = Load::start(lab)?;
@@ -147,7 +152,11 @@ pub fn power_off(lab: &Lab, rounds: u64, seed: u64, mut fed: impl FnMut()) -> Ou
     let mut violations = Vec::new();
     for number in 0..rounds {
         fed();
-        let silence = if number % 2 == 0 { Silence::None } else { Silence::TwoSeconds };
+        let silence = match number % 2 {
+            _ if released => Silence::Released,
+            0 => Silence::None,
+            _ => Silence::TwoSeconds,
+        };
         let round = one(&stage, &mut load, silence, &mut rng)?;
         println!(
             "power-off {}/{rounds}: {} {}; first write {} ms after Enter (at most {}), clients were without for {} ms; \
@@ -194,7 +203,13 @@ fn one(stage: &Stage, load: &mut Load, silence: Silence, rng: &mut Rng) -> Outco
     // Anywhere within a poll, and with enough written to be lost.
     load.first_ack(old, now())?;
     pause(millis(1000 + rng.below(1000)));
-    let dark = old.power_off()?;
+    let dark = if silence == Silence::Released {
+        let fenced = old.cli(&["fence", "--reason", "to be released"])?;
+        stage.quote(active, &fenced);
+        fenced.expect(0)?.ended
+    } else {
+        old.power_off()?
+    };
     if silence == Silence::TwoSeconds {
         pause(secs(2).saturating_sub(now().since(dark)));
     }
@@ -214,7 +229,8 @@ fn one(stage: &Stage, load: &mut Load, silence: Silence, rng: &mut Rng) -> Outco
         exits.push(said.code);
     }
     let first = load.first_ack(new, entered)?;
-    if exits != [0] || ms(entered, first) > silence.limit() {
+    let live = TELL_LIVE.load(Ordering::Relaxed);
+    if live || exits != [0] || ms(entered, first) > silence.limit() {
         println!("{told}");
     }
     let last = load.writers.iter().flat_map(|w| w.log().acks).map(|ack| ack.at).filter(|at| *at < first).max();
@@ -224,14 +240,21 @@ fn one(stage: &Stage, load: &mut Load, silence: Silence, rng: &mut Rng) -> Outco
     for text in lost.iter().chain(&vanished).take(10) {
         println!("  missing on {}: {text}", new.name());
     }
-    old.boot()?;
     let begun = now();
-    new.wait_peer()?;
-    old.wait_role("fenced", secs(60))?;
+    if silence == Silence::Released {
+        // It was handed over to, and has become the standby by itself.
+        new.wait_peer()?;
+    } else {
+        old.boot()?;
+        new.wait_peer()?;
+        old.wait_role("fenced", secs(60))?;
+    }
     stage.restore(1 - active)?;
     new.wait_in_sync(secs(60))?;
     old.postgres.forget_old_lives()?;
-    load.last_ack().filter(|at| *at > begun).ok_or("no write was acknowledged during the rejoin")?;
+    if silence != Silence::Released {
+        load.last_ack().filter(|at| *at > begun).ok_or("no write was acknowledged during the rejoin")?;
+    }
     Ok(Round {
         silence,
         died: old.name().to_owned(),

@@ -232,7 +232,7 @@ fn prepare(lab: &Lab, wanted: Wanted) -> Outcome {
 }
 
 /// SQL that takes longer than the harness gives its own.
-fn long_sql(node: &Node, sql: &str) -> Outcome {
+pub fn long_sql(node: &Node, sql: &str) -> Outcome {
     let psql = Template::once()?.bin_dir.join("psql").display().to_string();
     let socket = node.postgres.socket_dir.display().to_string();
     let words = [&psql, "-h", &socket, "-U", "postgres", "-d", "app", "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql];

@@ -555,11 +555,12 @@ impl Guard {
         self.peer.answered.is_some_and(|at| now.boot.since(at) < limit)
     }
 
-    /// Questions have been on their way to the peer for [`PEER_LIMIT`] and longer, and neither an answer nor a word of
-    /// its own has come meanwhile.
+    /// Neither an answer nor a word of the peer's own has come for [`PEER_LIMIT`] and longer, although questions are on
+    /// their way to it, and not only just: the first of them left a poll after the last answer.
     pub(super) fn peer_is_silent(&self, now: Now) -> bool {
-        let long = |at: Instant| now.boot >= at + PEER_LIMIT;
-        self.peer.unanswered_since.is_some_and(long) && self.peer.heard.is_none_or(long)
+        let since = |at: Instant, limit| now.boot >= at + limit;
+        self.peer.unanswered_since.is_some_and(|at| since(at, PEER_LIMIT / 4))
+            && self.peer.heard.is_none_or(|at| since(at, PEER_LIMIT))
     }
 
     /// What this node tells the other.
