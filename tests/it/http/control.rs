@@ -82,6 +82,9 @@ async fn a_command_streams_its_lines_and_ends_with_its_exit_code() {
     assert_eq!((&lines[2]["exit"], &lines[2]["text"]), (&json!(3), &json!("refused; because")));
     // An empty body is an empty object; anything but an object, or a verb that is none, is refused unasked.
     assert_eq!(post(&path, "fence", "").await.1[0]["line"], "fence {}");
+    // Nobody passes for somebody at the console.
+    let forged = r#"{"by":"role dba from 192.0.2.7:4711 (console)"}"#;
+    assert_eq!(post(&path, "fence", forged).await.1[0]["line"], "fence {}");
     assert_eq!(post(&path, "fence", "[1]").await.0, 400);
     assert_eq!(post(&path, "fence", "{").await.0, 400);
     assert_eq!(post(&path, "Fence%00", "{}").await.0, 404);
