@@ -1,7 +1,8 @@
 #!/bin/bash
 # Packs the release binary into portcullis_VERSION_ARCH.deb with dpkg-deb alone (docs/decisions/0002).
 #
-# PORTCULLIS_BIN names another binary than the release build's. Needs dpkg-dev for the list of libraries.
+# PORTCULLIS_BIN names another binary than the release build's, PORTCULLIS_DEB_COMPRESSION another option of dpkg-deb
+# than -Zxz. Needs dpkg-dev for the list of libraries.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022
@@ -74,7 +75,7 @@ done
 find "$root" -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
 package=$out/portcullis_${version}_$arch.deb
-dpkg-deb --root-owner-group --uniform-compression -Zxz --build "$root" "$package"
+dpkg-deb --root-owner-group --uniform-compression "${PORTCULLIS_DEB_COMPRESSION:--Zxz}" --build "$root" "$package"
 rm -rf "$root"
 
 if command -v lintian >/dev/null; then

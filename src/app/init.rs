@@ -59,7 +59,7 @@ pub fn run(args: &InitArgs) -> Result<(), Fault> {
             print("next:\n  1. here:\n       systemctl enable --now portcullis-witness\n");
             return Ok(());
         }
-        return finish(args, &target, &imported.config, true, None, args.postgres.unwrap_or(PostgresHow::Leave));
+        return finish(&target, &imported.config, true, None, args.postgres.unwrap_or(PostgresHow::Leave));
     }
     if target.exists() {
         let Some(how) = args.postgres else {
@@ -69,14 +69,14 @@ pub fn run(args: &InitArgs) -> Result<(), Fault> {
         let config = files::load_config(&target)?;
         same_service(args, &config, &target)?;
         print(&format!("kept {}, which was there already\n", target.display()));
-        return finish(args, &target, &config, false, None, how);
+        return finish(&target, &config, false, None, how);
     }
     let answers = in_runtime(answers::gather(args, &dir))??;
     let written = write(&answers, &dir, &target)
         .map_err(|fault| wrong(format!("{fault} (the same answers: {})", answers::as_flags(&answers.template, answers.how))))?;
     let notes = answers.notes.iter().map(|note| format!("{note}\n")).collect::<String>();
     print(&format!("{notes}{}", written.1));
-    finish(args, &target, &written.0, false, answers.facts.as_ref(), answers.how)
+    finish(&target, &written.0, false, answers.facts.as_ref(), answers.how)
 }
 
 /// Proves the answers, then writes secrets and configuration. What it wrote, in words.
@@ -103,7 +103,6 @@ fn write(answers: &answers::Answers, dir: &Path, target: &Path) -> Result<(Confi
 
 /// PostgreSQL as it was told, then the next steps.
 fn finish(
-    args: &InitArgs,
     target: &Path,
     config: &Config,
     imported: bool,
@@ -118,6 +117,9 @@ fn finish(
             steps::names(config)
         )));
     }
+    if let Some(why) = steps::misnamed(config) {
+        return Err(wrong(format!("{why} (PostgreSQL was left alone; then run init again)")));
+    }
     let mut lines = None;
     if let Some(node) = here {
         lines = in_runtime(postgres(config, node, how))??;
@@ -129,7 +131,6 @@ fn finish(
     }
     let place = steps::Place { config, here, target, imported, how, facts, lines };
     print(&steps::next(&place));
-    let _ = args;
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use crate::base::fault::Fault;
 use crate::base::ids::NodeName;
 use crate::io::files;
 use crate::io::machine::NameFacts;
-use crate::io::{machine, outside};
+use crate::io::{host, machine, outside};
 use std::path::Path;
 
 use super::wrong;
@@ -59,7 +59,12 @@ pub(super) fn next(place: &Place<'_>) -> String {
     }
     if !place.imported {
         witness_steps(place, &out, &mut steps);
-        if let Some(other) = other {
+        // From neither of the nodes both are brought there.
+        let far: Vec<&Node> = match place.here {
+            Some(_) => other.into_iter().collect(),
+            None => config.nodes.iter().collect(),
+        };
+        for other in far {
             let role = if place.how == PostgresHow::Leave { "" } else { " --postgres standby" };
             let line = format!(
                 "portcullis init --export -{out} | {} portcullis init --import -{out}{role}",
@@ -71,11 +76,13 @@ pub(super) fn next(place: &Place<'_>) -> String {
     let both = if place.imported { "here" } else { "on both nodes" };
     steps.push((both.into(), vec![enable("portcullis", &format!("daemon{with}"))]));
     if !place.imported {
-        if needs_first_epoch(config, place.facts) {
-            let text = "here, once both daemons run: this node becomes the active one (the first epoch)";
-            steps.push((text.into(), vec![format!("portcullis promote --yes{with}")]));
+        if needs_first_epoch(place) {
+            let first = place.here.or(config.nodes.first()).map_or("the first", |node| node.name.as_str());
+            let text = format!("on {first}, once both daemons run: it becomes the active one (the first epoch)");
+            steps.push((text, vec![format!("portcullis promote --yes{with}")]));
         }
-        if let Some(other) = other {
+        let standby = if place.here.is_some() { other } else { config.nodes.get(1) };
+        if let Some(other) = standby {
             steps.push((
                 format!("{} becomes the standby, and the pair is tried", other.name),
                 vec![
@@ -94,16 +101,14 @@ pub(super) fn next(place: &Place<'_>) -> String {
     text
 }
 
-/// Without DNS, and with a name that leads to no node yet, nobody begins by himself.
-fn needs_first_epoch(config: &Config, facts: Option<&NameFacts>) -> bool {
-    if config.dns.is_none() {
-        return true;
-    }
-    let leads_to_a_node = |facts: &NameFacts| {
-        facts.addresses.iter().any(|address| config.nodes.iter().any(|node| node.addresses.contains(address)))
+/// Without DNS nobody begins by himself, nor where the name leads elsewhere; else the first daemon with a PostgreSQL
+/// does, once it hears a peer that has none.
+fn needs_first_epoch(place: &Place<'_>) -> bool {
+    let elsewhere = |facts: &NameFacts| {
+        let own = place.here.map(|here| here.addresses.as_slice()).unwrap_or_default();
+        !facts.addresses.is_empty() && !facts.addresses.iter().any(|address| own.contains(address))
     };
-    // The embedded server writes the first record itself.
-    config.witness.is_none() && !facts.is_some_and(leads_to_a_node)
+    place.config.dns.is_none() || place.facts.is_some_and(elsewhere)
 }
 
 fn witness_steps(place: &Place<'_>, out: &str, steps: &mut Vec<(String, Vec<String>)>) {
@@ -171,17 +176,26 @@ pub(super) fn dns_server(target: &Path, server: DnsServer) -> Result<String, Fau
     })
 }
 
-/// The node that this machine is, by its name or an address.
+/// Which node this machine is, as the daemon will tell: by its name, else by an address.
 pub(super) fn this_node(config: &Config) -> Option<&Node> {
-    let hostname = crate::io::host::name();
-    let short = hostname.split('.').next().unwrap_or_default().to_owned();
-    let named = |node: &&Node| [hostname.as_str(), short.as_str()].contains(&node.name.as_str());
-    let own: Vec<_> = machine::places().into_iter().map(|place| place.net.addr()).collect();
-    config
-        .nodes
-        .iter()
-        .find(named)
-        .or_else(|| config.nodes.iter().find(|node| node.addresses.iter().any(|address| own.contains(address))))
+    let hostname = host::name();
+    let short = hostname.split('.').next().unwrap_or_default();
+    let named = |node: &&Node| [hostname.as_str(), short].contains(&node.name.as_str());
+    config.nodes.iter().find(named).or_else(|| config.nodes.iter().find(|node| is_here(node)))
+}
+
+fn is_here(node: &Node) -> bool {
+    node.addresses.iter().any(|address| machine::places().iter().any(|place| place.net.addr() == *address))
+}
+
+/// This machine has one node's name and another's address: the daemons of both would take themselves for the same.
+pub(super) fn misnamed(config: &Config) -> Option<String> {
+    let named = this_node(config).filter(|node| !is_here(node))?;
+    let addressed = config.nodes.iter().find(|node| is_here(node))?;
+    Some(format!(
+        "this host is called {} but has the address of {}; rename it: hostnamectl set-hostname {}",
+        named.name, addressed.name, addressed.name
+    ))
 }
 
 /// Names of the nodes, for a sentence.
@@ -191,5 +205,5 @@ pub(super) fn names(config: &Config) -> String {
 
 /// The host name as a node's name, where it can be one.
 pub(super) fn own_name() -> Option<NodeName> {
-    crate::io::host::name().split('.').next().and_then(|name| name.parse().ok())
+    host::name().split('.').next().and_then(|name| name.parse().ok())
 }
