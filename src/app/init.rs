@@ -110,13 +110,6 @@ fn finish(
     how: PostgresHow,
 ) -> Result<(), Fault> {
     let here = steps::this_node(config);
-    if here.is_none() && imported {
-        return Err(wrong(format!(
-            "this host has neither the name nor an address of a [[node]] ({}); the files are written, so name it in \
-             the configuration on both nodes, or start the daemon with --node",
-            steps::names(config)
-        )));
-    }
     if let Some(why) = steps::misnamed(config) {
         return Err(wrong(format!("{why} (PostgreSQL was left alone; then run init again)")));
     }
@@ -128,6 +121,11 @@ fn finish(
             "this host is none of the nodes ({}), so that its PostgreSQL is left alone; run init --postgres on a node",
             steps::names(config)
         )));
+    } else if imported {
+        print(&format!(
+            "this host has neither the name nor an address of a node ({}): give every command here --node NAME\n",
+            steps::names(config)
+        ));
     }
     let place = steps::Place { config, here, target, imported, how, facts, lines };
     print(&steps::next(&place));

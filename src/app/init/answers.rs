@@ -41,6 +41,8 @@ struct Gathering<'a> {
     source: Source,
     places: Vec<Place>,
     cluster: Option<FoundCluster>,
+    /// portcullis serves the zone itself, on a third machine.
+    witness: bool,
     /// Flags that must still be given.
     gaps: Vec<String>,
 }
@@ -59,7 +61,7 @@ pub(super) async fn gather(args: &InitArgs, dir: &Path) -> Result<Answers, Fault
         Some(dir) => cluster_in(dir),
         None => None,
     };
-    let mut gathering = Gathering { args, source, places: machine::places(), cluster, gaps: Vec::new() };
+    let mut gathering = Gathering { args, source, places: machine::places(), cluster, witness: args.witness, gaps: Vec::new() };
     gathering.all(dir).await
 }
 
@@ -98,7 +100,7 @@ impl Gathering<'_> {
             secrets_dir: dir.display().to_string(),
             vip,
             vip_interface: self.args.vip_interface.clone(),
-            witness: self.args.witness,
+            witness: self.witness,
             dns: with_dns,
         };
         if self.source == Source::Person {
@@ -169,7 +171,8 @@ impl Gathering<'_> {
         // A directory that a person named may hold a cluster as well.
         let cluster = found.filter(|found| found.data_dir == Path::new(&data_dir)).or_else(|| cluster_in(Path::new(&data_dir)));
         let bin = cluster.as_ref().map(|cluster| shown(&cluster.bin_dir)).or_else(newest_bin_dir);
-        let bin_flag = self.args.bin_dir.as_deref().map(shown);
+        let known = cluster.as_ref().filter(|_| self.source == Source::Person).map(|cluster| shown(&cluster.bin_dir));
+        let bin_flag = self.args.bin_dir.as_deref().map(shown).or(known);
         let bin_dir = self.pick(bin_flag, "--bin-dir DIR", "Directory of PostgreSQL's programs", bin, &absolute)?;
         let found_port = cluster.as_ref().map(|cluster| cluster.port).filter(|port| *port != 5432);
         let found_sockets = cluster.as_ref().map(|cluster| shown(&cluster.socket_dir));
@@ -286,6 +289,15 @@ impl Gathering<'_> {
         if !self.args.servers.is_empty() {
             let servers: Result<Vec<_>, _> = self.args.servers.iter().map(|text| server(text)).collect();
             return Ok((zone, servers.map_err(|why| wrong(format!("--server: {why}")))?));
+        }
+        if self.source == Source::Person && found.is_none() && facts.is_some() {
+            let question = "Shall portcullis serve that zone itself, on a third machine?";
+            self.witness = terminal::confirm(question, false)?;
+            if self.witness {
+                let judge = |text: &str| server(text).map(drop);
+                let address = terminal::ask("The third machine's address", None, &judge)?;
+                return Ok((zone, server(&address).into_iter().collect()));
+            }
         }
         let same = found.filter(|found| found.name == zone);
         let proposed: Vec<String> =

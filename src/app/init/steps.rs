@@ -151,18 +151,13 @@ pub(super) fn dns_server(target: &Path, server: DnsServer) -> Result<String, Fau
     let secret = files::tsig_secret(&tsig.key_file).map_err(wrong)?;
     let secret = data_encoding::BASE64.encode(secret.expose());
     let (zone, name, key, algorithm) = (&dns.zone, &config.service.name, &tsig.name, &tsig.algorithm);
-    let types = if config.nodes.iter().flat_map(|node| &node.addresses).any(std::net::IpAddr::is_ipv6) {
-        "A AAAA"
-    } else {
-        "A"
-    };
     Ok(match server {
         DnsServer::Bind => format!(
             "// BIND: portcullis may change two names of {zone}. Keep this file from others: chmod 0640, group bind.\n\
              key \"{key}\" {{\n    algorithm {algorithm};\n    secret \"{secret}\";\n}};\n\
              // named.conf includes this file, and in its statement of the zone stands, instead of allow-update:\n\
              //     update-policy {{\n\
-             //         grant {key} name {name} {types};\n\
+             //         grant {key} name {name} A AAAA;\n\
              //         grant {key} name _portcullis.{name} TXT;\n\
              //     }};\n"
         ),
