@@ -19,12 +19,13 @@ use super::verbs::{InitArgs, PostgresHow};
 use crate::base::config::{Config, Node};
 use crate::base::fault::{ExitCode, Fault};
 use crate::io::files;
+use crate::io::journal::replay;
 use crate::io::machine::NameFacts;
 use crate::io::postgres::{Preparation, cluster_in};
 use data_encoding::{BASE64, BASE64URL_NOPAD};
 use ring::rand::{SecureRandom, SystemRandom};
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The group PostgreSQL and the daemon run as on Debian; it must read the secrets.
 const GROUP: &str = "postgres";
@@ -72,8 +73,9 @@ pub fn run(args: &InitArgs) -> Result<(), Fault> {
         return finish(&target, &config, false, None, how);
     }
     let answers = in_runtime(answers::gather(args, &dir))??;
-    let written = write(&answers, &dir, &target)
-        .map_err(|fault| wrong(format!("{fault} (the same answers: {})", answers::as_flags(&answers.template, answers.how))))?;
+    let written = write(&answers, &dir, &target).map_err(|fault| {
+        wrong(format!("{fault} (the same answers: {})", answers::as_flags(&answers.template, answers.how)))
+    })?;
     let notes = answers.notes.iter().map(|note| format!("{note}\n")).collect::<String>();
     print(&format!("{notes}{}", written.1));
     finish(&target, &written.0, false, answers.facts.as_ref(), answers.how)
@@ -157,6 +159,12 @@ async fn postgres(config: &Config, node: &Node, how: PostgresHow) -> Result<Opti
             preparation.rules()
         )));
     }
+    if how == PostgresHow::Standby && has_served(config) {
+        return Err(wrong(format!(
+            "{} has been a node of this service, and its data is not a fresh cluster's to move; `portcullis rejoin {}`",
+            node.name, node.name
+        )));
+    }
     let tell = |lines: Vec<String>| print(&lines.iter().map(|line| format!("{line}\n")).collect::<String>());
     tell(preparation.write_settings().map_err(wrong)?);
     match how {
@@ -171,6 +179,11 @@ async fn postgres(config: &Config, node: &Node, how: PostgresHow) -> Result<Opti
         print(&format!("not restarted: the settings are in force after: systemctl restart {unit}\n"));
     }
     Ok(None)
+}
+
+/// Its journal knows of an epoch, or cannot be read: nobody moves such a node's data but `rejoin`.
+fn has_served(config: &Config) -> bool {
+    replay(&config.state_dir).map_or(true, |durable| durable.is_some_and(|durable| !durable.is_virgin()))
 }
 
 /// Flags that say something else than the configuration that is there.
@@ -225,7 +238,7 @@ fn exists_otherwise(path: &Path, text: &str) -> Result<bool, Fault> {
 }
 
 /// Writes one secret, or keeps the one that is there: it may be the other node's copy.
-fn secret(said: &mut String, path: &PathBuf, text: String) -> Result<(), Fault> {
+fn secret(said: &mut String, path: &Path, text: String) -> Result<(), Fault> {
     if path.exists() {
         said.push_str(&format!("kept {}, which was there already\n", path.display()));
         return Ok(());

@@ -188,12 +188,14 @@ pub enum Command {
     )]
     Witness,
     /// Write a commented configuration and the secrets it names, here and on the other node; never overwrites
-    #[command(after_help = "Example:\n  portcullis init\n  portcullis init --yes --service-name db.example.org --node \
+    #[command(
+        after_help = "Example:\n  portcullis init\n  portcullis init --yes --service-name db.example.org --node \
                             midna=192.0.2.12 --postgres primary\n  portcullis init --export - | ssh root@192.0.2.12 \
                             portcullis init --import - --postgres standby\n\nOn a terminal it asks for what is not \
                             given, and proposes what it finds. It ends with the next steps as exact commands. Typed \
-                            again it goes on where it stopped. Exit codes: 0 written; 2 not.")]
-    Init(InitArgs),
+                            again it goes on where it stopped. Exit codes: 0 written; 2 not."
+    )]
+    Init(Box<InitArgs>),
     /// For the PostgreSQL unit: may the local cluster start writable?
     #[command(after_help = "Example:\n  portcullis may-start-primary\n\nWorks without the daemon too. Exit codes: 0 \
                             yes; 3 no.")]

@@ -175,7 +175,11 @@ mod tests {
             ("veth12", "10.0.3.1", false),
         ];
         for (interface, address, worth) in rows {
-            assert_eq!(is_worth_naming(interface, address.parse().expect("an address")), worth, "{interface} {address}");
+            assert_eq!(
+                is_worth_naming(interface, address.parse().expect("an address")),
+                worth,
+                "{interface} {address}"
+            );
         }
     }
 }

@@ -495,3 +495,46 @@ fn a_reader_that_goes_away_is_no_error() {
     assert!(output.stderr.is_empty(), "{}", stderr(&output));
     assert_eq!(output.status.code(), Some(0));
 }
+
+/// On a terminal, by the keyboard: answers that cannot be are told and asked again, and none of the others is lost.
+#[test]
+fn init_asks_on_a_terminal_and_bad_answers_lose_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let target = dir.path().join("new");
+    let line = format!(
+        "{} init --data-dir /nowhere/data --bin-dir /nowhere/bin --output-dir {}",
+        env!("CARGO_BIN_EXE_portcullis"),
+        target.display()
+    );
+    // The pty of script(1); its own copy of what was typed is thrown away.
+    let mut child = Command::new("timeout")
+        .args(["60", "script", "-qec", &line, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("script, of bsdutils");
+    // This name and address; the other name (this one, then another) and address; the service (no domain, then one);
+    // DNS; its zone; portcullis serves it; where; write it.
+    let keys = "alp\r192.0.2.11\ralp\rmidna\r192.0.2.300\r192.0.2.11\r192.0.2.12\rdb\rdb.portcullis.invalid\r\r\ry\r\
+                192.0.2.53\r\r";
+    let mut stdin = child.stdin.take().expect("piped");
+    stdin.write_all(keys.as_bytes()).expect("script reads");
+    let output = child.wait_with_output().expect("it ends");
+    drop(stdin);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    for words in [
+        "alp is this machine; name the other one",
+        "\"192.0.2.300\" is no address",
+        "192.0.2.11 is the first node's",
+        "write the full name, as db.example.org",
+        "no zone with db.portcullis.invalid in it",
+        "alp (192.0.2.11), midna (192.0.2.12)",
+    ] {
+        assert!(said.contains(words), "{words:?} was not said: {said}");
+    }
+    assert!(output.status.success(), "{said}");
+    let text = fs::read_to_string(target.join("portcullis.toml")).expect("written");
+    let config = Config::parse(&text, Path::new("x")).expect("it parses");
+    assert_eq!(config.service.name, "db.portcullis.invalid");
+    assert!(config.witness.is_some_and(|witness| witness.listen == ["192.0.2.53:53".parse().expect("an address")]));
+}

@@ -122,7 +122,8 @@ fn steps_of(heading: &str) -> Outcome<Vec<Step>> {
 /// A line with what differs from run to run taken out.
 fn form(line: &str) -> String {
     static ALL: OnceLock<Vec<(Regex, &str)>> = OnceLock::new();
-    let all = ALL.get_or_init(|| FORMS.map(|(pattern, form)| (Regex::new(&format!("(?-u){pattern}")).unwrap(), form)).into());
+    let all =
+        ALL.get_or_init(|| FORMS.map(|(pattern, form)| (Regex::new(&format!("(?-u){pattern}")).unwrap(), form)).into());
     let text = all.iter().fold(line.to_owned(), |text, (pattern, form)| pattern.replace_all(&text, *form).into_owned());
     text.trim_end().to_owned()
 }
@@ -159,13 +160,13 @@ impl Machines {
         fs::write(dir.join("resolv.conf"), "nameserver 192.0.2.53\noptions timeout:1 attempts:2\n")?;
         fs::copy(package()?, dir.join("portcullis.deb"))?;
         let switch = Switch::build(&prefix)?;
-        let boot = |(plug, (name, _)): (Plug, &(&str, u8))| {
-            Host::new(name, plug, &switch, &dir, lifeline.reader()?, Boot::Systemd)
-        };
         // All at once: booting is mostly waiting.
         let hosts: Outcome<Vec<Host>> = std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                plugs.into_iter().zip(HOSTS.iter()).map(|pair| scope.spawn(move || boot_of(&boot, pair))).collect();
+            let (switch, dir, lifeline) = (&switch, &dir, &lifeline);
+            let boot = |(plug, (name, _)): (Plug, (&'static str, u8))| {
+                scope.spawn(move || Host::new(name, plug, switch, dir, lifeline.reader()?, Boot::Systemd))
+            };
+            let threads: Vec<_> = plugs.into_iter().zip(HOSTS).map(boot).collect();
             threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err("a thread panicked".into()))).collect()
         });
         let machines = Machines { hosts: hosts?, dir, _lifeline: lifeline };
@@ -283,7 +284,8 @@ impl Machines {
     }
 
     fn logs(&self) -> String {
-        let script = "journalctl --no-pager -n 60 -o cat -u portcullis -u portcullis-witness -u 'postgresql@*' -u named";
+        let script =
+            "journalctl --no-pager -n 60 -o cat -u portcullis -u portcullis-witness -u 'postgresql@*' -u named";
         let of = |host: &Host| host.exec("", &["sh", "-c", script]).unwrap_or_else(|error| error.0);
         self.hosts.iter().map(|host| format!("=== {}\n{}\n", host.name, of(host))).collect()
     }
@@ -320,13 +322,6 @@ set -e
 [ -e /etc/postgresql/15/main ] || pg_createcluster 15 main >/dev/null
 systemctl start postgresql@15-main
 ";
-
-fn boot_of(
-    boot: &(dyn Fn((Plug, &(&str, u8))) -> Outcome<Host> + Sync),
-    pair: (Plug, &(&str, u8)),
-) -> Outcome<Host> {
-    boot(pair)
-}
 
 /// A command line by the machine's own shell, as root at home. Standard output, standard error, exit code.
 fn in_shell(host: &Host, command: &str, input: Option<&str>) -> Outcome<(String, String, i32)> {

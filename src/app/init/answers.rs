@@ -61,7 +61,8 @@ pub(super) async fn gather(args: &InitArgs, dir: &Path) -> Result<Answers, Fault
         Some(dir) => cluster_in(dir),
         None => None,
     };
-    let mut gathering = Gathering { args, source, places: machine::places(), cluster, witness: args.witness, gaps: Vec::new() };
+    let mut gathering =
+        Gathering { args, source, places: machine::places(), cluster, witness: args.witness, gaps: Vec::new() };
     gathering.all(dir).await
 }
 
@@ -169,7 +170,8 @@ impl Gathering<'_> {
         let data_flag = self.args.data_dir.as_deref().map(shown);
         let data_dir = self.pick(data_flag, "--data-dir DIR", "PostgreSQL's data directory", data, &absolute)?;
         // A directory that a person named may hold a cluster as well.
-        let cluster = found.filter(|found| found.data_dir == Path::new(&data_dir)).or_else(|| cluster_in(Path::new(&data_dir)));
+        let cluster =
+            found.filter(|found| found.data_dir == Path::new(&data_dir)).or_else(|| cluster_in(Path::new(&data_dir)));
         let bin = cluster.as_ref().map(|cluster| shown(&cluster.bin_dir)).or_else(newest_bin_dir);
         let known = cluster.as_ref().filter(|_| self.source == Source::Person).map(|cluster| shown(&cluster.bin_dir));
         let bin_flag = self.args.bin_dir.as_deref().map(shown).or(known);
@@ -300,8 +302,7 @@ impl Gathering<'_> {
             }
         }
         let same = found.filter(|found| found.name == zone);
-        let proposed: Vec<String> =
-            same.into_iter().flat_map(|zone| &zone.servers).map(ToString::to_string).collect();
+        let proposed: Vec<String> = same.into_iter().flat_map(|zone| &zone.servers).map(ToString::to_string).collect();
         if self.source != Source::Person {
             return Ok((zone, proposed));
         }
@@ -416,9 +417,9 @@ fn addresses(text: &str) -> Result<(), String> {
         return Err("an address is needed, as 192.0.2.11".to_owned());
     }
     for word in &words {
-        let address: IpAddr = word
-            .parse()
-            .map_err(|_| format!("\"{}\" is no address; write it as 192.0.2.11 or 2001:db8::11", word.escape_debug()))?;
+        let address: IpAddr = word.parse().map_err(|_| {
+            format!("\"{}\" is no address; write it as 192.0.2.11 or 2001:db8::11", word.escape_debug())
+        })?;
         if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
             return Err(format!("{address} is reached by nobody else; give the address that others use"));
         }
@@ -471,7 +472,8 @@ fn node(text: &str) -> Result<ExampleNode, String> {
 fn summary(template: &Template, how: PostgresHow) -> String {
     let nodes: Vec<String> =
         template.nodes.iter().map(|node| format!("{} ({})", node.name, node.addresses.join(", "))).collect();
-    let servers = if template.servers.is_empty() { "found from the zone".to_owned() } else { template.servers.join(", ") };
+    let servers =
+        if template.servers.is_empty() { "found from the zone".to_owned() } else { template.servers.join(", ") };
     let mut text = format!("\n  service     {}\n  nodes       {}\n", template.service_name, nodes.join(", "));
     if template.dns {
         text += &format!("  DNS         zone {}, servers {servers}\n", template.zone);

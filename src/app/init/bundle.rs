@@ -171,7 +171,9 @@ fn read(from: &Path) -> Result<(Bundle, String), Fault> {
     } else {
         std::fs::File::open(from).and_then(|file| file.take(LARGEST).read_to_string(&mut text))
     };
-    done.map_err(|error| wrong(format!("{shown} cannot be read ({error}); name what `portcullis init --export` wrote")))?;
+    done.map_err(|error| {
+        wrong(format!("{shown} cannot be read ({error}); name what `portcullis init --export` wrote"))
+    })?;
     let whole = toml::from_str::<Bundle>(&text).ok().filter(|bundle| bundle.digest == digest(&bundle.files));
     match whole {
         Some(bundle) if bundle.version == VERSION => Ok((bundle, shown)),

@@ -66,11 +66,12 @@ pub(super) fn next(place: &Place<'_>) -> String {
         };
         for other in far {
             let role = if place.how == PostgresHow::Leave { "" } else { " --postgres standby" };
-            let line = format!(
-                "portcullis init --export -{out} | {} portcullis init --import -{out}{role}",
-                ssh(other)
-            );
-            steps.push((format!("the same configuration and secrets on {}, with portcullis installed there", other.name), vec![line]));
+            let line =
+                format!("portcullis init --export -{out} | {} portcullis init --import -{out}{role}", ssh(other));
+            steps.push((
+                format!("the same configuration and secrets on {}, with portcullis installed there", other.name),
+                vec![line],
+            ));
         }
     }
     let both = if place.imported { "here" } else { "on both nodes" };

@@ -97,7 +97,9 @@ impl Preparation<'_> {
     fn debian_dir(&self) -> Result<PathBuf, String> {
         self.cluster.debian_dir().ok_or_else(|| {
             let data = self.cluster.data_dir.display();
-            format!("{data} is no cluster of postgresql-common; leave --postgres out and add the lines that init prints")
+            format!(
+                "{data} is no cluster of postgresql-common; leave --postgres out and add the lines that init prints"
+            )
         })
     }
 
@@ -178,7 +180,9 @@ impl Preparation<'_> {
         self.debian_dir()?;
         if self.cluster.data_dir.join("standby.signal").exists() {
             let data = self.cluster.data_dir.display();
-            return Err(format!("{data} is a standby's; --postgres primary is for the node whose data is the service's"));
+            return Err(format!(
+                "{data} is a standby's; --postgres primary is for the node whose data is the service's"
+            ));
         }
         self.control("restart").await?;
         let list = self.sql("postgres", "SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname").await?;
@@ -213,7 +217,11 @@ impl Preparation<'_> {
         Ok(match moved {
             Some(to) => {
                 let name = to.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                format!("stopped PostgreSQL {}; its empty data is now {}", self.name(), to.with_file_name(name).display())
+                format!(
+                    "stopped PostgreSQL {}; its empty data is now {}",
+                    self.name(),
+                    to.with_file_name(name).display()
+                )
             }
             None => format!("no data in {}; rejoin clones the other node's", self.cluster.data_dir.display()),
         })
