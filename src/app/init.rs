@@ -166,8 +166,11 @@ async fn postgres(config: &Config, node: &Node, how: PostgresHow) -> Result<Opti
         )));
     }
     let tell = |lines: Vec<String>| print(&lines.iter().map(|line| format!("{line}\n")).collect::<String>());
-    tell(preparation.write_settings().map_err(wrong)?);
+    let settings = preparation.write_settings().map_err(wrong)?;
+    let again = preparation.is_done() && settings.iter().all(|line| line.starts_with("kept "));
+    tell(settings);
     match how {
+        PostgresHow::Primary if again => tell(vec!["not restarted: nothing changed".to_owned()]),
         PostgresHow::Primary => tell(preparation.restart().await.map_err(wrong)?),
         PostgresHow::Standby => tell(vec![preparation.set_aside().await.map_err(wrong)?]),
         PostgresHow::Prepare | PostgresHow::Leave => {}

@@ -192,8 +192,7 @@ pub enum Command {
         after_help = "Example:\n  portcullis init\n  portcullis init --yes --service-name db.example.org --node \
                             midna=192.0.2.12 --postgres primary\n  portcullis init --export - | ssh root@192.0.2.12 \
                             portcullis init --import - --postgres standby\n\nOn a terminal it asks for what is not \
-                            given, and proposes what it finds. It ends with the next steps as exact commands. Typed \
-                            again it goes on where it stopped. Exit codes: 0 written; 2 not."
+                            given, and proposes what it finds. It ends with the next steps as exact commands. Exit codes: 0 written; 2 not."
     )]
     Init(Box<InitArgs>),
     /// For the PostgreSQL unit: may the local cluster start writable?
@@ -402,9 +401,9 @@ pub enum PostgresHow {
     Leave,
     /// Settings in conf.d, rules at the top of pg_hba.conf, the question before its unit's start
     Prepare,
-    /// The same and a restart: its data is the service's
+    /// As prepare, and restarted; its data is the service's
     Primary,
-    /// The same, and its fresh data is moved aside, for a copy of the other node's
+    /// As prepare, and stopped; its fresh data is moved aside, for a copy of the other node's
     Standby,
 }
 

@@ -1,5 +1,5 @@
-//! What an administrator has `init --postgres` do to a Debian cluster: settings in a file of their own, rules at the top
-//! of `pg_hba.conf`, the question before its unit's start, a restart.
+//! What an administrator has `init --postgres` do to a Debian cluster: settings in a file of their own, rules at the
+//! top of `pg_hba.conf`, the question before its unit's start, a restart.
 //!
 //! It is NOT the daemon's: that never touches these files. Non-Debian clusters are left to their administrator.
 //!
@@ -83,6 +83,16 @@ impl Preparation<'_> {
         self.cluster.name.as_ref().map_or_else(String::new, |name| format!("{}/{name}", self.cluster.version))
     }
 
+    /// The last of what is written is there: all before it was done once.
+    pub fn is_done(&self) -> bool {
+        self.drop_in().is_some_and(|path| path.exists())
+    }
+
+    fn drop_in(&self) -> Option<PathBuf> {
+        let unit = self.cluster.unit().filter(|_| has_systemd())?;
+        Some(PathBuf::from(format!("/etc/systemd/system/{unit}.d/portcullis.conf")))
+    }
+
     /// Writes settings and rules. Each sentence says what was done.
     ///
     /// # Errors
@@ -159,14 +169,14 @@ impl Preparation<'_> {
     /// # Errors
     /// The drop-in cannot be written, or systemd does not read it.
     pub async fn write_drop_in(&self) -> Result<Option<String>, String> {
-        let Some(unit) = self.cluster.unit().filter(|_| has_systemd()) else { return Ok(None) };
-        let folder = PathBuf::from(format!("/etc/systemd/system/{unit}.d"));
-        let path = folder.join("portcullis.conf");
+        let Some(path) = self.drop_in() else { return Ok(None) };
         let shown = path.display();
         if path.exists() {
             return Ok(Some(format!("kept {shown}, which was there already")));
         }
-        fs::create_dir_all(&folder).map_err(|error| cannot(&folder, &error))?;
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(|error| cannot(folder, &error))?;
+        }
         crate::io::files::create(&path, DROP_IN.as_bytes(), 0o644, None)?;
         service(&["systemctl", "daemon-reload"]).await?;
         Ok(Some(format!("wrote {shown}: before a start it asks may-start-primary")))
