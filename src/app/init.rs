@@ -7,7 +7,7 @@
 //! - `steps.rs`: what comes next, as exact commands.
 //!
 //! **Invariants:** never overwrites; what it writes parses; the configuration is written last, so that an `init` that
-//! was interrupted can be run again; PostgreSQL is touched only by `--postgres` or an answer, and after everything else.
+//! was interrupted can be run again; PostgreSQL is touched only by `--postgres` or an answer, after everything else.
 
 mod answers;
 mod bundle;

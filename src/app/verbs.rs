@@ -192,7 +192,8 @@ pub enum Command {
         after_help = "Example:\n  portcullis init\n  portcullis init --yes --service-name db.example.org --node \
                             midna=192.0.2.12 --postgres primary\n  portcullis init --export - | ssh root@192.0.2.12 \
                             portcullis init --import - --postgres standby\n\nOn a terminal it asks for what is not \
-                            given, and proposes what it finds. It ends with the next steps as exact commands. Exit codes: 0 written; 2 not."
+                            given, and proposes what it finds. It ends with the next steps as exact \
+                            commands. Exit codes: 0 written; 2 not."
     )]
     Init(Box<InitArgs>),
     /// For the PostgreSQL unit: may the local cluster start writable?

@@ -1,5 +1,5 @@
-//! The answers of `init`: what the flags say, else what a person says to a question with a proposal, else (`--yes`) what
-//! was found here.
+//! The answers of `init`: what the flags say, else what a person says to a question with a proposal, else (`--yes`)
+//! what was found here.
 //!
 //! **Invariants:** an answer is judged when it is given and asked again when it is wrong, so that nothing is lost by a
 //! slip; nothing is changed before the last one.

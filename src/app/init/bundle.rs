@@ -182,7 +182,8 @@ fn read(from: &Path) -> Result<(Bundle, String), Fault> {
             bundle.version
         ))),
         None => Err(wrong(format!(
-            "{shown} is not, or not all of, what `portcullis init --export` writes; export it anew (nothing was written)"
+            "{shown} is not, or not all of, what `portcullis init --export` writes; export it anew (nothing was \
+             written)"
         ))),
     }
 }

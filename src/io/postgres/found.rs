@@ -1,5 +1,5 @@
-//! Clusters of this machine, as `init` proposes them: Debian's below /etc/postgresql, running ones, and a directory that
-//! was named. It only looks; and what moves a fresh cluster out of the way of a clone.
+//! Clusters of this machine, as `init` proposes them: Debian's below /etc/postgresql, running ones, and a directory
+//! that was named. And what moves a fresh cluster out of the way of a clone.
 
 use super::autoconf::value_in;
 use super::clone::{SET_ASIDE_INFIX, dated_name, is_mount_point};

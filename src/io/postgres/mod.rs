@@ -2,7 +2,8 @@
 //! settings the daemon owns.
 //!
 //! What it is NOT: it decides nothing (when to promote is the engine's), it serves no client, and the daemon never
-//! touches `postgresql.conf` or `pg_hba.conf` (`prepare` does, for the person who says `init --postgres`). Everything here runs as the owner of the data directory.
+//! touches `postgresql.conf` or `pg_hba.conf` (`prepare` does, for the person who says `init --postgres`). Everything
+//! here runs as the owner of the data directory.
 //!
 //! | file | is |
 //! |---|---|
