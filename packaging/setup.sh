@@ -7,6 +7,7 @@ set -euo pipefail
 
 packages=(
     postgresql-15 postgresql-client-15      # the database under test
+    postgresql dpkg-dev binutils            # what the guide installs: that package, and ours
     bind9 bind9-dnsutils bind9-host         # a witness that is not our own, nsupdate, dig
     knot                                    # another one, by other authors
     faketime                                # a clock of its own for the witness

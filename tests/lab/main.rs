@@ -20,6 +20,7 @@ mod crash_points;
 mod drill;
 mod faults;
 mod forward;
+mod guide;
 mod harness_itself;
 mod ipv6;
 mod maintenance;

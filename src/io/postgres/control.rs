@@ -28,7 +28,7 @@ const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// How much of PostgreSQL's log is searched for the reason of a failed start.
 const LOG_TAIL: usize = 64 * 1024;
 /// Where Debian keeps the configuration of its clusters.
-const DEBIAN_ETC: &str = "/etc/postgresql";
+pub(super) const DEBIAN_ETC: &str = "/etc/postgresql";
 
 /// How hard to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,8 +1,9 @@
 //! The hand and the sense on the local PostgreSQL: watch, start, stop, promote, demote, follow, clone, and the few
 //! settings the daemon owns.
 //!
-//! What it is NOT: it decides nothing (when to promote is the engine's), it serves no client, and it never touches
-//! `postgresql.conf` or `pg_hba.conf`. Everything here runs as the owner of the data directory.
+//! What it is NOT: it decides nothing (when to promote is the engine's), it serves no client, and the daemon never
+//! touches `postgresql.conf` or `pg_hba.conf` (`prepare` does, for the person who says `init --postgres`). Everything
+//! here runs as the owner of the data directory.
 //!
 //! | file | is |
 //! |---|---|
@@ -20,6 +21,7 @@
 //! | `own` | what belongs to one machine and survives both |
 //! | `progress` | a long tool watched while it runs |
 //! | `survey` | the facts that `doctor` judges |
+//! | `found`, `prepare` | for `init`: the clusters of this machine; what an administrator has written for one |
 //! | `tool`, `files` | child processes with a time limit; durable writes |
 //!
 //! **Invariants:** a child process always has a time limit; no secret is in an argument, an environment variable, an
@@ -32,9 +34,11 @@ mod control;
 mod divergence;
 mod errand;
 mod files;
+mod found;
 mod history;
 mod own;
 mod postmaster;
+mod prepare;
 mod progress;
 mod replayed;
 mod rewind;
@@ -49,6 +53,8 @@ pub(in crate::io) mod tool;
 pub use clone::SET_ASIDE_INFIX;
 pub use control::{StopHow, StopMode, Stopped};
 pub use errand::start_was_ordered;
+pub use found::{FoundCluster, cluster_in, clusters, set_aside_fresh};
+pub use prepare::Preparation;
 pub use progress::Tick;
 pub use rewind::{DIVERGED_INFIX, Rejoined};
 pub use role::SourceFacts;
