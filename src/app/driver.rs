@@ -263,7 +263,7 @@ impl Driver {
                     self.gate.at_epoch(self.guard.complete());
                     self.gate.extend(until);
                 }
-                Effect::Forward { epoch } => self.pools.peer_serves(epoch),
+                Effect::Forward { serves, returns } => self.pools.peer_serves(serves, returns),
                 Effect::CarryOver { epoch, reason } => self.gate.carry_over(epoch, &reason),
                 Effect::HoldClients => self.gate.pause(),
                 Effect::HoldToCarry => self.gate.pause_to_carry(),

@@ -261,9 +261,11 @@ pub enum Effect {
         reason: String,
     },
     /// The other node is known to serve at this epoch: clients of this node may be forwarded to its gate, those of
-    /// another epoch are not any longer. `None`: nobody is.
+    /// another epoch are not any longer. `None`: nobody is. Or this node takes over from it (`returns`): those of that
+    /// epoch are given back.
     Forward {
-        epoch: Option<Epoch>,
+        serves: Option<Epoch>,
+        returns: Option<Epoch>,
     },
     /// Hold clients at their next transaction boundary.
     HoldClients,

@@ -25,6 +25,7 @@ use crate::base::ids::NodeName;
 use crate::base::time::Instant;
 use crate::engine::status::{Role, Snapshot};
 use crate::wire::hba::HbaFile;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use ring::hmac;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -37,7 +38,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
@@ -66,6 +67,9 @@ const USER_TIMEOUT: Duration = Duration::from_secs(900);
 /// Shortest sleep of the watch over the deadline; what it adds to the life of a listening socket, not of a session.
 const LAPSE_WATCH_MIN: Duration = Duration::from_millis(1);
 
+/// How long a socket stays open that was the gate's and shall be forwarding's, or the other way round; longer while
+/// this node takes over.
+const STANDS_FOR: Duration = Duration::from_secs(2);
 /// How long a socket of the daemon before is kept open for a gate that is not open yet. Who restarts the daemon of the
 /// active node waits a tenth of this; clients that wait in vain are let go before their own patience ends.
 const INHERITED_FOR: Duration = Duration::from_secs(5);
@@ -451,6 +455,8 @@ async fn keep_listening(door: Door, proxy: Arc<Proxy>, threads: Arc<Threads>) {
     let mut sessions = JoinSet::new();
     let mut view = gate.watch();
     let mut complained = false;
+    // Between the gate's time and that of forwarding: who connects now waits in the kernel's queue.
+    let mut standing: Option<(Inherited, tokio::time::Instant)> = None;
     loop {
         let pass = gate.admit().filter(|_| !gate.is_stopping());
         let forwarder = proxy.options.forward.as_ref().filter(|_| pass.is_none() && !gate.is_stopping());
@@ -461,17 +467,23 @@ async fn keep_listening(door: Door, proxy: Arc<Proxy>, threads: Arc<Threads>) {
                 Some(_) = sessions.join_next() => {}
                 () = forward::begins(&proxy.options) => {}
                 () = in_vain(proxy.snapshots.clone(), started), if inherited.is_some() => inherited = None,
+                () = stands_in_vain(&proxy, &standing), if standing.is_some() => standing = None,
             }
             continue;
         }
-        match inherited.take().map_or_else(|| bind(address), Inherited::open) {
+        match standing
+            .take()
+            .map(|(door, _)| door)
+            .or_else(|| inherited.take())
+            .map_or_else(|| bind(address), Inherited::open)
+        {
             Ok(listener) => {
                 complained = false;
                 let Some(pass) = pass else {
                     if let Some((forwarder, epoch)) = forwards {
-                        forward::accept(&listener, forwarder, epoch, gate, &mut sessions).await;
+                        forward::accept(&listener, forwarder, epoch, &proxy, &mut sessions).await;
                     }
-                    shut(SockRef::from(&listener));
+                    standing = stand(listener, &proxy, forward::takes_over(&proxy.options));
                     continue;
                 };
                 gate.door_opened();
@@ -481,11 +493,19 @@ async fn keep_listening(door: Door, proxy: Arc<Proxy>, threads: Arc<Threads>) {
                     () = gate.stopped() => true,
                     () = accept(&listener, &proxy, &threads, &pass, &mut sessions) => false,
                 };
-                match keep.filter(|_| is_kept) {
-                    Some(keep) => keep(listener.as_fd()),
-                    None => shut(SockRef::from(&listener)),
+                if pass.carried().is_some() {
+                    // Who connected before that goes along with the others.
+                    while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
+                        admit(stream, peer, &proxy, &threads, &pass, &mut sessions);
+                    }
+                    standing = stand(listener, &proxy, true);
+                } else {
+                    match keep.filter(|_| is_kept) {
+                        Some(keep) => keep(listener.as_fd()),
+                        None => shut(SockRef::from(&listener)),
+                    }
+                    drop(listener);
                 }
-                drop(listener);
                 gate.door_closed();
             }
             Err(error) => {
@@ -496,6 +516,20 @@ async fn keep_listening(door: Door, proxy: Arc<Proxy>, threads: Arc<Threads>) {
                 tokio::time::sleep(BIND_RETRY).await;
             }
         }
+    }
+}
+
+/// Keeps a socket that forwarding, or the gate, will want in a moment; else it is closed.
+fn stand(listener: TcpListener, proxy: &Proxy, soon: bool) -> Option<(Inherited, tokio::time::Instant)> {
+    let socket = Inherited(Some(listener.into_std().ok()?));
+    let forwards = proxy.options.forward.as_ref().is_some_and(|forwarder| forwarder.is_for_connections());
+    (soon && forwards).then(|| (socket, tokio::time::Instant::now() + STANDS_FOR))
+}
+
+async fn stands_in_vain(proxy: &Proxy, standing: &Option<(Inherited, tokio::time::Instant)>) {
+    if let Some((_, until)) = standing {
+        tokio::time::sleep_until(*until).await;
+        forward::taken_over(&proxy.options).await;
     }
 }
 
@@ -529,19 +563,27 @@ async fn accept(
             Some(_) = sessions.join_next() => continue,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                let Some(seat) = Seat::take(proxy) else { continue };
-                let arriving = (seat, proxy.gate.passage());
-                let (proxy, threads, pass) = (Arc::clone(proxy), Arc::clone(threads), pass.clone());
-                let client = ClientStream::Plain(stream);
-                sessions.spawn(session::serve(client, peer, proxy, threads, pass, arriving));
-            }
+            Ok((stream, peer)) => admit(stream, peer, proxy, threads, pass, sessions),
             Err(error) => {
                 tracing::warn!(%error, "a client could not be accepted");
                 tokio::time::sleep(ACCEPT_RETRY).await;
             }
         }
     }
+}
+
+fn admit(
+    stream: TcpStream,
+    peer: SocketAddr,
+    proxy: &Arc<Proxy>,
+    threads: &Arc<Threads>,
+    pass: &Pass,
+    sessions: &mut JoinSet<()>,
+) {
+    let Some(seat) = Seat::take(proxy) else { return };
+    let arriving = (seat, proxy.gate.passage());
+    let (proxy, threads, pass) = (Arc::clone(proxy), Arc::clone(threads), pass.clone());
+    sessions.spawn(session::serve(ClientStream::Plain(stream), peer, proxy, threads, pass, arriving));
 }
 
 /// Set once: accepted sockets have what their listener has (tcp(7)).
@@ -578,7 +620,6 @@ impl Drop for Seat {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::net::TcpStream;
 
     #[test]
     fn a_vip_is_listened_on_unless_a_wildcard_covers_it() {

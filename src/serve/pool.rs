@@ -19,7 +19,6 @@ use super::slot::Slot;
 use crate::base::config::{self, PoolMode};
 use crate::base::time::Instant;
 use crate::wire::pg::{Refusal, Startup};
-use crate::wire::tunnel::Proven;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::{Rc, Weak};
@@ -215,9 +214,9 @@ impl Pool {
         }
     }
 
-    /// What the other node is shown of it, for sessions that go on there.
-    pub(crate) fn proven(&self) -> Proven {
-        Proven::from(&*self.proof.borrow())
+    /// The newest proof of the role.
+    pub(crate) fn proof(&self) -> Proof {
+        self.proof.borrow().clone()
     }
 
     /// One value for equal start-up packets.

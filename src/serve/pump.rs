@@ -125,6 +125,8 @@ pub(crate) struct Pump {
     /// The gate's own answer, sent before anything else goes down; only made when nothing is under way there.
     answer: BytesMut,
     answer_begun: bool,
+    /// The client was not told that it is in.
+    unheard: bool,
     client_eof: bool,
     /// Nothing more goes up: Terminate was sent, or PostgreSQL does not take it.
     up_done: bool,
@@ -198,6 +200,7 @@ impl Pump {
             down: Flow::default(),
             answer: BytesMut::new(),
             answer_begun: false,
+            unheard: false,
             client_eof: false,
             up_done: false,
             backend_eof: false,
@@ -220,6 +223,7 @@ impl Pump {
 
     /// What the client is told first, and the backend it has.
     pub(crate) fn begin(&mut self, greeting: BytesMut, link: Option<Lease>) {
+        self.unheard = !greeting.is_empty();
         self.answer = greeting;
         if let Some(lease) = link {
             self.attach(lease);
@@ -228,8 +232,15 @@ impl Pump {
 
     /// The session goes on where the other node left it. Before it is first polled.
     pub(crate) fn resume(&mut self, resumed: Resumed) -> Result<(), pg::Malformed> {
-        let Some(sharing) = self.sharing.as_deref_mut() else { return Ok(()) };
-        sharing.options.adopt(resumed.settings.iter().flat_map(|pairs| pairs.iter()).map(|(name, _)| name.as_str()));
+        let names = resumed.settings.iter().flat_map(|pairs| pairs.iter()).map(|(name, _)| name.as_str());
+        let Some(sharing) = self.sharing.as_deref_mut() else {
+            // For the next switchover: no list shows the customized ones.
+            if resumed.settings.is_some() {
+                self.baggage.get_or_insert_default().options.adopt(names);
+            }
+            return Ok(());
+        };
+        sharing.options.adopt(names);
         sharing.settings = resumed.settings;
         let mut catalogue = self.data.catalogue.borrow_mut();
         // A DEALLOCATE is known by what it takes.

@@ -152,10 +152,22 @@ pub(crate) fn cstring<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
 impl Startup {
     /// The packet for the backend: protocol 3.0, the same names and parameters, no protocol options.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![0, 0, 0, 0, 0, 3, 0, 0];
+        self.packet(0, &[])
+    }
+
+    /// The packet for another gate, which answers what this one would have answered: the values of protocol options
+    /// aside, which no gate of ours looks at.
+    pub fn encode_as_sent(&self) -> Vec<u8> {
+        self.packet(self.minor, &self.options)
+    }
+
+    fn packet(&self, minor: u16, options: &[String]) -> Vec<u8> {
+        let mut out = vec![0, 0, 0, 0, 0, 3];
+        out.extend_from_slice(&minor.to_be_bytes());
         let own = [(&b"user"[..], self.user.as_bytes()), (b"database", self.database.as_bytes())];
         let others = self.parameters.iter().map(|(name, value)| (&name[..], &value[..]));
-        for (name, value) in own.into_iter().chain(others) {
+        let options = options.iter().map(|name| (name.as_bytes(), &b""[..]));
+        for (name, value) in own.into_iter().chain(others).chain(options) {
             out.extend_from_slice(name);
             out.push(0);
             out.extend_from_slice(value);

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "proxy/back.rs"]
+mod back;
 #[path = "proxy/carry.rs"]
 mod carry;
 #[path = "proxy/commands.rs"]

@@ -214,7 +214,7 @@ pub struct Guard {
     last_ended: Option<crate::engine::turn::ProcedureBrief>,
     shutting_down: bool,
     /// The epoch at which the other node is known to serve, as last said.
-    forwards: Option<Epoch>,
+    forwards: forward::Forwards,
     events: VecDeque<EventRow>,
     counters: Counters,
 }
@@ -264,7 +264,7 @@ impl Guard {
             units: units::UnitsMemory::new(now.boot + setup.timing.lease),
             last_ended: None,
             shutting_down: false,
-            forwards: None,
+            forwards: forward::Forwards::default(),
             events: VecDeque::new(),
             counters: Counters::default(),
             setup,
