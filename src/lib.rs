@@ -22,6 +22,7 @@ pub mod base {
     pub mod config;
     pub mod fault;
     pub mod ids;
+    pub mod tally;
     pub mod time;
 }
 
@@ -48,6 +49,7 @@ pub mod engine {
     pub mod evidence;
     pub mod follower;
     pub mod guard;
+    pub mod lag;
     pub mod lease;
     pub mod machine;
     pub mod report;
@@ -100,6 +102,7 @@ pub mod serve {
     pub mod show;
     pub mod slot;
     pub mod socket;
+    pub mod tally;
     pub mod tls;
     pub mod tunnel;
 }
@@ -108,6 +111,7 @@ pub mod serve {
 /// The only floor that knows all others.
 #[cfg(feature = "shell")]
 pub mod app {
+    pub mod audit;
     pub mod cli;
     pub mod client;
     pub mod daemon;
@@ -116,6 +120,7 @@ pub mod app {
     pub mod hands;
     pub mod init;
     pub mod lines;
+    pub mod log;
     pub mod manual;
     pub mod may_start;
     pub mod meter;

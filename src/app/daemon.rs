@@ -1,8 +1,10 @@
 //! Start and stop of the node: reads everything that needs rights, becomes the user that owns PostgreSQL, then wires
 //! senses, guard, hands and listeners together. It decides nothing.
 
+use crate::app::audit::{self, Audit};
 use crate::app::driver::{Driver, EVENTS_WAITING, Request, open_event_log, read_clocks};
 use crate::app::hands::{Hands, mac_text};
+use crate::app::log;
 use crate::app::notices::{self, Notices};
 use crate::app::pools;
 use crate::app::reload::Reloader;
@@ -11,6 +13,7 @@ use crate::base::config::{Auth, Config, DnsMode, Node, Passive};
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
+use crate::engine::lag::LagMeter;
 use crate::engine::machine::Machine;
 use crate::engine::report::PgReport;
 use crate::engine::setup::Setup;
@@ -216,6 +219,7 @@ async fn serve(
     let hands = Hands::new(&parts, journal, event_tx.clone());
     let watchdog = sd_notify::watchdog_enabled().is_some();
     let _not_under_systemd = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    log::of_node(node.name.as_str());
     tracing::info!("portcullis {} runs as node {}", env!("CARGO_PKG_VERSION"), node.name);
     let driver = Driver {
         guard,
@@ -233,8 +237,11 @@ async fn serve(
         peer_counters,
         watchdog,
         pools: commands,
+        audit: Audit::default(),
+        said: Vec::new(),
+        lag: LagMeter::default(),
     };
-    driver.run(stop_signal(move || reload(&reloader))).await;
+    driver.run(stop_signal(move || reload(&reloader, &request_tx))).await;
     proxy.shutdown_background();
     tracing::info!("stopped");
     Ok(())
@@ -462,8 +469,12 @@ fn spawn_pages(
         while let Some((request, reply)) = commands.recv().await {
             if pools::is_for_pools(&request) {
                 let (pools, reloader) = (pools.clone(), Arc::clone(&reloader));
-                tokio::spawn(async move { pools::obey(request, reply, &pools, &reloader).await });
-            } else if requests.send(Request::Control(request, reply)).await.is_err() {
+                let requests = requests.clone();
+                tokio::spawn(async move { pools::obey(request, reply, &pools, &reloader, &requests).await });
+                continue;
+            }
+            let by = audit::who(&request.from).await;
+            if requests.send(Request::Control(request, by, reply)).await.is_err() {
                 return;
             }
         }
@@ -571,10 +582,18 @@ fn past_events(path: &Path) -> Vec<EventRow> {
 }
 
 /// SIGHUP: the log says what came of it.
-fn reload(reloader: &Reloader) {
-    match reloader.reload() {
-        Ok(done) => tracing::info!("{}", done.text()),
-        Err(fault) => tracing::error!("nothing was reloaded: {fault}"),
+fn reload(reloader: &Reloader, requests: &mpsc::Sender<Request>) {
+    let (exit, text) = match reloader.reload() {
+        Ok(done) => (0, done.text()),
+        Err(fault) => {
+            tracing::error!("nothing was reloaded: {fault}");
+            (1, format!("nothing was reloaded: {fault}"))
+        }
+    };
+    // Who sent the signal is not known; with a driver that has no room for it, the log has it.
+    let told = audit::told("SIGHUP", "reload", exit, &text);
+    if let Err(error) = requests.try_send(Request::Audited(told)) {
+        tracing::info!("{text} ({error})");
     }
 }
 

@@ -3,12 +3,18 @@
 //!
 //! What it is NOT: nothing here changes who is active, and the guard never hears of it.
 
+use super::audit;
+use super::driver::Request;
 use super::reload::Reloader;
+use super::render::clean;
 use crate::base::fault::ExitCode;
 use crate::serve::command::{Commands, PAUSE_WAIT, Unknown};
 use crate::serve::http::{ControlReply, ControlRequest};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+
+/// A database's name is cut after so many characters; PostgreSQL's are at most 63 bytes.
+const MAX_NAME: usize = 63;
 
 /// Whom a request is for.
 fn database(request: &ControlRequest) -> Option<&str> {
@@ -30,12 +36,20 @@ pub async fn obey(
     reply: mpsc::Sender<ControlReply>,
     commands: &Commands,
     reloader: &Reloader,
+    audit: &mpsc::Sender<Request>,
 ) {
-    tracing::info!("command {} {}", request.verb, database(&request).unwrap_or_default());
+    let by = audit::who(&request.from).await;
     let (exit, text, data) = match outcome(&request, commands, reloader).await {
         Ok(done) => done,
         Err(unknown) => (ExitCode::Failed, unknown.to_string(), None),
     };
+    let mut typed = request.verb.clone();
+    if let Some(name) = database(&request) {
+        typed.push_str(&format!(" {}", clean(name).chars().take(MAX_NAME).collect::<String>()));
+    }
+    let told = audit::told(&by, &typed, super::cli::code(exit), &text);
+    // First, so that who is told of the end finds it among the events soon; a daemon that ends has no more of them.
+    let _ending = audit.send(Request::Audited(told)).await;
     // A client that is gone reads nothing.
     let _gone = reply.send(ControlReply::End { exit: super::cli::code(exit), text, data }).await;
 }

@@ -13,7 +13,7 @@ pub mod listen;
 mod metrics;
 mod page;
 
-pub use control::{Command, ControlReply, ControlRequest, control_router};
+pub use control::{Command, ControlReply, ControlRequest, Credentials, SUDO_USER, control_router};
 pub use listen::{ControlSocket, bind_control, serve_control, serve_listener, serve_tcp};
 
 use super::command::Figures;

@@ -229,6 +229,7 @@ impl Follower {
                 self.counters.sessions_total = total;
                 self.counters.auth_failures = auth_failures;
             }
+            Event::Audited { text } => self.note(now, fx, "command", text),
             Event::ShutdownAsked => {
                 self.shutting_down = true;
                 self.note(now, fx, "shutdown", "the daemon was asked to stop".to_owned());

@@ -116,6 +116,7 @@ impl Follower {
             vip_witness: None,
             counters: self.counters.clone(),
             turn_running: true,
+            proofs: Vec::new(),
         }
     }
 
@@ -196,6 +197,7 @@ impl Follower {
                 sync_state: seen.row.filter(|_| !is_primary).map(|row| row.sync_state.clone()),
                 select_count: 0,
                 last_status_change: None,
+                replication_delay_seconds: None,
             }
         })
         .collect()

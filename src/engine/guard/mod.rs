@@ -333,6 +333,7 @@ impl Guard {
                 self.counters.sessions_total = total;
                 self.counters.auth_failures = auth_failures;
             }
+            Event::Audited { text } => self.note(now, fx, "command", text),
             Event::ShutdownAsked => {
                 self.shutting_down = true;
                 self.note(now, fx, "shutdown", "the daemon was asked to stop".to_owned());

@@ -5,7 +5,7 @@ use crate::base::time::millis;
 use crate::engine::evidence::{self, Seen, Verdict};
 use crate::engine::setup::Mode;
 use crate::engine::status::{
-    GateState, GateStatus, HELD, JournalStatus, NodeRow, PeerStatus, PostgresStatus, ProcedureStatus,
+    GateState, GateStatus, HELD, JournalStatus, NodeRow, PeerStatus, PostgresStatus, ProcedureStatus, ProofStatus,
     ReplicationStatus, Role, ServerStatus, Snapshot, VerdictWord, VipStatus, VipWitnessStatus, WitnessStatus,
 };
 use crate::engine::turn::{Now, PeerPg};
@@ -83,6 +83,11 @@ impl Guard {
             }),
             counters: self.counters.clone(),
             turn_running: true,
+            proofs: self
+                .proofs
+                .each()
+                .map(|(kind, asked)| ProofStatus { kind: kind.to_owned(), age_ms: millis(now.boot.since(asked)) })
+                .collect(),
         }
     }
 
@@ -284,6 +289,7 @@ impl Guard {
                     sync_state: view.map(|row| row.sync_state.clone()),
                     select_count: 0,
                     last_status_change: None,
+                    replication_delay_seconds: None,
                 }
             })
             .collect()

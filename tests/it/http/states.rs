@@ -27,6 +27,7 @@ pub fn row(node_id: u32, name: &str, role: &str) -> NodeRow {
         sync_state: standby.then(|| "sync".into()),
         select_count: 0,
         last_status_change: Some("2026-11-20T15:11:00Z".into()),
+        replication_delay_seconds: None,
     }
 }
 
@@ -93,6 +94,7 @@ pub fn active() -> Snapshot {
         vip_witness: None,
         counters: Counters { gate_openings: 2, gate_cuts: 1, witness_proofs: 4711, ..Counters::default() },
         turn_running: true,
+        proofs: Vec::new(),
     }
 }
 

@@ -215,6 +215,7 @@ fn snapshot() -> Snapshot {
         sync_state: (node_id == 1).then(|| "sync".to_owned()),
         select_count: 0,
         last_status_change: Some("2026-11-20T15:21:12Z".to_owned()),
+        replication_delay_seconds: None,
     };
     Snapshot {
         node: "alp".parse().unwrap(),
@@ -248,6 +249,7 @@ fn snapshot() -> Snapshot {
         journal: JournalStatus { won: 7, complete: 7, ..JournalStatus::default() },
         advice: None,
         turn_running: true,
+        proofs: Vec::new(),
         maintenance: false,
         paused_databases: vec![],
         vip_witness: None,
