@@ -457,7 +457,10 @@ fn spawn_pages(
         Arc::new(move || clock::now().since(Instant::from_nanos(beat.load(Ordering::Relaxed))) < BEAT_LIMIT);
     let figures = people.commands.clone();
     let pools = Arc::new(move || figures.figures());
-    let views = Views { snapshot: snapshots.clone(), beat, gate_passes, pools };
+    let timed = people.commands.clone();
+    let latencies = Arc::new(move || timed.latencies());
+    let started = clock::wall().as_duration().as_secs_f64();
+    let views = Views { snapshot: snapshots.clone(), beat, gate_passes, pools, latencies, started };
     let (command_tx, mut commands) = mpsc::channel(16);
     let control_pages = control_router(views.clone(), command_tx);
     tokio::spawn(async move {

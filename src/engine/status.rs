@@ -297,7 +297,7 @@ pub struct Counters {
     pub notices_failed: u64,
     #[serde(default)]
     pub notices_dropped: u64,
-    /// Cuts by their cause: `lease`, `record`, `fenced`, `postgres`, `vip`, `switchover`, `shutdown` or `other`.
+    /// Cuts by their cause, one of [`CUT_CAUSES`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub cuts: BTreeMap<String, u64>,
     /// Procedures that ended here, but for dry runs.
@@ -305,12 +305,20 @@ pub struct Counters {
     pub procedures: Vec<ProcedureTimes>,
 }
 
+/// What a cut is for: the lease ran out; the record named nobody or the other node; a fence; PostgreSQL was away or not
+/// as recorded; the VIP; a switchover; the end of the daemon.
+pub const CUT_CAUSES: [&str; 8] = ["lease", "record", "fenced", "postgres", "vip", "switchover", "shutdown", "other"];
+
+/// What procedures there are, and how they end.
+pub const PROCEDURE_KINDS: [&str; 4] = ["promote", "switchover", "unfence", "rejoin"];
+pub const PROCEDURE_RESULTS: [&str; 4] = ["done", "failed", "refused", "half_way"];
+
 /// How long procedures of one kind took that ended in one way.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcedureTimes {
-    /// `promote`, `switchover`, `unfence` or `rejoin`.
+    /// One of [`PROCEDURE_KINDS`].
     pub kind: String,
-    /// `done`, `failed`, `refused` or `half_way`.
+    /// One of [`PROCEDURE_RESULTS`].
     pub result: String,
     /// By [`PROCEDURES`].
     pub times: Times,

@@ -7,6 +7,8 @@
 mod client;
 #[path = "http/control.rs"]
 mod control;
+#[path = "http/metrics.rs"]
+mod metrics;
 #[path = "http/pages.rs"]
 mod pages;
 #[path = "http/render.rs"]

@@ -2,7 +2,9 @@
 
 use axum::Router;
 use portcullis::engine::status::*;
+use portcullis::base::tally::LATENCIES;
 use portcullis::serve::command::Figures;
+use portcullis::serve::tally::Latencies;
 use portcullis::serve::http::{Views, router, serve_listener};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -222,7 +224,18 @@ fn pools() -> Vec<Figures> {
         bytes_in: 10,
         bytes_out: 20,
         waited: Duration::from_millis(1500),
+        waits: 3,
+        queries: 9000,
+        ended: 4100,
     }]
+}
+
+/// One request of a fifth of a millisecond, and one transaction that was longer than any bound.
+fn latencies() -> Latencies {
+    let mut all = Latencies::default();
+    all.queries.add(&LATENCIES, Duration::from_micros(200));
+    all.transactions.add(&LATENCIES, Duration::from_secs(90));
+    all
 }
 
 pub fn views(snapshot: Snapshot) -> (Views, Switches, watch::Sender<Arc<Snapshot>>) {
@@ -235,6 +248,8 @@ pub fn views(snapshot: Snapshot) -> (Views, Switches, watch::Sender<Arc<Snapshot
         beat: Arc::new(move || beat.load(Ordering::SeqCst)),
         gate_passes: Arc::new(move || gate.load(Ordering::SeqCst)),
         pools: Arc::new(pools),
+        latencies: Arc::new(latencies),
+        started: 1_763_651_460.25,
     };
     (views, switches, publish)
 }
