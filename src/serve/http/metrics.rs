@@ -264,9 +264,11 @@ fn databases(registry: &mut Registry, snapshot: &Snapshot) {
     let alone = flag(replication.alone_since.is_some());
     gauge(registry, "replication_alone", "1 while the primary commits without its standby", None, alone);
     let since = replication.alone_since.as_deref().and_then(|since| since.parse::<jiff::Timestamp>().ok());
-    let since = since.map(|since| (Vec::new(), since.as_duration().as_secs_f64()));
-    let help = "Since when the primary commits without its standby, since 1970";
-    family(registry, "replication_alone_since_timestamp", help, Some(Unit::Seconds), since);
+    if let Some(since) = since {
+        let help = "Since when the primary commits without its standby, since 1970";
+        let since = since.as_duration().as_secs_f64();
+        gauge(registry, "replication_alone_since_timestamp", help, Some(Unit::Seconds), since);
+    }
     let wait = flag(replication.waiting_since.is_some());
     gauge(registry, "replication_commits_wait", "1 while commits wait for a standby that is silent", None, wait);
     let rows = snapshot.nodes.iter().map(|row| (label("node", row.name.as_str()), flag(row.status == "up")));
