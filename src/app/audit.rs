@@ -83,10 +83,7 @@ pub fn typed(command: &Command) -> Option<String> {
 
 /// It may take long enough for this node to end before it does.
 fn takes_long(command: &Command) -> bool {
-    matches!(
-        command,
-        Command::Promote { .. } | Command::Switchover { .. } | Command::Rejoin { .. } | Command::Unfence
-    )
+    matches!(command, Command::Promote { .. } | Command::Switchover { .. } | Command::Rejoin { .. } | Command::Unfence)
 }
 
 /// A command whose end is not known yet.
@@ -166,8 +163,7 @@ mod tests {
     #[test]
     fn a_command_is_told_as_it_was_typed_with_its_result() {
         let node = || "midna".parse().expect("a name");
-        let promote =
-            Command::Promote { dry_run: false, yes: true, accept_data_loss: true, peer_is_off: Some(node()) };
+        let promote = Command::Promote { dry_run: false, yes: true, accept_data_loss: true, peer_is_off: Some(node()) };
         let mut audit = Audit::default();
         let said = audit.begun(1, "ann".to_owned(), &promote);
         assert_eq!(said.as_deref(), Some("ann: promote --yes --accept-data-loss --peer-is-off midna: begun"));

@@ -4,8 +4,8 @@
 //! `daemon.rs`, `probe.rs`, `witness.rs` and the client. What is here: one line for each error, the exit codes of the
 //! contract, and that no panic shows a backtrace.
 
-use super::verbs::{CheckConfigArgs, Cli, Command, Globals, LogFormat};
 use super::log::{self, Form, Record};
+use super::verbs::{CheckConfigArgs, Cli, Command, Globals, LogFormat};
 use super::{init, lines::Lines, manual, online};
 use crate::base::config::Config;
 use crate::base::fault::{ExitCode, Fault};

@@ -107,7 +107,10 @@ fn pause_restart_and_switchover() {
         // Begun, refused and done alike; what was asked for on the other node says by whom there.
         let on_a = [": rejoin a: refused: ", ": switchover --to b: refused: ", ": switchover --to b: done: "];
         commands_are_told(a, &on_a)?;
-        commands_are_told(b, &[": rejoin a: refused: ", ": switchover: refused: ", " on a: switchover --to b: runs here"])?;
+        commands_are_told(
+            b,
+            &[": rejoin a: refused: ", ": switchover: refused: ", " on a: switchover --to b: runs here"],
+        )?;
         a_signal_is_told(b)?;
         measured(b, a)?;
         no_secret_is_told(lab)?;

@@ -66,7 +66,7 @@ fn field_name(name: &str) -> String {
 }
 
 fn put(out: &mut Vec<u8>, name: &str, value: &str) {
-    let end = value.floor_char_boundary(MAX_VALUE);
+    let end = (0..=MAX_VALUE.min(value.len())).rev().find(|at| value.is_char_boundary(*at)).unwrap_or(0);
     let value = &value.as_bytes()[..end];
     out.extend_from_slice(name.as_bytes());
     if value.contains(&b'\n') {

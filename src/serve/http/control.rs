@@ -13,9 +13,9 @@
 //! channel at once, and progress lines that do not fit are dropped; the last line is not.
 
 use super::{Views, harden, pages};
-use axum::extract::Extension;
 use axum::Router;
 use axum::body::{Body, Bytes};
+use axum::extract::Extension;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};

@@ -3,8 +3,8 @@
 //! NOT here: what is answered. **Invariant:** at no moment can somebody outside the socket's owner and group connect
 //! to the control socket: it is bound under another name, given its mode, and only then put in place.
 
-use crate::base::fault::{ExitCode, Fault};
 use super::control::Credentials;
+use crate::base::fault::{ExitCode, Fault};
 use axum::{Extension, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;

@@ -5,15 +5,13 @@
 //! from the code, and of pools (user, database) the first [`MAX_POOLS`] by name are told, none of a stranger.
 
 use crate::base::tally::{LATENCIES, PROCEDURES, Times};
-use crate::engine::status::{
-    CUT_CAUSES, GateState, PROCEDURE_KINDS, PROCEDURE_RESULTS, Role, Snapshot, VerdictWord,
-};
+use crate::engine::status::{CUT_CAUSES, GateState, PROCEDURE_KINDS, PROCEDURE_RESULTS, Role, Snapshot, VerdictWord};
 use crate::serve::command::Figures;
 use crate::serve::tally::Latencies;
 use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};

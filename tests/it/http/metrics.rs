@@ -28,10 +28,8 @@ fn promtool(args: &[&str], folder: &Path, input: &str) -> (bool, String) {
 /// A state with everything in it that a metric is made of.
 fn everything() -> Snapshot {
     let mut s = active();
-    s.proofs = vec![
-        ProofStatus { kind: "witness".into(), age_ms: 312 },
-        ProofStatus { kind: "pledge".into(), age_ms: 90 },
-    ];
+    s.proofs =
+        vec![ProofStatus { kind: "witness".into(), age_ms: 312 }, ProofStatus { kind: "pledge".into(), age_ms: 90 }];
     s.gate.forwarded = 2;
     s.replication.alone_since = Some("2026-11-20T15:11:00Z".into());
     s.replication.waiting_since = Some("2026-11-20T15:11:00Z".into());

@@ -1,11 +1,11 @@
 //! Snapshots by hand, one for each state, and a server over them.
 
 use axum::Router;
-use portcullis::engine::status::*;
 use portcullis::base::tally::LATENCIES;
+use portcullis::engine::status::*;
 use portcullis::serve::command::Figures;
-use portcullis::serve::tally::Latencies;
 use portcullis::serve::http::{Views, router, serve_listener};
+use portcullis::serve::tally::Latencies;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
