@@ -242,7 +242,8 @@ fn start_logging(format: LogFormat, is_server: bool) -> Option<Lines<Record>> {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{quiet},hickory_server=warn")));
     let color = std::io::stderr().is_terminal();
     let form = if format == LogFormat::Json { Form::Json } else { Form::Text { color } };
-    if let Some((lines, layer)) = is_server.then(|| log::start(form).ok()).flatten() {
+    if is_server {
+        let (lines, layer) = log::start(form);
         tracing_subscriber::registry().with(filter).with(layer).init();
         return Some(lines);
     }

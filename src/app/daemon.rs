@@ -1,5 +1,7 @@
 //! Start and stop of the node: reads everything that needs rights, becomes the user that owns PostgreSQL, then wires
 //! senses, guard, hands and listeners together. It decides nothing.
+//!
+//! Over 600 lines: it is the one list of everything that there is, in the order in which it must begin.
 
 use crate::app::audit::{self, Audit};
 use crate::app::driver::{Driver, EVENTS_WAITING, Request, open_event_log, read_clocks};
@@ -106,6 +108,7 @@ pub fn run(config: Config, me: &NodeName, config_file: &Path) -> Result<(), Faul
     listener::raise_descriptor_limit(config.pool.max_clients)?;
     privileges::become_owner(&node.postgres.data_dir, &[config.state_dir.clone(), config.runtime_dir.clone()])
         .map_err(bad)?;
+    log::begin().map_err(|error| bad(format!("no thread for the log: {error}")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .worker_threads(2)

@@ -6,9 +6,9 @@
 
 use crate::base::time::Duration;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Lines that wait for the writer; further ones are lost.
 const WAITING: usize = 4096;
@@ -48,14 +48,17 @@ pub fn lost_text(missing: u64) -> String {
 }
 
 /// Where lines go. A copy leads to the same writer.
-#[derive(Debug)]
 pub struct Lines<T = Vec<u8>> {
     /// `None`: it is the end.
     queue: SyncSender<Option<T>>,
     lost: Arc<AtomicU64>,
     taken: Arc<AtomicU64>,
     written: Arc<AtomicU64>,
+    /// The thread that is not started yet.
+    pending: Arc<Mutex<Option<Pending>>>,
 }
+
+type Pending = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
 impl<T> Clone for Lines<T> {
     fn clone(&self) -> Lines<T> {
@@ -64,6 +67,7 @@ impl<T> Clone for Lines<T> {
             lost: Arc::clone(&self.lost),
             taken: Arc::clone(&self.taken),
             written: Arc::clone(&self.written),
+            pending: Arc::clone(&self.pending),
         }
     }
 }
@@ -74,20 +78,27 @@ impl Lines {
     /// # Errors
     /// The system gives no thread.
     pub fn start(name: &str, write: impl FnMut(&[u8]) + Send + 'static) -> io::Result<Lines> {
-        Lines::with(name, Bytes(write))
+        let lines = Lines::prepare(name, Bytes(write));
+        lines.begin()?;
+        Ok(lines)
+    }
+}
+
+impl<T> std::fmt::Debug for Lines<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lines").field("taken", &self.taken).field("written", &self.written).finish_non_exhaustive()
     }
 }
 
 impl<T: Send + 'static> Lines<T> {
-    /// Starts the writer's thread.
-    ///
-    /// # Errors
-    /// The system gives no thread.
-    pub fn with(name: &str, mut sink: impl Sink<T>) -> io::Result<Lines<T>> {
+    /// A writer whose thread [`Lines::begin`] starts, or the first flush; until then lines wait. A thread keeps the
+    /// credentials it was started with.
+    pub fn prepare(name: &str, mut sink: impl Sink<T>) -> Lines<T> {
         let (queue, waiting) = sync_channel::<Option<T>>(WAITING);
-        let lines = Lines { queue, lost: Arc::default(), taken: Arc::default(), written: Arc::default() };
-        let (lost, written) = (Arc::clone(&lines.lost), Arc::clone(&lines.written));
-        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let (lost, written) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let (of_lost, of_written, name) = (Arc::clone(&lost), Arc::clone(&written), name.to_owned());
+        let work = move || {
+            let (lost, written) = (of_lost, of_written);
             loop {
                 match waiting.recv_timeout(IDLE) {
                     Ok(Some(line)) => sink.write(line),
@@ -105,8 +116,19 @@ impl<T: Send + 'static> Lines<T> {
                 }
                 sink.idle();
             }
-        })?;
-        Ok(lines)
+        };
+        let start: Pending = Box::new(move || std::thread::Builder::new().name(name).spawn(work).map(drop));
+        let pending = Arc::new(Mutex::new(Some(start)));
+        Lines { queue, lost, taken: Arc::default(), written, pending }
+    }
+
+    /// Starts the writer's thread, where it does not run yet.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn begin(&self) -> io::Result<()> {
+        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner).take();
+        pending.map_or(Ok(()), |start| start())
     }
 
     /// Hands a line over, or counts it as lost. Never waits.
@@ -129,6 +151,8 @@ impl<T: Send + 'static> Lines<T> {
 
     /// Waits until what was put is written, at most `limit`: for the end of the process.
     pub fn flush(&self, limit: Duration) {
+        // Without a thread nothing is written, and this ends all the same.
+        let _no_thread = self.begin();
         let mut asked = false;
         let rounds = limit.as_millis() / LOOK_EVERY.as_millis().max(1);
         for _ in 0..rounds {
@@ -145,6 +169,19 @@ impl<T: Send + 'static> Lines<T> {
 mod tests {
     use super::*;
     use std::sync::mpsc::channel;
+
+    #[test]
+    fn lines_wait_for_the_thread_and_the_end_does_not() {
+        let (out, seen) = channel();
+        let sink = Bytes(move |line: &[u8]| out.send(line.to_vec()).expect("the test listens"));
+        let lines = Lines::prepare("test", sink);
+        lines.put(b"early".to_vec());
+        assert!(lines.pending.lock().expect("not poisoned").is_some() && seen.try_recv().is_err(), "no thread yet");
+        // An error ends the process before it becomes who it will be: it is told all the same.
+        lines.flush(Duration::from_secs(60));
+        assert_eq!(seen.try_recv().as_deref(), Ok(&b"early"[..]));
+        assert!(lines.pending.lock().expect("not poisoned").is_none(), "one thread");
+    }
 
     #[test]
     fn a_stuck_reader_holds_nobody_up_and_is_told_what_it_missed() {

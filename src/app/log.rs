@@ -42,6 +42,7 @@ const REMEMBERED: usize = 512;
 const EACH: [&str; 5] = ["gate_opened", "gate_cut", "gate_suspended", "fenced", "command"];
 
 static NODE: OnceLock<String> = OnceLock::new();
+static LINES: OnceLock<Lines<Record>> = OnceLock::new();
 static EPOCH: AtomicU64 = AtomicU64::new(0);
 
 /// Whose log this is, for its fields.
@@ -183,19 +184,26 @@ pub enum Form {
     Json,
 }
 
-/// Starts the writer of a server's log and says where events go.
+/// Begins to write what was logged: not before the process is the user it will be.
 ///
 /// # Errors
 /// The system gives no thread.
-pub fn start<S: Subscriber>(form: Form) -> std::io::Result<(Lines<Record>, impl Layer<S>)> {
+pub fn begin() -> std::io::Result<()> {
+    LINES.get().map_or(Ok(()), Lines::begin)
+}
+
+/// The log of a server and where events go. Lines wait until [`begin`].
+pub fn start<S: Subscriber>(form: Form) -> (Lines<Record>, impl Layer<S>) {
     // Who asked for JSON gets JSON.
     let journal = if form == Form::Json { None } else { Journal::of_stderr() };
     let out = match journal {
         Some(journal) => Out::Journal(journal),
         None => Out::Stderr(form),
     };
-    let lines = Lines::with("log", Writer { out, repeats: Repeats::default() })?;
-    Ok((lines.clone(), Hand(lines)))
+    let lines = Lines::prepare("log", Writer { out, repeats: Repeats::default() });
+    // One log for each process.
+    let _ = LINES.set(lines.clone());
+    (lines.clone(), Hand(lines))
 }
 
 enum Out {
