@@ -1,5 +1,5 @@
-//! The log of a server: one line for each event, written by a thread of its own ([`Lines`]), in the form that its reader
-//! knows best.
+//! The log of a server: one line for each event, written by a thread of its own ([`Lines`]), in the form that its
+//! reader knows best.
 //!
 //! ```text
 //!  tracing event -> Record -> queue -> repeats held back -> text | JSON | journald's native protocol
@@ -11,9 +11,9 @@
 //!
 //! What it is NOT: the event log, which `events` shows; that has every event, however often it comes.
 //!
-//! **Invariants:** nobody who logs waits. A line equal to one of the last minute is counted, not written, and the count
-//! is told when the minute is over; but each cut and each opening of the gate, each fence and each command leaves a line
-//! of its own (C20).
+//! **Invariants:** nobody who logs waits. A line equal to one of the last minute is counted, not written, and the
+//! count is told when the minute is over; but each cut and each opening of the gate, each fence and each command leaves
+//! a line of its own (C20).
 
 mod journal;
 

@@ -1,5 +1,5 @@
-//! What a day of commands leaves behind, looked at where another lab has had its day: who did what, how long it took, and
-//! no secret anywhere.
+//! What a day of commands leaves behind, looked at where another lab has had its day: who did what, how long it took,
+//! and no secret anywhere.
 
 use crate::ensure;
 use crate::harness::Lab;

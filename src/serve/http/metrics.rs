@@ -1,8 +1,8 @@
 //! The snapshot as Prometheus metrics: a fresh registry for every scrape, because the snapshot is the one truth and
 //! nothing is counted here.
 //!
-//! **Invariant:** no label set grows without a bound: nodes, servers, addresses and kinds come from the configuration or
-//! from the code, and of pools (user, database) the first [`MAX_POOLS`] by name are told, none of a stranger.
+//! **Invariant:** no label set grows without a bound: nodes, servers, addresses and kinds come from the configuration
+//! or from the code, and of pools (user, database) the first [`MAX_POOLS`] by name are told, none of a stranger.
 
 use crate::base::tally::{LATENCIES, PROCEDURES, Times};
 use crate::engine::status::{CUT_CAUSES, GateState, PROCEDURE_KINDS, PROCEDURE_RESULTS, Role, Snapshot, VerdictWord};
