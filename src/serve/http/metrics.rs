@@ -376,3 +376,22 @@ fn counter(
         None => registry.register(name, help, family),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pools_beyond_the_bound_have_no_rows_and_are_counted() {
+        let figures: Vec<Figures> = (0..MAX_POOLS + 100)
+            .map(|n| Figures { user: format!("u{n:04}"), database: "app".to_owned(), ..Figures::default() })
+            .collect();
+        let mut registry = Registry::with_prefix("portcullis");
+        pools(&mut registry, &figures, &[]);
+        let mut text = String::new();
+        encode(&mut text, &registry).expect("encoded");
+        let rows = text.lines().filter(|line| line.starts_with("portcullis_pool_clients{")).count();
+        assert_eq!(rows, MAX_POOLS);
+        assert!(text.contains("\nportcullis_pools_untold 100.0\n"), "{text}");
+    }
+}
