@@ -14,6 +14,7 @@ packages=(
     iproute2 iputils-arping nftables        # network namespaces, who answers for the VIP, cutting the network
     tcpdump procps util-linux               # looking on; setpriv
     systemd-container dbus polkitd          # a machine with a real service manager
+    prometheus                              # promtool, which checks our metrics and alert rules
     openssl python3                         # certificates for client TLS; small helpers
     python3-venv ca-certificates            # drivers in other languages, against the gate
     libpostgresql-jdbc-java ecj             # ... and on the JVM; a compiler, and with it a Java runtime

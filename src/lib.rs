@@ -22,6 +22,7 @@ pub mod base {
     pub mod config;
     pub mod fault;
     pub mod ids;
+    pub mod tally;
     pub mod time;
 }
 
@@ -48,6 +49,7 @@ pub mod engine {
     pub mod evidence;
     pub mod follower;
     pub mod guard;
+    pub mod lag;
     pub mod lease;
     pub mod machine;
     pub mod report;
@@ -102,6 +104,7 @@ pub mod serve {
     pub mod show;
     pub mod slot;
     pub mod socket;
+    pub mod tally;
     pub mod tls;
     pub mod tunnel;
 }
@@ -110,6 +113,7 @@ pub mod serve {
 /// The only floor that knows all others.
 #[cfg(feature = "shell")]
 pub mod app {
+    pub mod audit;
     pub mod cli;
     pub mod client;
     pub mod daemon;
@@ -118,6 +122,7 @@ pub mod app {
     pub mod hands;
     pub mod init;
     pub mod lines;
+    pub mod log;
     pub mod manual;
     pub mod may_start;
     pub mod meter;

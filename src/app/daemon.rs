@@ -1,8 +1,12 @@
 //! Start and stop of the node: reads everything that needs rights, becomes the user that owns PostgreSQL, then wires
 //! senses, guard, hands and listeners together. It decides nothing.
+//!
+//! Over 600 lines: it is the one list of everything that there is, in the order in which it must begin.
 
+use crate::app::audit::{self, Audit};
 use crate::app::driver::{Changes, Driver, EVENTS_WAITING, Request, open_event_log, read_clocks};
 use crate::app::hands::{Hands, mac_text};
+use crate::app::log;
 use crate::app::notices::{self, Notices};
 use crate::app::pools;
 use crate::app::reload::Reloader;
@@ -11,6 +15,7 @@ use crate::base::config::{Auth, Config, DnsMode, Node, Passive};
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
+use crate::engine::lag::LagMeter;
 use crate::engine::machine::Machine;
 use crate::engine::report::PgReport;
 use crate::engine::setup::Setup;
@@ -103,6 +108,7 @@ pub fn run(config: Config, me: &NodeName, config_file: &Path) -> Result<(), Faul
     listener::raise_descriptor_limit(config.pool.max_clients)?;
     privileges::become_owner(&node.postgres.data_dir, &[config.state_dir.clone(), config.runtime_dir.clone()])
         .map_err(bad)?;
+    log::begin().map_err(|error| bad(format!("no thread for the log: {error}")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .worker_threads(2)
@@ -217,6 +223,7 @@ async fn serve(
     let hands = Hands::new(&parts, journal, event_tx.clone());
     let watchdog = sd_notify::watchdog_enabled().is_some();
     let _not_under_systemd = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    log::of_node(node.name.as_str());
     tracing::info!("portcullis {} runs as node {}", env!("CARGO_PKG_VERSION"), node.name);
     let driver = Driver {
         guard,
@@ -235,8 +242,11 @@ async fn serve(
         watchdog,
         pools: commands,
         changes: Changes::default(),
+        audit: Audit::default(),
+        said: Vec::new(),
+        lag: LagMeter::default(),
     };
-    driver.run(stop_signal(move || reload(&reloader))).await;
+    driver.run(stop_signal(move || reload(&reloader, &request_tx))).await;
     proxy.shutdown_background();
     tracing::info!("stopped");
     Ok(())
@@ -452,7 +462,10 @@ fn spawn_pages(
         Arc::new(move || clock::now().since(Instant::from_nanos(beat.load(Ordering::Relaxed))) < BEAT_LIMIT);
     let figures = people.commands.clone();
     let pools = Arc::new(move || figures.figures());
-    let views = Views { snapshot: snapshots.clone(), beat, gate_passes, pools };
+    let timed = people.commands.clone();
+    let latencies = Arc::new(move || timed.latencies());
+    let started = clock::wall().as_duration().as_secs_f64();
+    let views = Views { snapshot: snapshots.clone(), beat, gate_passes, pools, latencies, started };
     let (command_tx, commands) = mpsc::channel(16);
     let control_pages = control_router(views.clone(), command_tx.clone());
     tokio::spawn(async move {
@@ -564,10 +577,18 @@ fn past_events(path: &Path) -> Vec<EventRow> {
 }
 
 /// SIGHUP: the log says what came of it.
-fn reload(reloader: &Reloader) {
-    match reloader.reload() {
-        Ok(done) => tracing::info!("{}", done.text()),
-        Err(fault) => tracing::error!("nothing was reloaded: {fault}"),
+fn reload(reloader: &Reloader, requests: &mpsc::Sender<Request>) {
+    let (exit, text) = match reloader.reload() {
+        Ok(done) => (0, done.text()),
+        Err(fault) => {
+            tracing::error!("nothing was reloaded: {fault}");
+            (1, format!("nothing was reloaded: {fault}"))
+        }
+    };
+    // Who sent the signal is not known; with a driver that has no room for it, the log has it.
+    let told = audit::told("SIGHUP", "reload", exit, &text);
+    if let Err(error) = requests.try_send(Request::Audited(told)) {
+        tracing::info!("{text} ({error})");
     }
 }
 

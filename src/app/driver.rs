@@ -5,12 +5,15 @@
 //!        -> publish the snapshot -> wait until min(next event, next deadline, 200 ms)
 //! ```
 
+use crate::app::audit::{self, Audit};
 use crate::app::hands::Hands;
 use crate::app::lines::Lines;
+use crate::app::log;
 use crate::app::notices::{self, Notice, Notices};
 use crate::app::render::clean;
 use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
+use crate::engine::lag::LagMeter;
 use crate::engine::machine::Machine;
 use crate::engine::status::{EventRow, Snapshot};
 use crate::engine::turn::{Command, Effect, Event, Now, PeerAnswer, PeerQuestion, Ticket};
@@ -48,8 +51,9 @@ const STOPPING: &str =
 
 /// Requests that need an answer on their own way back.
 pub enum Request {
-    Control(ControlRequest, mpsc::Sender<ControlReply>),
-    /// Somebody gave a command that is not the guard's, or gave it at the console: for the event log.
+    /// With who asks, in words.
+    Control(ControlRequest, String, mpsc::Sender<ControlReply>),
+    /// What was done beside the guard, for the event log.
     Audited(String),
     Peer(NodeName, Box<PeerQuestion>, oneshot::Sender<PeerAnswer>),
     /// Of a node without a vote.
@@ -88,6 +92,10 @@ pub struct Driver {
     pub pools: Commands,
     /// Since when each node is in its state, as far as this daemon saw.
     pub changes: Changes,
+    pub audit: Audit,
+    /// To be told with the next event.
+    pub said: Vec<String>,
+    pub lag: LagMeter,
 }
 
 /// For `last_status_change`: what each node's status and role were last, and since when.
@@ -157,7 +165,14 @@ impl Driver {
             };
             let now = read_clocks();
             self.beat.store(now.boot.as_nanos(), Ordering::Relaxed);
+            if let Event::PgObserved { asked, report } = &event {
+                self.lag.observe(*asked, report);
+            }
+            for text in std::mem::take(&mut self.said) {
+                self.guard.handle(now, Event::Audited { text }, &mut effects);
+            }
             self.guard.handle(now, event, &mut effects);
+            self.audit_ends(now, &mut effects);
             // Who was told that a command ended asks for the status next: it must show what the command did.
             let all = std::mem::take(&mut effects).into_iter();
             let (ends, others): (Vec<_>, Vec<_>) = all.partition(|effect| matches!(effect, Effect::End { .. }));
@@ -187,6 +202,21 @@ impl Driver {
                 Some(_) => {}
                 None => return,
             }
+        }
+    }
+
+    /// Commands that end with these effects are events.
+    fn audit_ends(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let mut told = Vec::new();
+        for effect in effects.iter() {
+            match effect {
+                Effect::End { ticket, exit, text, .. } => told.extend(self.audit.ended(*ticket, *exit, text)),
+                Effect::AnswerPeer { ticket, answer } => told.extend(self.audit.answered(*ticket, answer)),
+                _ => {}
+            }
+        }
+        for text in told {
+            self.guard.handle(now, Event::Audited { text }, effects);
         }
     }
 
@@ -240,6 +270,11 @@ impl Driver {
         snapshot.counters.notices_sent = notices.sent;
         snapshot.counters.notices_failed = notices.failed;
         snapshot.counters.notices_dropped = notices.dropped;
+        for row in &mut snapshot.nodes {
+            let behind = self.lag.behind(row.name.as_str(), now.boot).filter(|_| row.role == "standby");
+            row.replication_delay_seconds = behind.map(|behind| behind.as_secs_f64());
+        }
+        log::at_epoch(snapshot.epoch);
         self.snapshots.send_replace(Arc::new(snapshot));
     }
 
@@ -273,7 +308,12 @@ impl Driver {
                     self.notify(kind, &text);
                     self.log_event(kind, text);
                 }
-                other => self.hands.execute(other),
+                mut other => {
+                    if let Effect::AskPeer { ask, .. } = &mut other {
+                        self.audit.sign(ask);
+                    }
+                    self.hands.execute(other);
+                }
             }
         }
     }
@@ -313,20 +353,28 @@ impl Driver {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         match request {
-            Request::Control(request, reply) => match command(&request) {
+            Request::Control(request, by, reply) => match command(&request) {
                 Ok(command) => {
                     self.hands.expect_command(ticket, reply);
-                    tracing::info!("command {}", request.verb);
+                    if audit::typed(&command).is_none() {
+                        tracing::info!("{by}: {} (nothing is to be changed)", request.verb);
+                    }
+                    self.said.extend(self.audit.begun(ticket, by, &command));
                     Event::Command { ticket, command }
                 }
                 Err(text) => {
+                    self.said.push(audit::told(&by, &request.verb, 1, &text));
                     let _client_gone = reply.try_send(ControlReply::End { exit: 1, text, data: None });
                     Event::DeadlinePassed
                 }
             },
-            Request::Audited(text) => Event::Audited { text },
-            Request::Peer(_, question, reply) => {
+            Request::Audited(text) => {
+                self.said.push(text);
+                Event::DeadlinePassed
+            }
+            Request::Peer(from, question, reply) => {
                 self.hands.expect_question(ticket, reply);
+                self.audit.asked_by_peer(ticket, from.as_str(), &question);
                 Event::PeerAsked { ticket, question }
             }
             Request::Follower(from, question, reply) => {

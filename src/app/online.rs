@@ -4,7 +4,7 @@ use super::client::{self, DrillArgs, Out, PromoteArgs, Target};
 use super::render::Style;
 use super::render::check::Thresholds;
 use super::verbs::{Command, Globals, ProbeArgs, Since, Switch};
-use super::{cli, daemon, doctor, may_start, probe, witness};
+use super::{cli, daemon, doctor, log, may_start, probe, witness};
 use crate::base::config::Config;
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
@@ -168,6 +168,7 @@ fn run_probe(args: &ProbeArgs) -> Result<u8, Fault> {
 }
 
 fn run_witness(globals: &Globals) -> Result<u8, Fault> {
+    log::begin().map_err(|error| Fault::new(ExitCode::Failed, format!("no thread for the log: {error}")))?;
     let config = globals.load()?;
     let options = witness_options(&config)?;
     runtime()?.block_on(witness::run(options, stop())).map(|()| 0)

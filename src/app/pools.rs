@@ -3,8 +3,10 @@
 //!
 //! What it is NOT: nothing here changes who is active, and the guard never hears of it.
 
+use super::audit;
 use super::driver::Request;
 use super::reload::Reloader;
+use super::render::clean;
 use crate::base::fault::ExitCode;
 use crate::serve::command::{Commands, PAUSE_WAIT, Unknown};
 use crate::serve::http::{Command, ControlReply, ControlRequest};
@@ -12,19 +14,12 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
+/// A database's name is cut after so many characters; PostgreSQL's are at most 63 bytes.
+const MAX_NAME: usize = 63;
+
 /// Whom a request is for.
 fn database(request: &ControlRequest) -> Option<&str> {
     request.args.get("database").and_then(Value::as_str)
-}
-
-/// Of a command given at the console: who gave it, and which. The control socket cannot say so of itself.
-pub fn given_at_console(request: &ControlRequest) -> Option<String> {
-    let by = request.args.get("by").and_then(Value::as_str)?;
-    let whom = match request.args.get("client") {
-        Some(client) => format!(" client {client}"),
-        None => database(request).map(|name| format!(" {name}")).unwrap_or_default(),
-    };
-    Some(format!("{by}: {}{whom}", request.verb))
 }
 
 /// Whether this request is one of these; the others are the guard's.
@@ -36,8 +31,16 @@ pub fn is_for_pools(request: &ControlRequest) -> bool {
     }
 }
 
-/// Hands each command to whom it is for, as long as there are any: of the control socket, and of the console, which are
-/// noted before they are done.
+/// The command as somebody gave it.
+pub fn typed(request: &ControlRequest) -> String {
+    if let Some(client) = request.args.get("client").and_then(Value::as_i64) {
+        return format!("{} client {client}", request.verb);
+    }
+    let name = database(request).map(|name| clean(name).chars().take(MAX_NAME).collect::<String>());
+    name.map_or_else(|| request.verb.clone(), |name| format!("{} {name}", request.verb))
+}
+
+/// Hands each command to whom it is for, as long as there are any: of the control socket, and of the console.
 pub async fn take(
     mut given: mpsc::Receiver<Command>,
     requests: mpsc::Sender<Request>,
@@ -45,15 +48,13 @@ pub async fn take(
     reloader: Arc<Reloader>,
 ) {
     while let Some((request, reply)) = given.recv().await {
-        if let Some(text) = given_at_console(&request)
-            && requests.send(Request::Audited(text)).await.is_err()
-        {
-            return;
-        }
         if is_for_pools(&request) {
-            let (commands, reloader) = (commands.clone(), Arc::clone(&reloader));
-            tokio::spawn(async move { obey(request, reply, &commands, &reloader).await });
-        } else if requests.send(Request::Control(request, reply)).await.is_err() {
+            let (commands, reloader, requests) = (commands.clone(), Arc::clone(&reloader), requests.clone());
+            tokio::spawn(async move { obey(request, reply, &commands, &reloader, &requests).await });
+            continue;
+        }
+        let by = audit::who(&request.from).await;
+        if requests.send(Request::Control(request, by, reply)).await.is_err() {
             return;
         }
     }
@@ -65,12 +66,17 @@ pub async fn obey(
     reply: mpsc::Sender<ControlReply>,
     commands: &Commands,
     reloader: &Reloader,
+    audit: &mpsc::Sender<Request>,
 ) {
-    tracing::info!("command {} {}", request.verb, database(&request).unwrap_or_default());
+    let by = audit::who(&request.from).await;
     let (exit, text, data) = match outcome(&request, commands, reloader).await {
         Ok(done) => done,
         Err(unknown) => (ExitCode::Failed, unknown.to_string(), None),
     };
+    let typed = typed(&request);
+    let told = audit::told(&by, &typed, super::cli::code(exit), &text);
+    // First, so that who is told of the end finds it among the events soon; a daemon that ends has no more of them.
+    let _ending = audit.send(Request::Audited(told)).await;
     // A client that is gone reads nothing.
     let _gone = reply.send(ControlReply::End { exit: super::cli::code(exit), text, data }).await;
 }

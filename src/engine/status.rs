@@ -4,7 +4,10 @@
 pub mod pgpool;
 
 use crate::base::ids::NodeName;
+use crate::base::tally::{PROCEDURES, Times};
+use crate::base::time::Duration;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// `status --json` and `GET /status.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,6 +49,18 @@ pub struct Snapshot {
     /// sets it to `false` when nobody has beaten since, and then ages and states here are those of the last turn.
     #[serde(default = "yes")]
     pub turn_running: bool,
+    /// The proofs in hand, each kind's newest (an addition to the contract).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proofs: Vec<ProofStatus>,
+}
+
+/// A proof in hand (R1).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProofStatus {
+    /// `witness`, `pledge`, `vip_witness` or `promote`.
+    pub kind: String,
+    /// Since its question was sent, from where the lease counts.
+    pub age_ms: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -288,6 +303,52 @@ pub struct Counters {
     pub notices_failed: u64,
     #[serde(default)]
     pub notices_dropped: u64,
+    /// Cuts by their cause, one of [`CUT_CAUSES`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub cuts: BTreeMap<String, u64>,
+    /// Procedures that ended here, but for dry runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub procedures: Vec<ProcedureTimes>,
+}
+
+/// What a cut is for: the lease ran out; the record named nobody or the other node; a fence; PostgreSQL was away or not
+/// as recorded; the VIP; a switchover; the end of the daemon.
+pub const CUT_CAUSES: [&str; 8] = ["lease", "record", "fenced", "postgres", "vip", "switchover", "shutdown", "other"];
+
+/// What procedures there are, and how they end.
+pub const PROCEDURE_KINDS: [&str; 4] = ["promote", "switchover", "unfence", "rejoin"];
+pub const PROCEDURE_RESULTS: [&str; 4] = ["done", "failed", "refused", "half_way"];
+
+/// How long procedures of one kind took that ended in one way.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcedureTimes {
+    /// One of [`PROCEDURE_KINDS`].
+    pub kind: String,
+    /// One of [`PROCEDURE_RESULTS`].
+    pub result: String,
+    /// By [`PROCEDURES`].
+    pub times: Times,
+}
+
+impl Counters {
+    /// A procedure ended with this exit code.
+    pub fn procedure_ended(&mut self, kind: &str, exit: u8, took: Duration) {
+        let result = match exit {
+            0 => "done",
+            3 => "refused",
+            4 => "half_way",
+            _ => "failed",
+        };
+        let is_it = |one: &ProcedureTimes| one.kind == kind && one.result == result;
+        let at = self.procedures.iter().position(is_it).unwrap_or_else(|| {
+            let one = ProcedureTimes { kind: kind.to_owned(), result: result.to_owned(), times: Times::default() };
+            self.procedures.push(one);
+            self.procedures.len() - 1
+        });
+        if let Some(one) = self.procedures.get_mut(at) {
+            one.times.add(&PROCEDURES, took);
+        }
+    }
 }
 
 /// What an older daemon, which does not send the field, would have said.

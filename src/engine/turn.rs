@@ -544,7 +544,12 @@ pub enum PeerQuestion {
     /// Without a marker: I go alone at this epoch; write that down (R4, P8).
     GoingAlone { epoch: Epoch, since: String },
     /// Run this procedure on your side (a command given on the wrong node).
-    Run { command: Command },
+    Run {
+        command: Command,
+        /// Who gave it, in words; empty: not told.
+        #[serde(default)]
+        by: String,
+    },
     /// From a node without a vote: here is what I am; what are you? Never a pulse: it proves nothing to anybody.
     Follow { state: FollowerState },
     /// From a node without a vote that is being rejoined: role, slot and facts. The record stays as it is. With `look`

@@ -9,6 +9,7 @@ use super::gate::Gate;
 use super::listener::{Confirm, Proxy, ProxyOptions};
 use super::pool::Database;
 use super::slot::{Order, Slot};
+use super::tally::Latencies;
 use crate::base::config;
 use crate::engine::status::Snapshot;
 use std::collections::BTreeMap;
@@ -58,6 +59,12 @@ pub struct Figures {
     pub bytes_out: u64,
     /// Time that clients waited for a backend.
     pub waited: Duration,
+    /// How many had to.
+    pub waits: u64,
+    /// Requests answered to their end.
+    pub queries: u64,
+    /// Transactions that came to their end, in either mode.
+    pub ended: u64,
 }
 
 /// The data plane as commands see it. Cheap to clone.
@@ -238,6 +245,11 @@ impl Commands {
         self.proxy.gate.wake();
     }
 
+    /// How long requests, transactions and waits took, of all pools.
+    pub fn latencies(&self) -> Latencies {
+        self.proxy.latencies()
+    }
+
     /// Figures of every pool there is, in the order of their names.
     pub fn figures(&self) -> Vec<Figures> {
         figures(&self.proxy)
@@ -261,6 +273,9 @@ pub(super) fn figures(proxy: &Proxy) -> Vec<Figures> {
         sum.transactions += stats.transactions.load(Ordering::Relaxed);
         sum.bytes_in += stats.bytes_in.load(Ordering::Relaxed);
         sum.bytes_out += stats.bytes_out.load(Ordering::Relaxed);
+        sum.waits += stats.waits.load(Ordering::Relaxed);
+        sum.queries += stats.queries.load(Ordering::Relaxed);
+        sum.ended += stats.ended.load(Ordering::Relaxed);
         sum.waited += Duration::from_nanos(stats.waited.load(Ordering::Relaxed));
     }
     all.into_values().collect()

@@ -13,10 +13,11 @@ pub mod listen;
 mod metrics;
 mod page;
 
-pub use control::{Command, ControlReply, ControlRequest, control_router};
+pub use control::{Command, ControlReply, ControlRequest, Credentials, SUDO_USER, control_router};
 pub use listen::{ControlSocket, bind_control, serve_control, serve_listener, serve_tcp};
 
 use super::command::Figures;
+use super::tally::Latencies;
 use crate::engine::status::{Role, Snapshot, pgpool};
 use axum::Router;
 use axum::extract::rejection::QueryRejection;
@@ -44,6 +45,10 @@ pub struct Views {
     pub gate_passes: Ask,
     /// Figures of the pools now.
     pub pools: Arc<dyn Fn() -> Vec<Figures> + Send + Sync>,
+    /// How long requests and transactions took.
+    pub latencies: Arc<dyn Fn() -> Latencies + Send + Sync>,
+    /// When the daemon started, in seconds since 1970.
+    pub started: f64,
 }
 
 impl Views {
@@ -132,7 +137,8 @@ async fn pool_nodes(State(views): State<Views>, wanted: Result<Query<PoolNodes>,
 
 async fn metrics_text(State(views): State<Views>, headers: HeaderMap) -> Response {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("");
-    match metrics::render(&views.now(), &(views.pools)(), accept.contains("application/openmetrics-text")) {
+    let counted = metrics::Counted { pools: (views.pools)(), latencies: (views.latencies)(), started: views.started };
+    match metrics::render(&views.now(), counted, accept.contains("application/openmetrics-text")) {
         Ok((kind, text)) => ([(header::CONTENT_TYPE, kind)], text).into_response(),
         Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be encoded\n").into_response(),
     }

@@ -17,6 +17,7 @@ use super::gate::{Gate, Pass};
 use super::pool::{Database, PoolStats};
 use super::roles::Roles;
 use super::session;
+use super::tally::{Latencies, Tally};
 use super::tls::{ClientStream, TlsAcceptor};
 use super::tunnel::{self, Arrival};
 use crate::base::config::{self, Secret};
@@ -183,6 +184,8 @@ pub(crate) struct Proxy {
     databases: Mutex<HashMap<String, Arc<Database>>>,
     users: Mutex<HashMap<String, Arc<AtomicU32>>>,
     pools: Mutex<Vec<PoolEntry>>,
+    /// One for each data thread.
+    tallies: Mutex<Vec<Arc<Tally>>>,
 }
 
 /// A pool in the book: user, database, figures.
@@ -217,6 +220,7 @@ impl Proxy {
             databases: Mutex::default(),
             users: Mutex::default(),
             pools: Mutex::default(),
+            tallies: Mutex::default(),
         })
     }
 
@@ -240,6 +244,20 @@ impl Proxy {
     pub(crate) fn pools(&self) -> Vec<(String, String, Arc<PoolStats>)> {
         let live = |(user, database, stats): &PoolEntry| Some((user.clone(), database.clone(), stats.upgrade()?));
         locked(&self.pools).iter().filter_map(live).collect()
+    }
+
+    /// A data thread's tally, kept for the figures of all.
+    pub(crate) fn tally(&self) -> Arc<Tally> {
+        let tally = Arc::<Tally>::default();
+        locked(&self.tallies).push(Arc::clone(&tally));
+        tally
+    }
+
+    /// What all data threads have measured.
+    pub(crate) fn latencies(&self) -> Latencies {
+        let mut all = Latencies::default();
+        locked(&self.tallies).iter().for_each(|tally| all.take_in(tally));
+        all
     }
 
     /// What the commands say about a database; made when it is first asked for, by a client that proved itself.

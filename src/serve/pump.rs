@@ -31,10 +31,11 @@ use super::end::{End, Mode};
 use super::flow::{BUFFER, Flow};
 use super::gate::{Gate, Pass};
 use super::listener::Proxy;
-use super::pool::{Lease, Pool, Settings, Shape, Waiting};
+use super::pool::{Lease, Pool, Settings, Shape, Waiting, add};
 use super::session::Resumed;
 use super::slot::{Doing, Entry, Order, Slot};
 use super::tls::ClientStream;
+use crate::base::time::Instant;
 use crate::wire::pg::options::Options;
 use crate::wire::pg::statements::Names;
 use crate::wire::pg::{self, Exchange, HEADER};
@@ -141,6 +142,8 @@ pub(crate) struct Pump {
     /// The last transaction began with a Parse of the unnamed statement (session mode).
     parses_unnamed: bool,
     doing: Doing,
+    /// When the present request, and the present transaction, began.
+    began: (Instant, Instant),
     /// What the client cancelled before it had a backend, and is still to be dropped.
     skipping: Option<Skipping>,
     /// What the gate answers itself in the extended protocol; none before it was first asked.
@@ -211,6 +214,7 @@ impl Pump {
             busy: false,
             parses_unnamed: false,
             doing: Doing::Idle,
+            began: (Instant::ZERO, Instant::ZERO),
             skipping: None,
             console: None,
             half_closed: None,
@@ -359,6 +363,25 @@ impl Pump {
         obeys
     }
 
+    /// What it does changes: a request begins or was answered, and perhaps a transaction. A pipeline is one request.
+    fn time(&mut self, next: Doing) {
+        if self.doing != Doing::Active && next != Doing::Active {
+            return;
+        }
+        let now = self.gate().now();
+        if next == Doing::Active {
+            let transaction = if self.doing == Doing::IdleInTransaction { self.began.1 } else { now };
+            self.began = (now, transaction);
+            return;
+        }
+        self.data.tally.queries.note(now.since(self.began.0));
+        add(&self.pool.stats.queries, 1);
+        if next != Doing::IdleInTransaction {
+            self.data.tally.transactions.note(now.since(self.began.1));
+            add(&self.pool.stats.ended, 1);
+        }
+    }
+
     /// One turn of both directions; `Ok(false)`: nothing to do until woken.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         if self.chore.is_some() {
@@ -378,6 +401,7 @@ impl Pump {
             () => Doing::Active,
         };
         if doing != self.doing {
+            self.time(doing);
             self.doing = doing;
             self.slot().set_doing(doing, self.data.now.get());
         }

@@ -9,6 +9,8 @@ mod cgi;
 mod client;
 #[path = "http/control.rs"]
 mod control;
+#[path = "http/metrics.rs"]
+mod metrics;
 #[path = "http/pages.rs"]
 mod pages;
 #[path = "http/render.rs"]

@@ -7,6 +7,7 @@
 mod harness;
 
 mod alone;
+mod audit;
 mod away;
 mod behind;
 mod carried;

@@ -189,9 +189,9 @@ fn while_in_service(lab: &Lab) -> Outcome {
     for verb in ["pause", "resume", "reload"] {
         wait_until(secs(30), &format!("an event that tells of the console's {verb}"), || {
             let events = lab.a.cli(&["events"])?.expect(0)?.out;
-            Ok(events.lines().any(|line| {
-                line.contains("role app from ") && line.trim_end().ends_with(&format!("(console): {verb}"))
-            }))
+            Ok(events
+                .lines()
+                .any(|line| line.contains("role app from ") && line.contains(&format!("(console): {verb}: done"))))
         })?;
     }
     let said = psql("SHOW EVENTS")?;

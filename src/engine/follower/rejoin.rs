@@ -69,6 +69,7 @@ pub(super) struct Rejoin {
     tickets: Vec<Ticket>,
     dry_run: bool,
     since: String,
+    began: Instant,
     step: Step,
     pub(super) deadline: Option<Instant>,
     give_up: Instant,
@@ -111,6 +112,7 @@ impl Follower {
             tickets: ticket.into_iter().collect(),
             dry_run,
             since: now.rfc3339(),
+            began: now.boot,
             step: Step::Asking,
             deadline: Some(now.boot + ACTIVE_LIMIT),
             give_up: now.boot + ACTIVE_LIMIT,
@@ -148,6 +150,7 @@ impl Follower {
         }
         self.last_ended = Some(ProcedureBrief { ended: Some((exit, text.to_owned())), ..r.brief() });
         if !r.dry_run {
+            self.counters.procedure_ended("rejoin", exit, now.boot.since(r.began));
             self.note(now, fx, "procedure_ended", format!("rejoin ended ({exit}): {text}"));
         }
     }

@@ -117,6 +117,7 @@ impl Follower {
             vip_witness: None,
             counters: self.counters.clone(),
             turn_running: true,
+            proofs: Vec::new(),
         }
     }
 

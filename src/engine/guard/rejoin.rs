@@ -78,6 +78,7 @@ pub(super) struct Rejoin {
     tickets: Vec<Ticket>,
     pub(super) dry_run: bool,
     since: String,
+    began: Instant,
     step: Step,
     pub(super) deadline: Option<Instant>,
     give_up: Instant,
@@ -118,6 +119,7 @@ impl Guard {
             tickets: ticket.into_iter().collect(),
             dry_run,
             since: now.rfc3339(),
+            began: now.boot,
             step: Step::Asking { question: None, again: now.boot },
             deadline: Some(now.boot),
             give_up: now.boot + NODE_LIMIT,
@@ -177,6 +179,7 @@ impl Guard {
         }
         self.last_ended = Some(ProcedureBrief { ended: Some((exit, text.to_owned())), ..r.brief() });
         if !r.dry_run {
+            self.counters.procedure_ended("rejoin", exit, now.boot.since(r.began));
             self.note(now, fx, "procedure_ended", format!("rejoin ended ({exit}): {text}"));
         }
     }

@@ -5,7 +5,7 @@ use crate::base::time::millis;
 use crate::engine::evidence::{self, Seen, Verdict};
 use crate::engine::setup::Mode;
 use crate::engine::status::{
-    GateState, GateStatus, HELD, JournalStatus, NodeRow, PeerStatus, PostgresStatus, ProcedureStatus,
+    GateState, GateStatus, HELD, JournalStatus, NodeRow, PeerStatus, PostgresStatus, ProcedureStatus, ProofStatus,
     ReplicationStatus, Role, ServerStatus, Snapshot, VerdictWord, VipStatus, VipWitnessStatus, WitnessStatus,
 };
 use crate::engine::turn::{Now, PeerPg};
@@ -84,6 +84,11 @@ impl Guard {
             }),
             counters: self.counters.clone(),
             turn_running: true,
+            proofs: self
+                .proofs
+                .each()
+                .map(|(kind, asked)| ProofStatus { kind: kind.to_owned(), age_ms: millis(now.boot.since(asked)) })
+                .collect(),
         }
     }
 

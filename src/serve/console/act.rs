@@ -4,7 +4,7 @@
 
 use super::{Rights, Session};
 use crate::serve::command::PAUSE_WAIT;
-use crate::serve::http::{ControlReply, ControlRequest};
+use crate::serve::http::{ControlReply, ControlRequest, Credentials};
 use crate::wire::pg::Refusal;
 use crate::wire::pg::console::Action;
 use serde_json::{Value, json};
@@ -40,14 +40,15 @@ impl Session<'_> {
         Ok((tag, said))
     }
 
-    async fn command(&self, verb: &str, mut args: Value) -> Result<String, Refusal> {
+    async fn command(&self, verb: &str, args: Value) -> Result<String, Refusal> {
         let busy = |text: &str| Refusal::new("53000", format!("portcullis: {text}")).hint("Try again.");
         let Some(daemon) = self.proxy.daemon() else {
             return Err(Refusal::new("55000", "portcullis: there is no daemon behind this gate"));
         };
-        args["by"] = format!("role {} from {} (console)", self.user, self.peer).into();
+        let who = format!("role {} from {} (console)", self.user, self.peer);
+        let from = Credentials { console: Some(who), ..Credentials::default() };
         let (reply, mut replies) = mpsc::channel(MAX_REPLIES);
-        let request = ControlRequest { verb: verb.to_owned(), args };
+        let request = ControlRequest { verb: verb.to_owned(), args, from };
         daemon.control.try_send((request, reply)).map_err(|_| busy("the daemon has too many commands waiting"))?;
         loop {
             match replies.recv().await {

@@ -190,7 +190,7 @@ async fn the_page_needs_nothing_but_itself_and_escapes_what_it_shows() {
 }
 
 /// A small reader of the classic text form: every sample has its HELP and TYPE before it, and parses.
-fn parse_metrics(text: &str) -> BTreeMap<String, f64> {
+pub fn parse_metrics(text: &str) -> BTreeMap<String, f64> {
     let (mut helped, mut typed, mut samples) = (String::new(), String::new(), BTreeMap::new());
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
@@ -198,13 +198,14 @@ fn parse_metrics(text: &str) -> BTreeMap<String, f64> {
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').expect("type");
             assert_eq!(name, helped, "TYPE follows its HELP");
-            assert!(matches!(kind, "gauge" | "counter"), "{line}");
+            assert!(matches!(kind, "gauge" | "counter" | "histogram"), "{line}");
             assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
             typed = name.to_owned();
         } else {
             let (series, value) = line.rsplit_once(' ').expect("value");
             let name = series.split('{').next().unwrap();
-            assert_eq!(name, typed, "a sample without TYPE");
+            let parts = ["_bucket", "_sum", "_count"].map(|part| format!("{typed}{part}"));
+            assert!(name == typed || parts.iter().any(|part| part == name), "a sample without TYPE: {line}");
             assert!(name.starts_with("portcullis_"), "{line}");
             let again = samples.insert(series.to_owned(), value.parse().expect("number"));
             assert!(again.is_none(), "twice: {series}");

@@ -1,9 +1,11 @@
 //! Snapshots by hand, one for each state, and a server over them.
 
 use axum::Router;
+use portcullis::base::tally::LATENCIES;
 use portcullis::engine::status::*;
 use portcullis::serve::command::Figures;
 use portcullis::serve::http::{Views, router, serve_listener};
+use portcullis::serve::tally::Latencies;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -95,6 +97,7 @@ pub fn active() -> Snapshot {
         vip_witness: None,
         counters: Counters { gate_openings: 2, gate_cuts: 1, witness_proofs: 4711, ..Counters::default() },
         turn_running: true,
+        proofs: Vec::new(),
     }
 }
 
@@ -225,7 +228,18 @@ fn pools() -> Vec<Figures> {
         bytes_in: 10,
         bytes_out: 20,
         waited: Duration::from_millis(1500),
+        waits: 3,
+        queries: 9000,
+        ended: 4100,
     }]
+}
+
+/// One request of a fifth of a millisecond, and one transaction that was longer than any bound.
+fn latencies() -> Latencies {
+    let mut all = Latencies::default();
+    all.queries.add(&LATENCIES, Duration::from_micros(200));
+    all.transactions.add(&LATENCIES, Duration::from_secs(90));
+    all
 }
 
 pub fn views(snapshot: Snapshot) -> (Views, Switches, watch::Sender<Arc<Snapshot>>) {
@@ -238,6 +252,8 @@ pub fn views(snapshot: Snapshot) -> (Views, Switches, watch::Sender<Arc<Snapshot
         beat: Arc::new(move || beat.load(Ordering::SeqCst)),
         gate_passes: Arc::new(move || gate.load(Ordering::SeqCst)),
         pools: Arc::new(pools),
+        latencies: Arc::new(latencies),
+        started: 1_763_651_460.25,
     };
     (views, switches, publish)
 }

@@ -3,6 +3,7 @@
 use crate::front::{Front, Setup, eventually, free_port, open_with, shut_with};
 use crate::raw::*;
 use portcullis::base::config::{Pool, PoolMode};
+use portcullis::base::tally::Times;
 use portcullis::engine::status::Role;
 use portcullis::serve::listener::Doors;
 use std::net::{SocketAddr, TcpListener};
@@ -202,6 +203,46 @@ async fn other_limits_hold_from_then_on_for_clients_that_are_there() {
     let (code, text, _) = b.error().await;
     assert_eq!(code, "53300");
     assert!(text.contains("within 500ms"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_transactions_and_waits_are_counted_with_their_times() {
+    for mode in [PoolMode::Session, PoolMode::Transaction] {
+        let pool = Pool { mode, size: 1, threads: 2, ..Pool::default() };
+        let front = open_with(Setup { pool, ..Setup::default() }).await;
+        let mut a = in_database(&front, "app").await;
+        let before = front.commands.latencies();
+        for sql in ["begin", "select pg_sleep(0.3)", "select 1 / 0"] {
+            a.ask(&query(sql)).await;
+        }
+        // What the client does meanwhile belongs to the transaction.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        a.ask(&query("rollback")).await;
+        a.ask(&query("select 1")).await;
+        let figures = || front.commands.figures().into_iter().find(|pool| pool.user == "trusty").unwrap();
+        eventually("both are counted", async || (figures().queries, figures().ended) == (5, 2)).await;
+        let now = front.commands.latencies();
+        let of = |now: &Times, before: &Times| (now.count() - before.count(), now.sum_us - before.sum_us);
+        let (queries, transactions) = (of(&now.queries, &before.queries), of(&now.transactions, &before.transactions));
+        assert_eq!((queries.0, transactions.0), (5, 2), "{mode:?}");
+        assert!(queries.1 >= 300_000 && transactions.1 >= 600_000, "{mode:?}: {queries:?} {transactions:?}");
+        assert!(transactions.1 - queries.1 >= 250_000, "{mode:?}: {queries:?} {transactions:?}");
+
+        // Somebody has to wait for the one connection.
+        let waits = (now.waits.clone(), figures().waits);
+        if mode == PoolMode::Transaction {
+            let mut b = in_database(&front, "app").await;
+            a.ask(&query("begin")).await;
+            b.send(&query("select 1")).await;
+            assert!(b.is_silent_for(Duration::from_millis(300)).await, "it waits");
+            a.ask(&query("commit")).await;
+            b.until_ready().await;
+            let now = front.commands.latencies().waits;
+            let (count, sum) = of(&now, &waits.0);
+            assert!(count == 1 && figures().waits == waits.1 + 1, "{count} waits, {:?}", figures());
+            assert!((300_000..60_000_000).contains(&sum), "waited for {sum} us");
+        }
+    }
 }
 
 /// What the service manager keeps.

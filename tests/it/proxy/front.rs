@@ -3,7 +3,7 @@
 use crate::pg::{PASSWORD, Pg, shared};
 use futures_util::FutureExt;
 use portcullis::app::notices::{self, Notices};
-use portcullis::app::pools::{given_at_console, is_for_pools, obey};
+use portcullis::app::pools::{is_for_pools, obey, typed};
 use portcullis::app::reload::Reloader;
 use portcullis::base::config::{Config, Console, Notify, Pool, Secret};
 use portcullis::base::time::{Duration, Instant};
@@ -154,12 +154,16 @@ fn open_console(
     let reloader = Arc::new(Reloader::new(file, Arc::clone(rules), commands.clone(), notices, config));
     let audit = Arc::new(Mutex::new(Vec::new()));
     let (gate, commands, noted) = (Arc::clone(gate), commands.clone(), Arc::clone(&audit));
+    // The driver would log them.
+    let (told, mut events) = mpsc::channel(16);
+    tokio::spawn(async move { while events.recv().await.is_some() {} });
     let daemon = tokio::spawn(async move {
         while let Some((request, reply)) = requests.recv().await {
-            noted.lock().unwrap().push(given_at_console(&request).expect("who gave it"));
+            let by = request.from.console.clone().expect("who gave it");
+            noted.lock().unwrap().push(format!("{by}: {}", typed(&request)));
             if is_for_pools(&request) {
-                let (commands, reloader) = (commands.clone(), Arc::clone(&reloader));
-                tokio::spawn(async move { obey(request, reply, &commands, &reloader).await });
+                let (commands, reloader, told) = (commands.clone(), Arc::clone(&reloader), told.clone());
+                tokio::spawn(async move { obey(request, reply, &commands, &reloader, &told).await });
                 continue;
             }
             // The guard's.
@@ -295,6 +299,7 @@ fn snapshot() -> Snapshot {
         journal: JournalStatus { won: 7, complete: 7, ..JournalStatus::default() },
         advice: None,
         turn_running: true,
+        proofs: Vec::new(),
         maintenance: false,
         paused_databases: vec![],
         vip_witness: None,
