@@ -12,6 +12,7 @@ use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
 use crate::engine::machine::Machine;
+use crate::engine::outlook::Ledger;
 use crate::engine::report::PgReport;
 use crate::engine::setup::Setup;
 use crate::engine::status::{EventRow, Snapshot};
@@ -233,6 +234,7 @@ async fn serve(
         peer_counters,
         watchdog,
         pools: commands,
+        ledger: Ledger::default(),
     };
     driver.run(stop_signal(move || reload(&reloader))).await;
     proxy.shutdown_background();

@@ -12,6 +12,7 @@ use crate::app::render::clean;
 use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
 use crate::engine::machine::Machine;
+use crate::engine::outlook::Ledger;
 use crate::engine::status::{EventRow, Snapshot};
 use crate::engine::turn::{Command, Effect, Event, Now, PeerAnswer, PeerQuestion, Ticket};
 use crate::io::clock;
@@ -83,6 +84,8 @@ pub struct Driver {
     pub peer_counters: Arc<PeerCounters>,
     pub watchdog: bool,
     pub pools: Commands,
+    /// What earlier snapshots tell of lag and loss.
+    pub ledger: Ledger,
 }
 
 /// The event log at `path`, written by a thread of its own: neither its disk nor a want of threads holds up a turn.
@@ -215,6 +218,7 @@ impl Driver {
         snapshot.counters.notices_sent = notices.sent;
         snapshot.counters.notices_failed = notices.failed;
         snapshot.counters.notices_dropped = notices.dropped;
+        self.ledger.complete(now.boot, &mut snapshot);
         self.snapshots.send_replace(Arc::new(snapshot));
     }
 

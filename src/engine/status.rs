@@ -2,6 +2,7 @@
 //! contract's `status --json`; fields may be added, never renamed.
 
 use crate::base::ids::NodeName;
+use crate::engine::outlook::{Lag, Next, Outlook};
 use serde::{Deserialize, Serialize};
 
 /// `status --json` and `GET /status.json`.
@@ -44,6 +45,27 @@ pub struct Snapshot {
     /// sets it to `false` when nobody has beaten since, and then ages and states here are those of the last turn.
     #[serde(default = "yes")]
     pub turn_running: bool,
+    /// RFC 3339, UTC: when this was true (an addition to the contract).
+    #[serde(default)]
+    pub at: String,
+    /// What a failover now would cost (an addition to the contract).
+    #[serde(default)]
+    pub outlook: Outlook,
+    /// What to type next (an addition to the contract); null: nothing is to be done. The guard does not know all that
+    /// it needs: the driver adds it.
+    #[serde(default)]
+    pub next: Option<Next>,
+    /// How far the standby is behind (an addition to the contract); null where nobody here can tell. The driver adds
+    /// it.
+    #[serde(default)]
+    pub lag: Option<Lag>,
+    /// `fence.lease` (an addition to the contract).
+    #[serde(default)]
+    pub lease_ms: u64,
+    /// Of a primary, the transaction id that is given next: what is written is counted by it (an addition to the
+    /// contract).
+    #[serde(default)]
+    pub next_xid: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -395,6 +417,7 @@ impl Snapshot {
             copy.role = Role::Passive;
         }
         copy.gate.lease_remaining_ms = 0;
+        copy.outlook = Outlook::unknown(format!("what a failover would lose is not known: {reason}"));
         copy
     }
 }

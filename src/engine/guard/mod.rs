@@ -33,6 +33,7 @@ mod handover;
 mod housekeeping;
 mod judge;
 mod observe;
+mod outlook;
 mod pause;
 mod pledge;
 mod proofs;

@@ -27,6 +27,8 @@ impl Guard {
     pub fn snapshot(&self, now: Now) -> Snapshot {
         let report = self.pg.report.as_ref().filter(|_| self.pg.up);
         let open = self.gate.open && self.gate.until > now.boot;
+        let replication = self.replication_status();
+        let outlook = self.outlook(now, &replication);
         Snapshot {
             node: self.setup.me.clone(),
             version: self.setup.version.clone(),
@@ -57,7 +59,7 @@ impl Guard {
                 same_configuration: self.peer.state.as_ref().map(|p| p.digest == self.setup.digest),
                 nodes: self.peer.state.as_ref().map(|p| p.nodes.clone()).unwrap_or_default(),
             }),
-            replication: self.replication_status(),
+            replication,
             procedure: self.procedure_status(now),
             nodes: self.node_rows(now),
             events: self.events.iter().cloned().collect(),
@@ -83,6 +85,12 @@ impl Guard {
             }),
             counters: self.counters.clone(),
             turn_running: true,
+            at: now.rfc3339(),
+            outlook,
+            next: None,
+            lag: None,
+            lease_ms: millis(self.setup.timing.lease),
+            next_xid: report.and_then(|r| r.next_xid),
         }
     }
 
