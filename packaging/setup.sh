@@ -15,6 +15,7 @@ packages=(
     systemd-container dbus polkitd          # a machine with a real service manager
     openssl python3                         # certificates for client TLS; small helpers
     python3-venv ca-certificates            # drivers in other languages, against the gate
+    chromium                                # the status page as people see it
     libpostgresql-jdbc-java ecj             # ... and on the JVM; a compiler, and with it a Java runtime
 )
 # Other builds of Node bring npm along, and conflict with Debian's.

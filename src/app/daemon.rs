@@ -26,7 +26,7 @@ use crate::io::{clock, fd_store, files, postgres, privileges};
 use crate::serve::command::Commands;
 use crate::serve::forward::Forwarder;
 use crate::serve::gate::Gate;
-use crate::serve::http::{Ask, Views, bind_control, control_router, router, serve_tcp};
+use crate::serve::http::{Ask, History, Live, Pools, Views, bind_control, control_router, router, serve_tcp};
 use crate::serve::listener::{self, Confirm, Doors, ProxyOptions, Rules};
 use crate::serve::peer::{PeerClient, PeerCounters, PeerIdentity, listen_with};
 use crate::serve::tls;
@@ -451,8 +451,9 @@ fn spawn_pages(
     let beat: Ask =
         Arc::new(move || clock::now().since(Instant::from_nanos(beat.load(Ordering::Relaxed))) < BEAT_LIMIT);
     let figures = people.commands.clone();
-    let pools = Arc::new(move || figures.figures());
-    let views = Views { snapshot: snapshots.clone(), beat, gate_passes, pools };
+    let pools: Pools = Arc::new(move || figures.figures());
+    let live = Live::new(History::start(snapshots.clone(), Arc::clone(&pools)));
+    let views = Views { snapshot: snapshots.clone(), beat, gate_passes, pools, live };
     let (command_tx, mut commands) = mpsc::channel(16);
     let control_pages = control_router(views.clone(), command_tx);
     tokio::spawn(async move {

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)] // Tests and their helpers may.
 
+#[path = "http/browser.rs"]
+mod browser;
 #[path = "http/client.rs"]
 mod client;
 #[path = "http/control.rs"]
@@ -11,6 +13,8 @@ mod control;
 mod pages;
 #[path = "http/render.rs"]
 mod render;
+#[path = "http/screens.rs"]
+mod screens;
 #[path = "http/states.rs"]
 mod states;
 #[path = "http/words.rs"]

@@ -53,7 +53,7 @@ impl Follower {
         let alone = marker.filter(|m| m.sync.is_none() && self.update_mode()).map(|m| m.since.clone());
         let nets = self.setup.vips.iter();
         let vips: Vec<VipStatus> =
-            nets.map(|net| VipStatus { address: net.to_string(), bound: false, conflict: None }).collect();
+            nets.map(|net| VipStatus { address: net.to_string(), bound: false, conflict: None, mac: None }).collect();
         Snapshot {
             node: self.setup.me.clone(),
             version: self.setup.version.clone(),

@@ -171,6 +171,7 @@ impl Guard {
                 address: net.to_string(),
                 bound: vip.is_bound(),
                 conflict: vip.conflict.clone(),
+                mac: None,
             })
             .collect()
     }

@@ -1,9 +1,10 @@
 //! Snapshots by hand, one for each state, and a server over them.
 
 use axum::Router;
+use portcullis::engine::outlook::{Lag, Outlook};
 use portcullis::engine::status::*;
 use portcullis::serve::command::Figures;
-use portcullis::serve::http::{Views, router, serve_listener};
+use portcullis::serve::http::{History, Live, Views, router, serve_listener};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,7 +35,12 @@ pub fn row(node_id: u32, name: &str, role: &str) -> NodeRow {
 pub fn active() -> Snapshot {
     let server =
         ServerStatus { server: "192.0.2.53:53".into(), verdict: VerdictWord::Here, age_ms: Some(312), error: None };
-    let vip = VipStatus { address: "192.0.2.100/24".into(), bound: true, conflict: None };
+    let vip = VipStatus {
+        address: "192.0.2.100/24".into(),
+        bound: true,
+        conflict: None,
+        mac: Some("52:54:00:12:34:0a".into()),
+    };
     Snapshot {
         node: "alp".parse().unwrap(),
         version: "0.1.0".into(),
@@ -93,6 +99,17 @@ pub fn active() -> Snapshot {
         vip_witness: None,
         counters: Counters { gate_openings: 2, gate_cuts: 1, witness_proofs: 4711, ..Counters::default() },
         turn_running: true,
+        at: "2026-11-20T15:42:07Z".into(),
+        outlook: Outlook {
+            safe: true,
+            lost: Some(0),
+            lost_bytes: Some(0),
+            text: "if alp died now, nothing would be lost: midna has all that was acknowledged".into(),
+        },
+        next: None,
+        lag: Some(Lag { node: "midna".parse().unwrap(), bytes: 0, ms: Some(0), away: false }),
+        lease_ms: 5000,
+        next_xid: Some(81_234),
     }
 }
 
@@ -224,6 +241,10 @@ fn pools() -> Vec<Figures> {
 }
 
 pub fn views(snapshot: Snapshot) -> (Views, Switches, watch::Sender<Arc<Snapshot>>) {
+    views_with(snapshot, History::default())
+}
+
+pub fn views_with(snapshot: Snapshot, history: History) -> (Views, Switches, watch::Sender<Arc<Snapshot>>) {
     let switches =
         Switches { beat: Arc::new(AtomicBool::new(true)), gate: Arc::new(AtomicBool::new(snapshot.gate.open)) };
     let (publish, receiver) = watch::channel(Arc::new(snapshot));
@@ -233,6 +254,7 @@ pub fn views(snapshot: Snapshot) -> (Views, Switches, watch::Sender<Arc<Snapshot
         beat: Arc::new(move || beat.load(Ordering::SeqCst)),
         gate_passes: Arc::new(move || gate.load(Ordering::SeqCst)),
         pools: Arc::new(pools),
+        live: Live::new(history),
     };
     (views, switches, publish)
 }
