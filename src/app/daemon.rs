@@ -383,7 +383,12 @@ async fn watch_links(nets: Vec<ipnet::IpNet>, interface: Option<String>, events:
         loop {
             match VipHand::new(net, interface.as_deref()).await {
                 Ok(hand) => {
-                    vips.push(hand.vip().clone());
+                    let found = hand.vip().clone();
+                    let event = Event::VipFound { address: found.address, mac: mac_text(found.mac) };
+                    if events.send(event).await.is_err() {
+                        return;
+                    }
+                    vips.push(found);
                     break;
                 }
                 Err(why) => {

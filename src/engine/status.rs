@@ -180,8 +180,8 @@ pub struct VipStatus {
     pub bound: bool,
     /// The MAC address of somebody else who claims it; null when nobody does.
     pub conflict: Option<String>,
-    /// The MAC address of the interface that has it, where the daemon of the node that holds it told it (an addition to
-    /// the contract).
+    /// Bound here: the MAC address of our interface; else of who announced it last on the link, null when nobody was
+    /// heard (an addition to the contract).
     #[serde(default)]
     pub mac: Option<String>,
 }

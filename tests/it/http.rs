@@ -9,6 +9,8 @@ mod browser;
 mod client;
 #[path = "http/control.rs"]
 mod control;
+#[path = "http/live.rs"]
+mod live;
 #[path = "http/pages.rs"]
 mod pages;
 #[path = "http/render.rs"]

@@ -246,6 +246,7 @@ impl Follower {
             | Event::StonithDone { .. }
             | Event::UnitsDone { .. }
             | Event::ForeignClaim { .. }
+            | Event::VipFound { .. }
             | Event::VipIs { .. }
             | Event::Drained { .. } => {}
         }

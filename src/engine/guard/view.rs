@@ -171,7 +171,7 @@ impl Guard {
                 address: net.to_string(),
                 bound: vip.is_bound(),
                 conflict: vip.conflict.clone(),
-                mac: None,
+                mac: if vip.is_bound() { vip.own_mac.clone() } else { vip.holder_mac.clone() },
             })
             .collect()
     }

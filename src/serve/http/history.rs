@@ -170,6 +170,38 @@ impl History {
 mod tests {
     use super::*;
 
+    /// The least of a snapshot that can be parsed.
+    fn snapshot(xid: u64, sessions: u64, lag: Option<u64>) -> Snapshot {
+        serde_json::from_value(serde_json::json!({
+            "node": "alp", "version": "0", "role": "active", "epoch": 2, "witness": null, "vip": null, "vips": [],
+            "gate": {"open": true, "state": "open", "reason": null, "lease_remaining_ms": 1, "sessions": sessions},
+            "peer": null, "procedure": null, "events": [], "advice": null, "nodes": [],
+            "replication": {"mode": "synchronous", "in_sync": true, "alone_since": null, "timeline": 1, "lsn": null},
+            "postgres": {"up": true, "role": "primary", "error": null, "streaming": false},
+            "journal": {"refused": 0, "won": 0, "complete": 0, "fence": 0}, "next_xid": xid, "at": "then",
+            "lag": lag.map(|bytes| serde_json::json!({"node": "midna", "bytes": bytes, "ms": 5, "away": false})),
+            "counters": {"gate_openings": 0, "gate_cuts": 0, "witness_proofs": 0, "peer_pledges": 0,
+                "witness_silent": 0, "peer_refused_connections": 0, "sessions_total": 0, "auth_failures": 0},
+        }))
+        .expect("a snapshot")
+    }
+
+    #[test]
+    fn peaks_are_kept_and_counters_become_rates() {
+        let mut sampler = Sampler::default();
+        sampler.look(&snapshot(100, 3, None));
+        let first = sampler.sample(Duration::from_secs(10), &snapshot(100, 3, None), &[]);
+        assert_eq!((first.t, first.sessions, first.lag_bytes, first.writes_per_s), (10, 3, None, None));
+        sampler.look(&snapshot(100, 9, Some(4000)));
+        sampler.look(&snapshot(120, 2, Some(0)));
+        let second = sampler.sample(Duration::from_secs(20), &snapshot(145, 2, Some(0)), &[]);
+        assert_eq!((second.sessions, second.lag_bytes, second.lag_ms), (9, Some(4000), Some(5)));
+        assert_eq!((second.writes_per_s, second.transactions_per_s), (Some(4.5), Some(0.0)));
+        // Another PostgreSQL counts from elsewhere: no rate, and above all none below zero.
+        let third = sampler.sample(Duration::from_secs(30), &snapshot(7, 0, None), &[]);
+        assert_eq!((third.writes_per_s, third.lag_bytes), (None, None), "a peak is of its interval");
+    }
+
     #[test]
     fn the_ring_keeps_an_hour() {
         let history = History::of((0..1000).map(|t| Sample { t: t * 10, ..Sample::default() }));

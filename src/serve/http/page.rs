@@ -29,6 +29,8 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
+const KIB: f64 = 1024.0;
+
 /// Events on the page, newest first; the rest is in `portcullis events`.
 const EVENTS: usize = 30;
 
@@ -251,11 +253,15 @@ fn proof(s: &Snapshot) -> Proof<'_> {
     Proof {
         s,
         lease: match left {
+            0 if s.role == Role::Passive && s.gate.state == GateState::Shut => {
+                "none: only the active node holds one".to_owned()
+            }
             0 => "none".to_owned(),
             left => format!("{} left", human_ms(left)),
         },
         lease_all: human_ms(s.lease_ms),
-        lease_ms: s.lease_ms,
+        // No bar where there is none to run down.
+        lease_ms: if left == 0 && matches!(s.gate.state, GateState::Shut | GateState::Fenced) { 0 } else { s.lease_ms },
         lease_mood: if left * 3 > s.lease_ms { "good" } else { "bad" },
         holder: s.active_node().filter(|name| **name != s.node).map(ToString::to_string),
     }
@@ -332,7 +338,9 @@ impl Hour<'_> {
             points: self.samples.iter().filter_map(|sample| Some((sample.t, pick(sample)?))).collect(),
         });
         let end = self.samples.last().map_or(0, |sample| sample.t);
-        Plot { title, human, end, times: self.times.clone(), least_top, lines: lines.collect() }.svg()
+        // The least top of bytes is one of theirs.
+        let unit = if (least_top - KIB).abs() < 1.0 { KIB } else { 1.0 };
+        Plot { title, human, unit, end, times: self.times.clone(), least_top, lines: lines.collect() }.svg()
     }
 }
 
@@ -353,7 +361,7 @@ fn replication<'a>(s: &'a Snapshot, hour: &Hour<'_>) -> Replication<'a> {
         state: state(s),
         lag,
         plots: vec![
-            hour.plot("lag in bytes", 1024.0, &bytes, &[("", |sample| sample.lag_bytes.map(float))]),
+            hour.plot("lag in bytes", KIB, &bytes, &[("", |sample| sample.lag_bytes.map(float))]),
             hour.plot("lag in seconds", 1000.0, &seconds, &[("", |sample| sample.lag_ms.map(float))]),
         ],
         since: match hour.samples.first() {
@@ -389,7 +397,7 @@ fn load<'a>(s: &'a Snapshot, hour: &Hour<'_>) -> Load<'a> {
         hour.plot("transactions that write", 10.0, &rate, &[("", |sample| sample.writes_per_s)]),
         hour.plot(
             "bytes from and to clients",
-            1024.0,
+            KIB,
             &bytes,
             &[("from (line)", |sample| sample.received_bytes_per_s), ("to (dashes)", |sample| sample.sent_bytes_per_s)],
         ),

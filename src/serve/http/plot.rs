@@ -28,15 +28,21 @@ pub(super) struct Plot<'a> {
     pub(super) end: u64,
     /// Time of day at the left end, in the middle and at the right end.
     pub(super) times: [String; 3],
+    /// 1024 for bytes, else 1: of what the top is a round number.
+    pub(super) unit: f64,
     /// Whose highest value is at least this is not drawn larger than it is.
     pub(super) least_top: f64,
     pub(super) lines: Vec<Line>,
 }
 
-/// The next of 1, 2, 5, 10, 20, ...
-fn top(highest: f64, least: f64) -> f64 {
+/// The next of 1, 2, 5, 10, 20, ... 1000, in the greatest unit that fits: of bytes KiB, MiB, ...
+fn top(highest: f64, least: f64, unit: f64) -> f64 {
     let wanted = highest.max(least).max(f64::MIN_POSITIVE);
-    let decade = 10_f64.powf(wanted.log10().floor());
+    let mut size = 1.0;
+    while unit > 1.0 && wanted > size * 1000.0 {
+        size *= unit;
+    }
+    let decade = 10_f64.powf((wanted / size).log10().floor()) * size;
     [1.0, 2.0, 5.0, 10.0].map(|step| step * decade).into_iter().find(|top| *top >= wanted).unwrap_or(wanted)
 }
 
@@ -44,14 +50,16 @@ impl Plot<'_> {
     /// As a `figure`.
     pub(super) fn svg(&self) -> String {
         let values = self.lines.iter().flat_map(|line| line.points.iter().map(|(_, value)| *value));
-        let top = top(values.fold(0.0, f64::max), self.least_top);
+        let top = top(values.fold(0.0, f64::max), self.least_top, self.unit);
         let said: Vec<String> = self.lines.iter().map(|line| self.said(line)).collect();
         let said = said.join("; ");
         let mut out = format!(
-            "<figure><figcaption><b>{}</b><span>{said}</span></figcaption><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
+            "<figure><figcaption><b>{}</b><span>{said}</span></figcaption><div class=\"plot\"><span \
+             class=\"top\">{}</span><span class=\"zero\">0</span><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
              preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{}, the last hour: {said}\">\
              <path class=\"grid\" d=\"M0 1H{WIDTH}M0 {}H{WIDTH}\"/>",
             self.title,
+            (self.human)(top),
             self.title,
             HEIGHT / 2.0
         );
@@ -65,9 +73,7 @@ impl Plot<'_> {
         let [from, middle, to] = &self.times;
         let _a_string_takes_all = write!(
             out,
-            "</svg><div class=\"axis\"><span>{from}</span><span>{middle}</span><span>{to}</span></div>\
-             <div class=\"axis\"><span>bottom 0, top {}</span></div></figure>",
-            (self.human)(top)
+            "</svg></div><div class=\"axis\"><span>{from}</span><span>{middle}</span><span>{to}</span></div></figure>"
         );
         out
     }
@@ -122,9 +128,20 @@ mod tests {
 
     #[test]
     fn the_top_is_a_round_number() {
-        let table = [(0.0, 1.0, 1.0), (3.0, 1.0, 5.0), (5.0, 1.0, 5.0), (5.1, 1.0, 10.0), (1_234_567.0, 1.0, 2e6)];
-        for (highest, least, expected) in table {
-            assert!((top(highest, least) - expected).abs() < 1e-6 * expected, "{highest}");
+        let kib = 1024.0;
+        let table = [
+            (0.0, 1.0, 1.0, 1.0),
+            (3.0, 1.0, 1.0, 5.0),
+            (5.0, 1.0, 1.0, 5.0),
+            (5.1, 1.0, 1.0, 10.0),
+            (1_234_567.0, 1.0, 1.0, 2e6),
+            (0.0, kib, kib, kib),
+            (300.0 * kib, kib, kib, 500.0 * kib),
+            (1010.0 * kib, kib, kib, kib * kib),
+            (3.0 * kib * kib, kib, kib, 5.0 * kib * kib),
+        ];
+        for (highest, least, unit, expected) in table {
+            assert!((top(highest, least, unit) - expected).abs() < 1e-6 * expected, "{highest}");
         }
     }
 
@@ -135,12 +152,13 @@ mod tests {
             human: &|value| format!("{value:.0} B"),
             end: 3600,
             times: ["a".into(), "b".into(), "c".into()],
+            unit: 1.0,
             least_top: 10.0,
             lines: vec![Line { name: "", points: vec![(0, 0.0), (10, 10.0), (1800, 5.0), (3600, 0.0)] }],
         };
         let svg = plot.svg();
         assert!(svg.contains("d=\"M0.0 79.0L1.7 1.0M300.0 40.0M600.0 79.0\""), "{svg}");
-        assert!(svg.contains("now 0 B, at most 10 B") && svg.contains("top 10 B"), "{svg}");
+        assert!(svg.contains("now 0 B, at most 10 B") && svg.contains(">10 B</span>"), "{svg}");
         let none = Plot { lines: vec![Line { name: "", points: vec![] }], ..plot };
         assert!(none.svg().contains("not known yet") && none.svg().contains("d=\"\""));
     }

@@ -94,6 +94,8 @@ fn last() -> Snapshot {
     s.replication.in_sync = false;
     s.postgres.streaming = false;
     s.nodes[0].status = "down".into();
+    s.nodes[0].attached = false;
+    s.nodes[0].replication_delay_bytes = None;
     s.nodes[1].replication_state = None;
     s.nodes[1].attached = false;
     s.lag = None;

@@ -129,6 +129,7 @@ pub fn passive() -> Snapshot {
     s.witness.as_mut().unwrap().servers[0].verdict = VerdictWord::Elsewhere;
     s.vip.as_mut().unwrap().bound = false;
     s.vips[0].bound = false;
+    s.lag.as_mut().unwrap().node = "midna".parse().unwrap();
     s.peer = Some(PeerStatus {
         name: "alp".parse().unwrap(),
         reachable: true,
@@ -192,6 +193,8 @@ pub fn fenced() -> Snapshot {
     witness.servers[0].verdict = VerdictWord::Elsewhere;
     s.vip.as_mut().unwrap().bound = false;
     s.vips[0].bound = false;
+    s.vips[0].mac = Some("52:54:00:12:34:0b".into());
+    s.vip = s.vips.first().cloned();
     let peer = s.peer.as_mut().unwrap();
     peer.role = Some(Role::Active);
     peer.epoch = Some(8);
