@@ -87,9 +87,17 @@ pub enum Standing {
     NoRecord,
     /// A procedure of this kind is moving things.
     Moving(String),
-    /// Nobody is known to serve, and this node would not be the one to take over.
-    NobodyServes,
     NoOtherNode,
+}
+
+/// What is heard of the node that serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Serving {
+    /// It answers, or is this node.
+    Heard,
+    Silent,
+    /// It answers, and says that it does not serve.
+    Nobody,
 }
 
 /// What [`outlook`] is told.
@@ -99,8 +107,7 @@ pub struct Facts {
     pub active: NodeName,
     /// The voter that would take over.
     pub taker: NodeName,
-    /// The active node answers, or is this one.
-    pub alive: bool,
+    pub serving: Serving,
     /// A promote without the old node's word can prove that nothing is lost: there is a marker, or the word of
     /// `on_standby_loss = "block"`.
     pub provable: bool,
@@ -110,11 +117,17 @@ pub struct Facts {
 /// The outlook in words.
 pub fn outlook(facts: &Facts) -> Outlook {
     let Facts { active, taker, .. } = facts;
-    let (now, what) = match facts.alive {
-        true => (format!("if {active} died now,"), format!("what would be lost if {active} died now is not known")),
-        false => (
+    let (now, what) = match facts.serving {
+        Serving::Heard => {
+            (format!("if {active} died now,"), format!("what would be lost if {active} died now is not known"))
+        }
+        Serving::Silent => (
             format!("{active} does not answer; in a failover now,"),
             format!("{active} does not answer; what a failover now would lose is not known"),
+        ),
+        Serving::Nobody => (
+            format!("nobody is known to serve; if {taker} were promoted now,"),
+            format!("nobody is known to serve; what a promote of {taker} would lose is not known"),
         ),
     };
     let safe = |text: String| Outlook { safe: true, lost: Some(0), lost_bytes: Some(0), text };
@@ -143,9 +156,6 @@ pub fn outlook(facts: &Facts) -> Outlook {
         Standing::Moving(kind) => {
             Outlook::unknown(format!("what a failover would lose is not known while a {kind} is under way"))
         }
-        Standing::NobodyServes => Outlook::unknown(format!(
-            "nobody is known to serve, and what a failover would lose is not known here: ask on {taker}"
-        )),
         Standing::NoOtherNode => Outlook::unknown(format!("{now} there is no other node that could take over")),
     }
 }

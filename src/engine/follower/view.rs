@@ -3,7 +3,7 @@
 use super::{Follower, NO_VOTE};
 use crate::base::time::millis;
 use crate::engine::evidence;
-use crate::engine::outlook::{Facts, Outlook, Standing, outlook};
+use crate::engine::outlook::{Facts, Outlook, Serving, Standing, outlook};
 use crate::engine::report::StandbyRow;
 use crate::engine::setup::NodeSetup;
 use crate::engine::status::{
@@ -142,7 +142,7 @@ impl Follower {
         };
         // Whether the voters could prove it without a marker is theirs to say.
         let provable = true;
-        outlook(&Facts { active: active.clone(), taker: taker.clone(), alive: true, provable, standing })
+        outlook(&Facts { active: active.clone(), taker: taker.clone(), serving: Serving::Heard, provable, standing })
     }
 
     /// It streams from the active node, on its timeline.

@@ -6,7 +6,7 @@ use super::Guard;
 use super::judge::Loss;
 use crate::base::ids::Epoch;
 use crate::engine::evidence::{self, Seen};
-use crate::engine::outlook::{Facts, Outlook, Standing, outlook};
+use crate::engine::outlook::{Facts, Outlook, Serving, Standing, outlook};
 use crate::engine::setup::Mode;
 use crate::engine::status::{ReplicationStatus, Role};
 use crate::engine::turn::Now;
@@ -30,8 +30,13 @@ impl Guard {
             None => self.taken_over_here(now, replication),
         };
         let provable = update || if serves { self.gives_its_word() } else { self.peer_gave_its_word() };
-        let alive = serves || self.peer_reachable(now);
-        outlook(&Facts { active: active.clone(), taker: taker.clone(), alive, provable, standing })
+        let told = self.peer.state.as_ref().is_some_and(|peer| peer.role == Role::Active);
+        let serving = match (serves, self.peer_reachable(now), told) {
+            (true, ..) | (false, true, true) => Serving::Heard,
+            (false, true, false) => Serving::Nobody,
+            (false, false, _) => Serving::Silent,
+        };
+        outlook(&Facts { active: active.clone(), taker: taker.clone(), serving, provable, standing })
     }
 
     fn served_here(&self, replication: &ReplicationStatus) -> Standing {
@@ -48,10 +53,8 @@ impl Guard {
     fn taken_over_here(&self, now: Now, replication: &ReplicationStatus) -> Standing {
         let reachable = self.peer_reachable(now);
         let known = self.peer.state.as_ref();
-        if reachable && known.is_some_and(|peer| peer.role != Role::Active) {
-            return Standing::NobodyServes;
-        }
-        if reachable && replication.in_sync && self.fenced().is_none() {
+        let serves = reachable && known.is_some_and(|peer| peer.role == Role::Active);
+        if serves && replication.in_sync && self.fenced().is_none() {
             return Standing::InSync;
         }
         // The record, where there is one; with a VIP alone there is nothing to be asked.
@@ -69,9 +72,10 @@ impl Guard {
         let told = known.map_or(Epoch::NONE, |peer| peer.won.max(peer.seen));
         let highest = self.durable.seen.max(self.durable.won).max(marked).max(told);
         let stale = (marked < highest && self.durable.complete < highest).then_some(highest);
-        match self.judge_loss(&seen, false, stale, false) {
+        // One that serves and dies takes its word with it.
+        match self.judge_loss(&seen, false, stale, reachable && !serves) {
             // While it lives its own word counts, and that is that commits do not wait for this node.
-            Loss::None(_) if reachable => Standing::NotInSync,
+            Loss::None(_) if serves => Standing::NotInSync,
             Loss::None(why) => Standing::TakerLosesNothing(why),
             Loss::Possible(why) => Standing::TakerMayLose(why),
             Loss::NotPromotable(why) => Standing::CannotTakeOver(why),

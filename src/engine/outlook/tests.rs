@@ -8,7 +8,7 @@ fn facts(standing: Standing) -> Facts {
     Facts {
         active: "alp".parse().expect("a name"),
         taker: "midna".parse().expect("a name"),
-        alive: true,
+        serving: Serving::Heard,
         provable: true,
         standing,
     }
@@ -29,7 +29,6 @@ fn only_proof_is_called_safe() {
         (Standing::CannotTakeOver("no data".into()), false, "if alp died now, midna could not take over: no data"),
         (Standing::NoRecord, false, "what would be lost if alp died now is not known: the witness does not answer"),
         (Standing::Moving("rejoin".into()), false, "what a failover would lose is not known while a rejoin"),
-        (Standing::NobodyServes, false, "nobody is known to serve"),
         (Standing::NoOtherNode, false, "if alp died now, there is no other node"),
     ];
     for (standing, safe, text) in table {
@@ -37,15 +36,17 @@ fn only_proof_is_called_safe() {
         assert_eq!((said.safe, said.lost), (safe, safe.then_some(0)), "{standing:?}");
         assert!(said.text.starts_with(text), "{standing:?}: {}", said.text);
     }
+    let nobody = outlook(&Facts { serving: Serving::Nobody, ..facts(Standing::TakerLosesNothing("why".into())) });
+    assert_eq!(nobody.text, "nobody is known to serve; if midna were promoted now, nothing would be lost: why");
     let unproven = outlook(&Facts { provable: false, ..facts(Standing::InSync) });
     assert!(unproven.safe && unproven.text.contains("--accept-data-loss"), "{unproven:?}");
-    let dead = outlook(&Facts { alive: false, ..facts(Standing::NoRecord) });
+    let dead = outlook(&Facts { serving: Serving::Silent, ..facts(Standing::NoRecord) });
     assert_eq!(
         dead.text,
         "alp does not answer; what a failover now would lose is not known: the witness does not answer, and midna \
          needs it"
     );
-    let dead = outlook(&Facts { alive: false, ..facts(Standing::TakerLosesNothing("all is here".into())) });
+    let dead = outlook(&Facts { serving: Serving::Silent, ..facts(Standing::TakerLosesNothing("all is here".into())) });
     assert_eq!(dead.text, "alp does not answer; in a failover now, nothing would be lost: all is here");
 }
 
