@@ -117,6 +117,7 @@ pub mod app {
     pub mod hands;
     pub mod init;
     pub mod lines;
+    pub mod link_watch;
     pub mod manual;
     pub mod may_start;
     pub mod meter;

@@ -4,8 +4,8 @@
 //! What it is NOT: it permits nothing. Whether a promote loses data is judged anew when it runs
 //! (`guard/judge`), on the record of that moment.
 //!
-//! **Invariant:** `safe` is said only where there is proof: `in_sync` as the contract means it, or what the taker itself
-//! would judge. What is not known is called not known.
+//! **Invariant:** `safe` is said only where there is proof: `in_sync` as the contract means it, or what the taker
+//! itself would judge. What is not known is called not known.
 
 use crate::base::ids::{Lsn, NodeName};
 use crate::base::time::{Instant, millis};

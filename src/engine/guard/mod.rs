@@ -33,7 +33,6 @@ mod handover;
 mod housekeeping;
 mod judge;
 mod observe;
-mod outlook;
 mod pause;
 mod pledge;
 mod proofs;

@@ -1,5 +1,7 @@
 //! The read-only snapshot: what HTTP and the command line show, and nothing they could not.
 
+mod outlook;
+
 use super::Guard;
 use crate::base::time::millis;
 use crate::engine::evidence::{self, Seen, Verdict};

@@ -100,10 +100,13 @@ fn over(mut below: Value, patch: Value) -> Value {
     below
 }
 
+/// What it is, the patch over a healthy pair, and the command with the node to type it on.
+type Case = (&'static str, Value, Option<(&'static str, &'static str)>);
+
 #[test]
 fn every_state_has_its_next_command() {
     let gone = || json!({"nodes": {"b": {"status": "down", "replication_state": null}}});
-    let table: Vec<(&str, Value, Option<(&str, &str)>)> = vec![
+    let table: Vec<Case> = vec![
         ("in sync", json!({}), None),
         ("passive", passive(), None),
         ("hung", json!({"turn_running": false}), Some(("journalctl -u portcullis -n 50", "alp"))),

@@ -157,11 +157,17 @@ fn escape(text: &str) -> String {
     out
 }
 
+/// A procedure moves the service, and for the moment it is not served here.
+fn moves(s: &Snapshot) -> bool {
+    !s.gate.open && s.procedure.as_ref().is_some_and(|procedure| procedure.kind != "rejoin")
+}
+
 /// The word of the badge, and the mood.
 fn badge(s: &Snapshot) -> (&'static str, &'static str) {
     match (s.role, s.gate.state) {
         _ if !s.turn_running => ("DAEMON HANGS", "bad"),
         _ if s.vips.iter().any(|vip| vip.conflict.is_some()) => ("CONFLICT", "bad"),
+        _ if moves(s) => ("SWITCHING", "calm"),
         (Role::Active, GateState::Open) if s.outlook.safe => ("ACTIVE", "good"),
         (Role::Active, GateState::Open) => ("ACTIVE, NO SAFE FAILOVER", "warn"),
         (Role::Active, GateState::Paused) => ("ACTIVE, PAUSED", "warn"),
@@ -188,6 +194,9 @@ fn since(s: &Snapshot) -> Option<&EventRow> {
 /// Why it is so, as HTML.
 fn why(s: &Snapshot) -> Vec<String> {
     let mut lines = Vec::new();
+    if moves(s) {
+        lines.push(escape(&s.headline()));
+    }
     if !s.turn_running {
         lines.push(
             "<strong class=\"bad\">The daemon's turn does not run: what stands here is of its last one.</strong>"
@@ -229,6 +238,7 @@ fn first_section(s: &Snapshot) -> Verdict<'_> {
         (false, Some(0)) => ("warn", "!", "Nothing is missing now, but nothing promises it.".to_owned()),
         (false, Some(1)) => ("bad", "✗", "About 1 transaction would be lost.".to_owned()),
         (false, Some(count)) => ("bad", "✗", format!("About {count} transactions would be lost.")),
+        (false, None) if s.procedure.is_some() => ("warn", "?", "Not known at this moment.".to_owned()),
         (false, None) => ("warn", "?", "Not safe: nobody can promise that nothing would be lost.".to_owned()),
     };
     // Said already, where it is the command.
@@ -239,7 +249,10 @@ fn first_section(s: &Snapshot) -> Verdict<'_> {
         word,
         mood,
         at: clock(&s.at).split_once(' ').map_or_else(String::new, |(_, time)| time.to_owned()),
-        headline: s.headline(),
+        headline: match &s.procedure {
+            Some(p) if moves(s) => format!("{} is under way on {}: {}", p.kind, s.node, p.step),
+            _ => s.headline(),
+        },
         why: why(s),
         outlook_mood,
         outlook_mark,
@@ -281,7 +294,8 @@ fn state(s: &Snapshot) -> String {
             let since = escape(&clock(since));
             let active = s.active_node().map_or_else(|| "the active node".to_owned(), |name| escape(name.as_str()));
             format!(
-                "<strong class=\"bad\">✗ alone since {since} UTC</strong>: {active} does not wait for a standby ({mode} by configuration)"
+                "<strong class=\"bad\">✗ alone since {since} UTC</strong>: {active} does not wait for a standby ({mode} \
+                 by configuration)"
             )
         }
         (None, None) if replication.mode == "synchronous" => {

@@ -82,6 +82,9 @@ fn switching() -> Snapshot {
     s.witness.as_mut().unwrap().servers[0].verdict = VerdictWord::Here;
     s.witness.as_mut().unwrap().points_at = Some("midna".parse().unwrap());
     s.witness.as_mut().unwrap().epoch = Some(8);
+    s.gate.reason = Some("a takeover to epoch 8 is under way".into());
+    s.events.push(event("15:42:04", "promote", "portcullis promote was asked for"));
+    s.events.push(event("15:42:05", "record_ours", "the record names midna, epoch 8"));
     s
 }
 
@@ -138,7 +141,8 @@ fn third() -> Snapshot {
     s.gate.reason =
         Some("this node has no vote (voter = false): it follows the active node and serves no clients".into());
     s.lease_ms = 0;
-    s.nodes.push(row(2, "zora", "standby"));
+    s.nodes.push(NodeRow { sync_state: Some("async".into()), ..row(2, "zora", "standby") });
+    s.vips[0].mac = None;
     s.lag = Some(Lag { node: "zora".parse().unwrap(), bytes: 8192, ms: Some(200), away: false });
     s
 }
@@ -170,7 +174,7 @@ fn dns_only() -> Snapshot {
 fn hour() -> History {
     History::of((1..=300_u32).map(|n| {
         let wave = |period: f64| (f64::from(n) / period).sin().abs();
-        let lag = (n % 97 > 90).then_some(u64::from(n % 7) * 90_000).unwrap_or(u64::from(n % 13) * 700);
+        let lag = if n % 97 > 90 { u64::from(n % 7) * 90_000 } else { u64::from(n % 13) * 700 };
         let known = !(180..200).contains(&n);
         Sample {
             t: u64::from(n) * 10,
@@ -214,7 +218,13 @@ fn states() -> Vec<State> {
         (
             "switching",
             switching(),
-            &["promote under way", "waiting until alp's lease has surely run out", "portcullis status --watch"],
+            &[
+                "SWITCHING",
+                "promote is under way on midna",
+                "nobody is known to be active",
+                "waiting until alp's lease has surely run out",
+                "portcullis status --watch",
+            ],
         ),
         (
             "alone",

@@ -4,6 +4,7 @@ use crate::pg::{PASSWORD, Pg, shared};
 use futures_util::FutureExt;
 use portcullis::base::config::{Pool, Secret};
 use portcullis::base::time::{Duration, Instant};
+use portcullis::engine::outlook::Outlook;
 use portcullis::engine::status::*;
 use portcullis::io::clock;
 use portcullis::serve::command::Commands;
@@ -252,5 +253,11 @@ fn snapshot() -> Snapshot {
         paused_databases: vec![],
         vip_witness: None,
         counters: Counters::default(),
+        at: String::new(),
+        outlook: Outlook::default(),
+        next: None,
+        lag: None,
+        lease_ms: 5000,
+        next_xid: None,
     }
 }

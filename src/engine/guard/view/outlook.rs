@@ -2,8 +2,8 @@
 //!
 //! What it is NOT: it decides nothing; a takeover judges the record anew.
 
-use super::Guard;
-use super::judge::Loss;
+use super::super::Guard;
+use super::super::judge::Loss;
 use crate::base::ids::Epoch;
 use crate::engine::evidence::{self, Seen};
 use crate::engine::outlook::{Facts, Outlook, Serving, Standing, outlook};
@@ -13,7 +13,7 @@ use crate::engine::turn::Now;
 
 impl Guard {
     /// As of `now`; `replication` is what the same snapshot says of it.
-    pub(super) fn outlook(&self, now: Now, replication: &ReplicationStatus) -> Outlook {
+    pub(in crate::engine::guard) fn outlook(&self, now: Now, replication: &ReplicationStatus) -> Outlook {
         let (me, peer) = (&self.setup.me, &self.setup.peer);
         let update = self.setup.mode == Mode::Update;
         let serves = self.durable.is_holder() && self.fenced().is_none();
