@@ -294,8 +294,8 @@ fn state(s: &Snapshot) -> String {
             let since = escape(&clock(since));
             let active = s.active_node().map_or_else(|| "the active node".to_owned(), |name| escape(name.as_str()));
             format!(
-                "<strong class=\"bad\">✗ alone since {since} UTC</strong>: {active} does not wait for a standby ({mode} \
-                 by configuration)"
+                "<strong class=\"bad\">✗ alone since {since} UTC</strong>: {active} does not wait for a standby \
+                 ({mode} by configuration)"
             )
         }
         (None, None) if replication.mode == "synchronous" => {

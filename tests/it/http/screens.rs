@@ -1,6 +1,6 @@
-//! The page in a real browser, in every state: what is to be read without script, on a phone and at a desk, in light and
-//! dark; that nothing is asked of another host; that it is live. `UPDATE_SCREENSHOTS=1` writes `docs/screenshots/` anew
-//! (with Debian's `pngquant`): `UPDATE_SCREENSHOTS=1 cargo test --test http screenshots`.
+//! The page in a real browser, in every state: what is to be read without script, on a phone and at a desk, in light
+//! and dark; that nothing is asked of another host; that it is live. `UPDATE_SCREENSHOTS=1` writes `docs/screenshots/`
+//! anew (with Debian's `pngquant`): `UPDATE_SCREENSHOTS=1 cargo test --test http screenshots`.
 
 use crate::browser::{Browser, Look};
 use crate::states::{active, fenced, lapsed, listen, passive, row, views, views_with};
