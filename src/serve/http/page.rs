@@ -219,6 +219,9 @@ fn why(s: &Snapshot) -> Vec<String> {
             lines.push(format!("Proof: {}.", proofs.join("; ")));
         }
     }
+    if s.active_node().is_none() && !moves(s) && matches!(s.gate.state, GateState::Lapsed | GateState::Fenced) {
+        lines.push("From here nobody is known to serve.".to_owned());
+    }
     if let Some(event) = since(s) {
         lines.push(format!(
             "Since <time datetime=\"{}\">{} UTC</time>: {}",

@@ -84,7 +84,7 @@ fn switching() -> Snapshot {
     s.witness.as_mut().unwrap().epoch = Some(8);
     s.gate.reason = Some("a takeover to epoch 8 is under way".into());
     s.events.push(event("15:42:04", "promote", "portcullis promote was asked for"));
-    s.events.push(event("15:42:05", "record_ours", "the record names midna, epoch 8"));
+    s.events.push(event("15:42:05", "won", "the record names midna, epoch 8"));
     s
 }
 
