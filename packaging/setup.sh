@@ -17,6 +17,7 @@ packages=(
     prometheus                              # promtool, which checks our metrics and alert rules
     openssl python3                         # certificates for client TLS; small helpers
     python3-venv ca-certificates            # drivers in other languages, against the gate
+    chromium                                # the status page as people see it
     libpostgresql-jdbc-java ecj             # ... and on the JVM; a compiler, and with it a Java runtime
     lighttpd                                # a web server with a cgi-bin
 )

@@ -52,6 +52,7 @@ pub mod engine {
     pub mod lag;
     pub mod lease;
     pub mod machine;
+    pub mod outlook;
     pub mod report;
     pub mod setup;
     pub mod status;
@@ -122,6 +123,7 @@ pub mod app {
     pub mod hands;
     pub mod init;
     pub mod lines;
+    pub mod link_watch;
     pub mod log;
     pub mod manual;
     pub mod may_start;

@@ -5,7 +5,8 @@
 
 use crate::app::audit::{self, Audit};
 use crate::app::driver::{Changes, Driver, EVENTS_WAITING, Request, open_event_log, read_clocks};
-use crate::app::hands::{Hands, mac_text};
+use crate::app::hands::Hands;
+use crate::app::link_watch::watch_links;
 use crate::app::log;
 use crate::app::notices::{self, Notices};
 use crate::app::pools;
@@ -17,20 +18,19 @@ use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
 use crate::engine::lag::LagMeter;
 use crate::engine::machine::Machine;
+use crate::engine::outlook::Ledger;
 use crate::engine::report::PgReport;
 use crate::engine::setup::Setup;
 use crate::engine::status::{EventRow, Snapshot};
 use crate::engine::turn::{Event, PeerAnswer, PeerQuestion};
 use crate::io::dns::{Authority, find_authorities};
 use crate::io::journal::Journal;
-use crate::io::links::{LinkEvent, LinkWatch};
 use crate::io::postgres::{Cluster, Peer, PgLost};
-use crate::io::vip::VipHand;
 use crate::io::{clock, fd_store, files, postgres, privileges};
 use crate::serve::command::Commands;
 use crate::serve::forward::Forwarder;
 use crate::serve::gate::Gate;
-use crate::serve::http::{Ask, Views, bind_control, control_router, router, serve_tcp};
+use crate::serve::http::{Ask, History, Live, Pools, Views, bind_control, control_router, router, serve_tcp};
 use crate::serve::listener::{self, Confirm, Doors, ProxyOptions, Rules};
 use crate::serve::peer::{PeerClient, PeerCounters, PeerIdentity, listen_with};
 use crate::serve::tls;
@@ -245,6 +245,7 @@ async fn serve(
         audit: Audit::default(),
         said: Vec::new(),
         lag: LagMeter::default(),
+        ledger: Ledger::default(),
     };
     driver.run(stop_signal(move || reload(&reloader, &request_tx))).await;
     proxy.shutdown_background();
@@ -386,61 +387,6 @@ fn spawn_peer(node: &Node, identity: Arc<PeerIdentity>, to: &Senses<'_>, peer: &
     tokio::spawn(listen_with(node.peer_listen, identity, counters, tunnels, handler));
 }
 
-/// Finds the VIPs' interfaces (again and again until they are there) and translates what happens to them.
-async fn watch_links(nets: Vec<ipnet::IpNet>, interface: Option<String>, events: mpsc::Sender<Event>) {
-    let mut vips = Vec::new();
-    for net in &nets {
-        loop {
-            match VipHand::new(net, interface.as_deref()).await {
-                Ok(hand) => {
-                    vips.push(hand.vip().clone());
-                    break;
-                }
-                Err(why) => {
-                    let _gone = events.send(Event::VipBindFailed { address: net.addr(), why }).await;
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-            }
-        }
-    }
-    // A watch for each interface: one link that is up says nothing about another that is down.
-    let mut interfaces: Vec<String> = vips.iter().map(|vip| vip.interface.clone()).collect();
-    interfaces.sort_unstable();
-    interfaces.dedup();
-    let (merged, mut heard) = mpsc::channel(crate::io::links::EVENTS_WAITING);
-    for (n, interface) in interfaces.iter().enumerate() {
-        let own: Vec<_> = vips.iter().filter(|vip| vip.interface == *interface).cloned().collect();
-        let (sender, mut receiver) = mpsc::channel(crate::io::links::EVENTS_WAITING);
-        let merged = merged.clone();
-        tokio::spawn(async move {
-            let _watch = LinkWatch::start(&own, sender);
-            while let Some(event) = receiver.recv().await {
-                if merged.send((n, event)).await.is_err() {
-                    return;
-                }
-            }
-        });
-    }
-    drop(merged);
-    let mut down = vec![false; interfaces.len()];
-    while let Some((n, event)) = heard.recv().await {
-        let event = match event {
-            LinkEvent::AddressRemoved { address } => Event::VipRemoved { address },
-            LinkEvent::AddressAdded { address, .. } => Event::VipIs { address, bound: true },
-            LinkEvent::LinkUp { .. } | LinkEvent::LinkDown { .. } => {
-                down[n] = matches!(event, LinkEvent::LinkDown { .. });
-                if down.contains(&true) { Event::LinkDown } else { Event::LinkUp }
-            }
-            LinkEvent::ForeignClaim { address, mac } => Event::ForeignClaim { address, mac: mac_text(mac) },
-            // Every fact follows anew.
-            LinkEvent::Overrun => continue,
-        };
-        if events.send(event).await.is_err() {
-            return;
-        }
-    }
-}
-
 /// Where commands of people go.
 struct People<'a> {
     requests: &'a mpsc::Sender<Request>,
@@ -461,11 +407,12 @@ fn spawn_pages(
     let beat: Ask =
         Arc::new(move || clock::now().since(Instant::from_nanos(beat.load(Ordering::Relaxed))) < BEAT_LIMIT);
     let figures = people.commands.clone();
-    let pools = Arc::new(move || figures.figures());
+    let pools: Pools = Arc::new(move || figures.figures());
+    let live = Live::new(History::start(snapshots.clone(), Arc::clone(&pools)));
     let timed = people.commands.clone();
     let latencies = Arc::new(move || timed.latencies());
     let started = clock::wall().as_duration().as_secs_f64();
-    let views = Views { snapshot: snapshots.clone(), beat, gate_passes, pools, latencies, started };
+    let views = Views { snapshot: snapshots.clone(), beat, gate_passes, pools, latencies, started, live };
     let (command_tx, commands) = mpsc::channel(16);
     let control_pages = control_router(views.clone(), command_tx.clone());
     tokio::spawn(async move {

@@ -15,6 +15,7 @@ use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
 use crate::engine::lag::LagMeter;
 use crate::engine::machine::Machine;
+use crate::engine::outlook::Ledger;
 use crate::engine::status::{EventRow, Snapshot};
 use crate::engine::turn::{Command, Effect, Event, Now, PeerAnswer, PeerQuestion, Ticket};
 use crate::io::clock;
@@ -96,6 +97,8 @@ pub struct Driver {
     /// To be told with the next event.
     pub said: Vec<String>,
     pub lag: LagMeter,
+    /// What earlier snapshots tell of lag and loss.
+    pub ledger: Ledger,
 }
 
 /// For `last_status_change`: what each node's status and role were last, and since when.
@@ -275,6 +278,7 @@ impl Driver {
             row.replication_delay_seconds = behind.map(|behind| behind.as_secs_f64());
         }
         log::at_epoch(snapshot.epoch);
+        self.ledger.complete(now.boot, &mut snapshot);
         self.snapshots.send_replace(Arc::new(snapshot));
     }
 

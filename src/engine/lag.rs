@@ -85,6 +85,7 @@ mod tests {
             streaming: false,
             sync_list: String::new(),
             conf_loaded_us: 0,
+            next_xid: None,
             read_only: false,
             standbys: standbys
                 .iter()

@@ -6,6 +6,7 @@ pub mod pgpool;
 use crate::base::ids::NodeName;
 use crate::base::tally::{PROCEDURES, Times};
 use crate::base::time::Duration;
+use crate::engine::outlook::{Lag, Next, Outlook};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -52,6 +53,27 @@ pub struct Snapshot {
     /// The proofs in hand, each kind's newest (an addition to the contract).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub proofs: Vec<ProofStatus>,
+    /// RFC 3339, UTC: when this was true (an addition to the contract).
+    #[serde(default)]
+    pub at: String,
+    /// What a failover now would cost (an addition to the contract).
+    #[serde(default)]
+    pub outlook: Outlook,
+    /// What to type next (an addition to the contract); null: nothing is to be done. The guard does not know all that
+    /// it needs: the driver adds it.
+    #[serde(default)]
+    pub next: Option<Next>,
+    /// How far the standby is behind (an addition to the contract); null where nobody here can tell. The driver adds
+    /// it.
+    #[serde(default)]
+    pub lag: Option<Lag>,
+    /// `fence.lease` (an addition to the contract).
+    #[serde(default)]
+    pub lease_ms: u64,
+    /// Of a primary, the transaction id that is given next: what is written is counted by it (an addition to the
+    /// contract).
+    #[serde(default)]
+    pub next_xid: Option<u64>,
 }
 
 /// A proof in hand (R1).
@@ -179,6 +201,10 @@ pub struct VipStatus {
     pub bound: bool,
     /// The MAC address of somebody else who claims it; null when nobody does.
     pub conflict: Option<String>,
+    /// Bound here: the MAC address of our interface; else of who announced it last on the link, null when nobody was
+    /// heard (an addition to the contract).
+    #[serde(default)]
+    pub mac: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -466,6 +492,7 @@ impl Snapshot {
             copy.role = Role::Passive;
         }
         copy.gate.lease_remaining_ms = 0;
+        copy.outlook = Outlook::unknown(format!("what a failover would lose is not known: {reason}"));
         copy
     }
 }

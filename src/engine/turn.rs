@@ -131,6 +131,11 @@ pub enum Event {
         address: IpAddr,
         mac: String,
     },
+    /// Where one of our VIPs belongs here; only shown.
+    VipFound {
+        address: IpAddr,
+        mac: String,
+    },
     /// The netlink stream lost events, here is what is true now.
     VipIs {
         address: IpAddr,

@@ -247,6 +247,7 @@ impl Follower {
             | Event::StonithDone { .. }
             | Event::UnitsDone { .. }
             | Event::ForeignClaim { .. }
+            | Event::VipFound { .. }
             | Event::VipIs { .. }
             | Event::Drained { .. } => {}
         }

@@ -128,6 +128,7 @@ struct Play {
 
 fn standby(system: u64, timeline: u32, lsn: u64, streaming: bool) -> PgReport {
     PgReport {
+        next_xid: None,
         start: 1,
         system_id: SystemId(system),
         in_recovery: true,

@@ -343,6 +343,7 @@ impl Guard {
             | Event::VipProbed { .. }
             | Event::VipRemoved { .. }
             | Event::ForeignClaim { .. }
+            | Event::VipFound { .. }
             | Event::VipIs { .. }
             | Event::LinkDown
             | Event::LinkUp) => self.on_vip(now, vip, fx),

@@ -1,5 +1,7 @@
 //! The read-only snapshot: what HTTP and the command line show, and nothing they could not.
 
+mod outlook;
+
 use super::Guard;
 use crate::base::time::millis;
 use crate::engine::evidence::{self, Seen, Verdict};
@@ -27,6 +29,8 @@ impl Guard {
     pub fn snapshot(&self, now: Now) -> Snapshot {
         let report = self.pg.report.as_ref().filter(|_| self.pg.up);
         let open = self.gate.open && self.gate.until > now.boot;
+        let replication = self.replication_status();
+        let outlook = self.outlook(now, &replication);
         Snapshot {
             node: self.setup.me.clone(),
             version: self.setup.version.clone(),
@@ -58,7 +62,7 @@ impl Guard {
                 same_configuration: self.peer.state.as_ref().map(|p| p.digest == self.setup.digest),
                 nodes: self.peer.state.as_ref().map(|p| p.nodes.clone()).unwrap_or_default(),
             }),
-            replication: self.replication_status(),
+            replication,
             procedure: self.procedure_status(now),
             nodes: self.node_rows(now),
             events: self.events.iter().cloned().collect(),
@@ -89,6 +93,12 @@ impl Guard {
                 .each()
                 .map(|(kind, asked)| ProofStatus { kind: kind.to_owned(), age_ms: millis(now.boot.since(asked)) })
                 .collect(),
+            at: now.rfc3339(),
+            outlook,
+            next: None,
+            lag: None,
+            lease_ms: millis(self.setup.timing.lease),
+            next_xid: report.and_then(|r| r.next_xid),
         }
     }
 
@@ -169,6 +179,7 @@ impl Guard {
                 address: net.to_string(),
                 bound: vip.is_bound(),
                 conflict: vip.conflict.clone(),
+                mac: if vip.is_bound() { vip.own_mac.clone() } else { vip.holder_mac.clone() },
             })
             .collect()
     }

@@ -2,9 +2,10 @@
 
 use axum::Router;
 use portcullis::base::tally::LATENCIES;
+use portcullis::engine::outlook::{Lag, Outlook};
 use portcullis::engine::status::*;
 use portcullis::serve::command::Figures;
-use portcullis::serve::http::{Views, router, serve_listener};
+use portcullis::serve::http::{History, Live, Views, router, serve_listener};
 use portcullis::serve::tally::Latencies;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -37,7 +38,12 @@ pub fn row(node_id: u32, name: &str, role: &str) -> NodeRow {
 pub fn active() -> Snapshot {
     let server =
         ServerStatus { server: "192.0.2.53:53".into(), verdict: VerdictWord::Here, age_ms: Some(312), error: None };
-    let vip = VipStatus { address: "192.0.2.100/24".into(), bound: true, conflict: None };
+    let vip = VipStatus {
+        address: "192.0.2.100/24".into(),
+        bound: true,
+        conflict: None,
+        mac: Some("52:54:00:12:34:0a".into()),
+    };
     Snapshot {
         node: "alp".parse().unwrap(),
         version: "0.1.0".into(),
@@ -98,6 +104,17 @@ pub fn active() -> Snapshot {
         counters: Counters { gate_openings: 2, gate_cuts: 1, witness_proofs: 4711, ..Counters::default() },
         turn_running: true,
         proofs: Vec::new(),
+        at: "2026-11-20T15:42:07Z".into(),
+        outlook: Outlook {
+            safe: true,
+            lost: Some(0),
+            lost_bytes: Some(0),
+            text: "if alp died now, nothing would be lost: midna has all that was acknowledged".into(),
+        },
+        next: None,
+        lag: Some(Lag { node: "midna".parse().unwrap(), bytes: 0, ms: Some(0), away: false }),
+        lease_ms: 5000,
+        next_xid: Some(81_234),
     }
 }
 
@@ -118,6 +135,7 @@ pub fn passive() -> Snapshot {
     s.witness.as_mut().unwrap().servers[0].verdict = VerdictWord::Elsewhere;
     s.vip.as_mut().unwrap().bound = false;
     s.vips[0].bound = false;
+    s.lag.as_mut().unwrap().node = "midna".parse().unwrap();
     s.peer = Some(PeerStatus {
         name: "alp".parse().unwrap(),
         reachable: true,
@@ -183,6 +201,8 @@ pub fn fenced() -> Snapshot {
     witness.servers[0].verdict = VerdictWord::Elsewhere;
     s.vip.as_mut().unwrap().bound = false;
     s.vips[0].bound = false;
+    s.vips[0].mac = Some("52:54:00:12:34:0b".into());
+    s.vip = s.vips.first().cloned();
     let peer = s.peer.as_mut().unwrap();
     peer.role = Some(Role::Active);
     peer.epoch = Some(8);
@@ -243,6 +263,10 @@ fn latencies() -> Latencies {
 }
 
 pub fn views(snapshot: Snapshot) -> (Views, Switches, watch::Sender<Arc<Snapshot>>) {
+    views_with(snapshot, History::default())
+}
+
+pub fn views_with(snapshot: Snapshot, history: History) -> (Views, Switches, watch::Sender<Arc<Snapshot>>) {
     let switches =
         Switches { beat: Arc::new(AtomicBool::new(true)), gate: Arc::new(AtomicBool::new(snapshot.gate.open)) };
     let (publish, receiver) = watch::channel(Arc::new(snapshot));
@@ -254,6 +278,7 @@ pub fn views(snapshot: Snapshot) -> (Views, Switches, watch::Sender<Arc<Snapshot
         pools: Arc::new(pools),
         latencies: Arc::new(latencies),
         started: 1_763_651_460.25,
+        live: Live::new(history),
     };
     (views, switches, publish)
 }

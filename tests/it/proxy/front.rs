@@ -7,6 +7,7 @@ use portcullis::app::pools::{is_for_pools, obey, typed};
 use portcullis::app::reload::Reloader;
 use portcullis::base::config::{Config, Console, Notify, Pool, Secret};
 use portcullis::base::time::{Duration, Instant};
+use portcullis::engine::outlook::Outlook;
 use portcullis::engine::status::*;
 use portcullis::io::clock;
 use portcullis::serve::command::Commands;
@@ -304,5 +305,11 @@ fn snapshot() -> Snapshot {
         paused_databases: vec![],
         vip_witness: None,
         counters: Counters::default(),
+        at: String::new(),
+        outlook: Outlook::default(),
+        next: None,
+        lag: None,
+        lease_ms: 5000,
+        next_xid: None,
     }
 }

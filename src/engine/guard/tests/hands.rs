@@ -295,6 +295,7 @@ impl World {
         });
         let pg = &self.nodes[node].pg;
         pg.up.then(|| PgReport {
+            next_xid: None,
             start: pg.start,
             system_id: SystemId(77),
             in_recovery: pg.in_recovery,

@@ -10,6 +10,7 @@ mod laws;
 mod model;
 mod night;
 mod observe;
+mod outlook;
 mod parts;
 mod procedures;
 mod random;

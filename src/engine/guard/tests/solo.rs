@@ -101,6 +101,7 @@ fn holder() -> Vec<Entry> {
 
 fn primary() -> PgReport {
     PgReport {
+        next_xid: None,
         start: 1,
         system_id: SystemId(77),
         in_recovery: false,
