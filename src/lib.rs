@@ -50,6 +50,7 @@ pub mod engine {
     pub mod guard;
     pub mod lease;
     pub mod machine;
+    mod rejoining;
     pub mod report;
     pub mod setup;
     pub mod status;

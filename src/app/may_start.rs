@@ -13,7 +13,7 @@ use crate::engine::evidence::{self, Memory, Seen, Verdict};
 use crate::engine::setup::Setup;
 use crate::io::dns::Authority;
 use crate::io::journal::replay;
-use crate::io::postgres::{clear_cut_short, start_was_ordered};
+use crate::io::postgres::{clear_cut_short, is_rewind_broken, start_was_ordered};
 use crate::io::{clock, files};
 use crate::wire::dns::{ServiceNames, TsigKey};
 use std::sync::Arc;
@@ -33,6 +33,10 @@ pub async fn may_start(config: &Config, node: &Node) -> Result<Result<String, St
     let bad = |why: String| Fault::new(crate::base::fault::ExitCode::Config, why);
     // A daemon that died while it promoted could not; the standby that starts now would take them for its timeline.
     clear_cut_short(&node.postgres.data_dir);
+    if is_rewind_broken(&config.state_dir, &node.postgres.data_dir) {
+        let me = &node.name;
+        return Ok(Err(format!("a rewind did not end here, the data is half of each; `portcullis rejoin {me}`")));
+    }
     if node.postgres.data_dir.join("standby.signal").exists() {
         return Ok(Ok("it starts as a standby".to_owned()));
     }

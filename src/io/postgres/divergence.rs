@@ -9,6 +9,7 @@ use super::history::{self, History, Span};
 use super::{Cluster, PgError, SourceFacts, own, tool};
 use crate::base::ids::{Lsn, SystemId, TimelineId};
 use crate::engine::report::{RejoinHow, RejoinPlan, WalTail};
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
@@ -35,7 +36,7 @@ pub(super) struct Local {
 }
 
 /// Where this node left the source's history.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Divergence {
     pub(super) at: Lsn,
     pub(super) timeline: TimelineId,
@@ -78,13 +79,14 @@ impl Cluster {
     /// # Errors
     /// It cannot be looked at.
     pub async fn plan_rejoin(&self, source: &SourceFacts) -> Result<RejoinPlan, PgError> {
+        let rewind = |why: &str| RejoinPlan { how: RejoinHow::Rewind, why: why.to_owned(), refusal: None, tail: None };
+        if self.rewound().is_some() {
+            return Ok(rewind("a rewind was done here, and has to be finished"));
+        }
+        if self.is_rewind_broken() && self.may_rewind_again(source).is_ok() {
+            return Ok(rewind("a rewind was interrupted here, and is done again"));
+        }
         let way = self.way(source).await?;
-        // Also behind a rewind: one that breaks off ends in a clone.
-        let room = match &way {
-            Way::Rewind(diverged) => self.rewind_refusal(source, diverged).await,
-            Way::Clone { .. } => self.clone_refusal(source, 0).await.map_err(|error| error.to_string()).err(),
-            Way::Follow { .. } | Way::Refuse(_) => None,
-        };
         let mib = source.bytes >> 20;
         let lost = |d: &Divergence| match (d.transactions, d.whole) {
             (count, true) => format!("{count} transactions were committed here alone since {}", d.at),
@@ -99,19 +101,21 @@ impl Cluster {
                 refusal: None,
                 tail,
             },
-            Way::Rewind(diverged) => RejoinPlan {
-                how: RejoinHow::Rewind,
-                why: format!("{}; their WAL is kept beside the data directory", lost(&diverged)),
-                refusal: room,
-                tail: None,
-            },
+            Way::Rewind(diverged) => {
+                let keeping = self.keeping(&diverged, None)?;
+                let refusal = self.rewind_refusal(source, &keeping).await;
+                let but = self.without_way_back(source, keeping).await.map(|but| format!("; {but}"));
+                let but = but.unwrap_or_default();
+                let why = format!("{}; their WAL is kept beside the data directory{but}", lost(&diverged));
+                RejoinPlan { refusal, ..rewind(&why) }
+            }
             Way::Clone { why, diverged } => RejoinPlan {
                 how: RejoinHow::Clone,
                 why: match &diverged {
                     Some(diverged) => format!("{why}; {}; {mib} MiB to copy", lost(diverged)),
                     None => format!("{why}; {mib} MiB to copy"),
                 },
-                refusal: room,
+                refusal: self.clone_refusal(source).await.map_err(|error| error.to_string()).err(),
                 tail: None,
             },
             Way::Refuse(why) => {
@@ -127,7 +131,8 @@ impl Cluster {
             return clone(format!("there is no cluster in {}", data_dir.display()));
         }
         if self.is_rewind_broken() {
-            return clone("a rewind was interrupted here".to_owned());
+            let why = self.may_rewind_again(source).err().unwrap_or("it is not known how it began");
+            return clone(format!("a rewind was interrupted here, and cannot be done again ({why})"));
         }
         let local = match self.local().await {
             Ok(local) => local,
@@ -165,7 +170,7 @@ impl Cluster {
         // One that streams goes on receiving after the source was asked; then the end of its WAL decides.
         let receives = common.end.is_none() && self.is_running();
         if !left && (scan.after == 0 || receives) {
-            return self.follow_or_clone(local, source, &common, &scan);
+            return self.follow_or_clone(local, source, &common, &scan).await;
         }
         if source.timeline == local.history.current() {
             let why = match common.end {
@@ -180,23 +185,26 @@ impl Cluster {
         if !local.hints {
             return clone("pg_rewind needs data checksums or wal_log_hints = on here".to_owned());
         }
-        if scan.missing {
+        if scan.missing && !self.can_restore_for_rewind().await {
             return clone("WAL that pg_rewind needs is not here any more".to_owned());
         }
-        if let Some(name) = own::mounted(&self.settings.data_dir) {
-            let name = name.display();
-            return clone(format!(
-                "something is mounted on {name} in the data directory, and pg_rewind would empty it"
-            ));
+        if let Some(why) = own::unfit_for_rewind(&self.settings.data_dir) {
+            return clone(why);
         }
         Ok(Way::Rewind(diverged))
     }
 
-    fn follow_or_clone(&self, local: &Local, source: &SourceFacts, common: &Span, scan: &Scan) -> Result<Way, PgError> {
+    async fn follow_or_clone(
+        &self,
+        local: &Local,
+        source: &SourceFacts,
+        common: &Span,
+        scan: &Scan,
+    ) -> Result<Way, PgError> {
         let clone = |why: &str| Ok(Way::Clone { why: why.to_owned(), diverged: None });
         let Some((timeline, begin, length)) = scan.last else { return clone("its WAL cannot be read") };
         let segment = Lsn(begin.0 - begin.0 % local.segment_size.max(1));
-        if segment < source.oldest && !self.has_restore_command() {
+        if segment < source.oldest && !self.has_restore_command().await {
             return clone("the active node has not got the WAL any more that comes next here");
         }
         let tail = self.tail(local, timeline, begin, length);
