@@ -1,5 +1,7 @@
 //! `io::postgres` against real PostgreSQL 15: pairs on loopback, each test in a directory of its own.
 
+#[path = "postgres/layouts.rs"]
+mod layouts;
 #[path = "postgres/mended.rs"]
 mod mended;
 #[path = "postgres/pair.rs"]

@@ -160,7 +160,7 @@ mod tests {
             same_tail: None,
         };
         let peer = |name: &str| Peer { name: name.parse().expect("name"), host: String::new(), port: 1 };
-        let diverged = Divergence { at: Lsn(80), timeline: TimelineId(1), transactions: 3, whole: true };
+        let diverged = Divergence { at: Lsn(80), timeline: TimelineId(1), transactions: 3, whole: true, before: None };
         let begun = Begun { boot: "one".to_owned(), ..Begun::now(&peer("midna"), &source, &diverged) };
         let dir = tempfile::tempdir().expect("tempdir");
         begun.write(dir.path()).expect("written");

@@ -44,6 +44,9 @@ pub(super) struct Divergence {
     pub(super) transactions: u64,
     /// WAL from there on is here to the end.
     pub(super) whole: bool,
+    /// The WAL here ends before; `None`: not known.
+    #[serde(default)]
+    pub(super) before: Option<Lsn>,
 }
 
 /// What is to be done, and with what.
@@ -164,12 +167,18 @@ impl Cluster {
         let at = common.end.unwrap_or(source.lsn);
         let left = local.history.current() != common.timeline;
         let scan = self.scan(local, at).await?;
-        let diverged =
-            Divergence { at, timeline: common.timeline, transactions: scan.transactions, whole: !scan.missing };
+        let before = scan.last.filter(|_| !scan.missing).map(|(_, begin, length)| {
+            // Not less: page headers in the middle of a record are not part of its length.
+            Lsn(begin.0 + length + length / 64 + PAGE)
+        });
+        let (timeline, transactions, whole) = (common.timeline, scan.transactions, !scan.missing);
+        let diverged = Divergence { at, timeline, transactions, whole, before };
         let clone = |why: String| Ok(Way::Clone { why, diverged: Some(diverged.clone()) });
         // One that streams goes on receiving after the source was asked; then the end of its WAL decides.
         let receives = common.end.is_none() && self.is_running();
-        if !left && (scan.after == 0 || receives) {
+        // A checkpoint of its own past it: whatever WAL is left to be read.
+        let past = common.end.is_some() && local.checkpoint >= at;
+        if !left && !past && (scan.after == 0 || receives) {
             return self.follow_or_clone(local, source, &common, &scan).await;
         }
         if source.timeline == local.history.current() {
@@ -281,28 +290,36 @@ impl Cluster {
     async fn scan(&self, local: &Local, parted: Lsn) -> Result<Scan, PgError> {
         let mut scan = Scan::default();
         for span in local.history.from(parted.min(local.checkpoint)) {
-            self.scan_span(span, parted, &mut scan).await?;
+            self.scan_span(span, parted, local.segment_size, &mut scan).await?;
         }
         Ok(scan)
     }
 
-    async fn scan_span(&self, span: Span, parted: Lsn, scan: &mut Scan) -> Result<(), PgError> {
+    async fn scan_span(&self, span: Span, parted: Lsn, segment_size: u64, scan: &mut Scan) -> Result<(), PgError> {
+        // The first and the last file are named: else it takes any of the folder to learn their size from, and one made
+        // in advance is all zeros. With them a file that is not found is a gap.
+        let Some((newest, name)) = self.newest_segment(span, segment_size)? else {
+            scan.missing = true;
+            return Ok(());
+        };
+        let reached = span.end.filter(|end| newest.0 + segment_size >= end.0);
+        scan.missing |= span.end != reached;
         let mut command = tool::command(self.bin("pg_waldump"));
         command.arg("-p").arg(self.settings.data_dir.join("pg_wal"));
         command.args(["-t", &span.timeline.to_string(), "-s", &span.begin.to_string()]);
-        if let Some(end) = span.end {
+        if let Some(end) = reached {
             command.args(["-e", &end.to_string()]);
         }
+        command.arg(history::segment_name(span.timeline, span.begin, segment_size)).arg(name);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|error| tool::not_started("pg_waldump", &error))?;
         let mut group = tool::Group::of(&child);
         let (Some(out), Some(mut err)) = (child.stdout.take(), child.stderr.take()) else { return Ok(()) };
         let mut lines = BufReader::new(out).lines();
-        let (mut records, mut said) = (0_u64, Vec::new());
+        let mut said = Vec::new();
         let stalled = || PgError::TimedOut(format!("pg_waldump said nothing for {SCAN_STALL:?} and was killed"));
         while let Ok(Some(line)) = tokio::time::timeout(SCAN_STALL, lines.next_line()).await.map_err(|_| stalled())? {
             let Some(record) = read_record(&line) else { continue };
-            records += 1;
             scan.last = Some((span.timeline, record.begin, record.length));
             if record.begin >= parted {
                 scan.after += 1;
@@ -313,12 +330,23 @@ impl Cluster {
         let _status_says_only_that_the_wal_ended =
             tokio::time::timeout(SCAN_STALL, child.wait()).await.map_err(|_| stalled())?;
         group.reaped();
-        // The end of the WAL is an error to it, an end that was asked for is none; without one record it is that the
-        // file is not there.
+        // The end of the WAL is an error to it, too.
         let complaint = String::from_utf8_lossy(&said);
-        let no_file = complaint.contains("could not find file") || complaint.contains("could not open file");
-        scan.missing |= no_file && (records == 0 || span.end.is_some());
+        let no_file = ["could not find file", "could not open file", "could not locate WAL file"];
+        scan.missing |= no_file.iter().any(|words| complaint.contains(words));
         Ok(())
+    }
+
+    /// The last segment file with WAL of `span`, or made for it: its first byte, and its name.
+    fn newest_segment(&self, span: Span, segment_size: u64) -> Result<Option<(Lsn, String)>, PgError> {
+        let dir = self.settings.data_dir.join("pg_wal");
+        let names = fs::read_dir(&dir).map_err(|error| super::files::failed("read", &dir, &error))?;
+        let of_span = |name: String| {
+            let (timeline, first) = history::segment_of(&name, segment_size)?;
+            let inside = first.0 + segment_size > span.begin.0 && span.end.is_none_or(|end| first < end);
+            (timeline == span.timeline && inside).then_some((first, name))
+        };
+        Ok(names.flatten().filter_map(|entry| of_span(entry.file_name().to_str()?.to_owned())).max())
     }
 }
 

@@ -98,10 +98,13 @@ fn kept_wal(data_dir: &Path, keeping: &Keeping) -> Result<Vec<(OsString, u64)>, 
     Ok(entries.filter_map(wanted).collect())
 }
 
-/// A segment with WAL from where the histories part. `size` is the file's, which is the segment size.
+/// A segment with WAL from where the histories part; one made in advance has none. `size` is the file's, which is the
+/// segment size.
 fn is_diverged_segment(name: &str, diverged: &Divergence, size: u64) -> bool {
-    history::segment_of(name, size.max(1))
-        .is_some_and(|(timeline, first)| timeline >= diverged.timeline && first.0 + size > diverged.at.0)
+    history::segment_of(name, size.max(1)).is_some_and(|(timeline, first)| {
+        let written = diverged.before.is_none_or(|before| first < before);
+        timeline >= diverged.timeline && first.0 + size > diverged.at.0 && written
+    })
 }
 
 /// A segment with WAL after the checkpoint that `pg_rewind` goes back to, older than all that the source has.
@@ -116,7 +119,13 @@ mod tests {
 
     #[test]
     fn diverged_segments_are_those_from_the_fork_on() {
-        let diverged = Divergence { at: Lsn(0x500_0098), timeline: TimelineId(2), transactions: 0, whole: true };
+        let diverged = Divergence {
+            at: Lsn(0x500_0098),
+            timeline: TimelineId(2),
+            transactions: 0,
+            whole: true,
+            before: Some(Lsn(0x700_0100)),
+        };
         let size = 16 << 20;
         let common = Lsn(0x300_0060);
         for (name, wanted) in [
@@ -131,6 +140,8 @@ mod tests {
             ("000000020000000000000004", false),
             ("000000020000000000000005", true),
             ("000000030000000000000006", true),
+            ("000000030000000000000007", true),
+            ("000000030000000000000008", false),
             ("000000010000000000000005", false),
             ("00000003.history", false),
         ] {

@@ -78,10 +78,7 @@ impl Cluster {
         files::apart(move || {
             let pg_wal = target.join(spaces::WAL);
             let their_wal = source.lsn.0.saturating_sub(source.oldest.0);
-            let mut wanted = vec![
-                (keeping.dir.clone(), keeping.bytes(&target)),
-                (wal.unwrap_or_else(|| pg_wal.clone()), their_wal.saturating_sub(files::size(&pg_wal.join(".")))),
-            ];
+            let mut wanted = Vec::new();
             for (dir, bytes) in spaces::growth(&source, None, &target) {
                 let here = if dir == target {
                     files::size(&target.join("base")) + files::size(&target.join("global"))
@@ -90,6 +87,9 @@ impl Cluster {
                 };
                 wanted.push((dir, bytes.saturating_sub(here)));
             }
+            wanted.push((keeping.dir.clone(), keeping.bytes(&target)));
+            let our_wal = files::size(&pg_wal.join("."));
+            wanted.push((wal.unwrap_or(pg_wal), their_wal.saturating_sub(our_wal)));
             short(wanted, 0)
         })
         .await
