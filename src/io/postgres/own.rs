@@ -187,10 +187,11 @@ pub(super) fn unfit_for_rewind(data_dir: &Path) -> Option<String> {
         return Some(format!("something is mounted on {name} in the data directory, and pg_rewind would empty it"));
     }
     let lost = data_dir.join(LOST_FOUND);
-    if let Some(link) = spaces::set_aside(data_dir).into_iter().find(|to| paths::resolved(to).starts_with(data_dir)) {
+    let real = paths::resolved(data_dir);
+    if let Some(inside) = spaces::led_to(data_dir).into_iter().find(|to| to.starts_with(&real)) {
+        let inside = inside.display();
         return Some(format!(
-            "{} is outside the data directory by its link alone, and pg_rewind would mix that up",
-            link.display()
+            "a link leads to {inside}, inside the data directory, and pg_rewind would find that twice"
         ));
     }
     (lost.exists() && fs::read_dir(&lost).is_err()).then(|| {
@@ -317,6 +318,19 @@ mod tests {
         assert!(!from.exists() && !with_suffix(&to, PART_SUFFIX).exists() && !with_suffix(&from, PART_SUFFIX).exists());
         assert!(carry(&to, &from, Err(io::ErrorKind::ResourceBusy.into())).is_err());
         assert!(to.join("deep/file").exists());
+    }
+
+    #[test]
+    fn a_link_into_the_data_directory_is_unfit_and_one_out_of_it_is_not() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let data = dir.path().join("data");
+        for name in ["data/pg_tblspc", "data/inside", "wal"] {
+            fs::create_dir_all(dir.path().join(name)).expect("mkdir");
+        }
+        symlink("../wal", data.join("pg_wal")).expect("symlink");
+        assert_eq!(unfit_for_rewind(&data), None);
+        symlink(data.join("inside"), data.join("pg_tblspc/16384")).expect("symlink");
+        assert!(unfit_for_rewind(&data).is_some_and(|why| why.contains("inside the data directory")));
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl Rejoined {
     /// Where a clone put what was here: the directory, and what lies outside it.
     pub fn set_aside(&self) -> Option<String> {
         let aside = self.aside.as_ref().filter(|_| self.how == RejoinHow::Clone)?;
-        let outside: Vec<String> = spaces::set_aside(aside).iter().map(|dir| dir.display().to_string()).collect();
+        let outside: Vec<String> = spaces::led_to(aside).iter().map(|dir| dir.display().to_string()).collect();
         let with = if outside.is_empty() { String::new() } else { format!(", with {}", outside.join(", ")) };
         Some(format!("the old data directory is kept as {}{with}", aside.display()))
     }

@@ -180,9 +180,10 @@ pub(super) fn swap(source: &SourceFacts, wal: Option<&Path>, aside: Option<&Path
     Ok(())
 }
 
-/// Where the links of a directory that was set aside lead.
-pub(super) fn set_aside(aside: &Path) -> Vec<PathBuf> {
-    links(aside).unwrap_or_default().into_iter().filter_map(|link| fs::read_link(link).ok()).collect()
+/// Where the links of a data directory lead, links resolved.
+pub(super) fn led_to(data_dir: &Path) -> Vec<PathBuf> {
+    let links = links(data_dir).unwrap_or_default().into_iter();
+    links.filter(|link| link.is_symlink()).map(|link| resolved(&link)).collect()
 }
 
 /// Where a swap that crashed was about to put it.
