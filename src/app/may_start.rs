@@ -153,6 +153,28 @@ mod tests {
         assert!(file("00000002.history").exists(), "PostgreSQL's own stay");
     }
 
+    /// Also as a standby, and after a person gave the directory the mode that PostgreSQL asked for.
+    #[tokio::test]
+    async fn half_rewound_data_never_starts() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().expect("a directory");
+        let mode = |mode| std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).expect("chmod");
+        let config = config_in(dir.path());
+        let ask = async || may_start(&config, &config.nodes[0]).await.expect("no fault of the configuration");
+        for file in ["standby.signal", "PG_VERSION"] {
+            std::fs::write(dir.path().join(file), "").expect("written");
+        }
+        assert!(ask().await.is_ok());
+        mode(0o701);
+        assert!(ask().await.is_err_and(|why| why.contains("portcullis rejoin alp")));
+        mode(0o700);
+        let mark = dir.path().join("rewind-under-way");
+        for (word, may) in [("rewinding", false), ("cloning", true), ("rewound", true)] {
+            std::fs::write(&mark, format!("{word} 700 /kept\n")).expect("written");
+            assert_eq!(ask().await.is_ok(), may, "{word}");
+        }
+    }
+
     /// With a VIP alone only the daemon can know; its own start passes the unit's question, nobody else's does.
     #[tokio::test]
     async fn without_a_witness_only_the_daemons_own_start_may() {

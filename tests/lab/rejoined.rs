@@ -115,8 +115,8 @@ fn refused(lab: &Lab) -> Outcome {
     {
         for side in [a, b] {
             let refused = side.cli(&["rejoin", node])?.expect(3)?;
-            let said = format!("{}{}", refused.out, refused.err);
-            ensure!(said.contains(words) && said.trim().lines().count() == 1, "{} said: {said}", side.name());
+            let said = refused.err.trim();
+            ensure!(said.contains(words) && said.lines().count() == 1, "{} said: {said}", side.name());
         }
     }
     b.postgres.stop(&b.host, "fast")?;
