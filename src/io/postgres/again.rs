@@ -1,8 +1,8 @@
 //! A rewind that was interrupted, done again.
 //!
-//! `pg_rewind` writes the new control file last, but on the way it removes WAL it needs for a second pass. Both are kept
-//! before it begins, with this machine's configuration; put back, they make a second pass find every block that the
-//! first one was to find. What the first one copied already is a state of the source on the way to now, which the
+//! `pg_rewind` writes the new control file last, but on the way it removes WAL it needs for a second pass. Both are
+//! kept before it begins, with this machine's configuration; put back, they make a second pass find every block that
+//! the first one was to find. What the first one copied already is a state of the source on the way to now, which the
 //! replay of the source's WAL from the last common checkpoint on brings to its end as it does the rest.
 //!
 //! **Invariants:** not after a boot: files grown by the first pass may then have lost what was never synced, and the

@@ -15,9 +15,9 @@
 //! is of the copy that was moved in.
 //!
 //! Where `pg_wal` leads out of DATA, the copy's WAL gets a directory beside that one, which is set aside like a
-//! tablespace ([`super::spaces`]). A DATA that is a symbolic link stays one: what it leads to is set aside beside itself.
-//! A DATA that is a mount point is refused: what is set aside inside it would be copied along by every base backup of
-//! this node, and emptied by the next `pg_rewind`.
+//! tablespace ([`super::spaces`]). A DATA that is a symbolic link stays one: what it leads to is set aside beside
+//! itself. A DATA that is a mount point is refused: what is set aside inside it would be copied along by every base
+//! backup of this node, and emptied by the next `pg_rewind`.
 //!
 //! What belongs to one machine stays that machine's ([`super::own`]).
 
@@ -34,8 +34,8 @@ use std::path::{Path, PathBuf};
 pub const SET_ASIDE_INFIX: &str = ".set-aside-";
 /// Ends the name of the directory a copy is made in.
 const FRESH_SUFFIX: &str = ".portcullis-new";
-/// The file in it that proves it ours; its second line says where the old directory goes, its third that it is there, its
-/// fourth where the WAL is, if that is elsewhere.
+/// The file in it that proves it ours; its second line says where the old directory goes, its third that it is there,
+/// its fourth where the WAL is, if that is elsewhere.
 const MARKER: &str = "PORTCULLIS-CLONE";
 const MARKER_HEAD: &str = "A clone under way, made by portcullis; may be removed when portcullis does not run.\n";
 const MOVED_OUT: &str = "moved out";

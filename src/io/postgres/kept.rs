@@ -83,7 +83,7 @@ fn keep_in(kept: &Path, data_dir: &Path, keeping: &Keeping, report: &str) -> Res
     files::replace(&kept.join("report.json"), report.as_bytes(), 0o600)
 }
 
-/// The files of `pg_wal` that tell what diverged, or without which the rewind could not be done again, with their sizes.
+/// The files of `pg_wal` that tell what diverged, or without which it could not be done again, with their sizes.
 fn kept_wal(data_dir: &Path, keeping: &Keeping) -> Result<Vec<(OsString, u64)>, PgError> {
     let wal = data_dir.join("pg_wal");
     let entries = fs::read_dir(&wal).map_err(|error| files::failed("read", &wal, &error))?.flatten();

@@ -14,7 +14,7 @@
 //! | `role` | the replication role, slots, facts for a clone |
 //! | `divergence`, `history` | where the cluster here left the source's history, and what follows from it |
 //! | `replayed` | which timeline a standby has replayed, when nobody tells it |
-//! | `rewind`, `kept`, `again` | a rejoin: follow, `pg_rewind`, or clone; what is kept before; one that was interrupted |
+//! | `rewind`, `kept`, `again` | a rejoin: follow, `pg_rewind`, or clone; what is kept before; one interrupted |
 //! | `clone` | a fresh copy beside the old directory, then the swap |
 //! | `spaces`, `room` | what lies outside the data directory; what a copy or a rewind needs on disk |
 //! | `own` | what belongs to one machine and survives both |

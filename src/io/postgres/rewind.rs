@@ -6,7 +6,7 @@
 //!                                -> DATA.diverged-TIME/{wal/, own/, pg_control, report.json, begun.json}
 //!                                -> mark "moving", foreign files moved out -> mode 0701, mark "rewinding"
 //!                                -> pg_rewind -> own files and settings, standby.signal -> old mode, mark gone
-//!       interrupted: again       -> what is kept put back -> pg_rewind --dry-run -> pg_rewind -> ... ([`super::again`])
+//!       interrupted: again       -> what is kept put back -> pg_rewind --dry-run -> pg_rewind -> ... (`again`)
 //!                    -> clone:   whenever anything of that cannot be had
 //! ```
 //!
@@ -359,7 +359,7 @@ impl Cluster {
     pub(super) fn refuses_half(&self) -> PgError {
         let dir = self.settings.data_dir.display();
         PgError::Refused(format!(
-            "a rewind of {dir} did not end, and PostgreSQL is not started in it; run rejoin again, it goes on from there"
+            "a rewind of {dir} did not end, and PostgreSQL is not started in it; run rejoin again, it goes on"
         ))
     }
 
