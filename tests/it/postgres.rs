@@ -333,7 +333,7 @@ fn a_clone_that_fails_or_was_cut_short_loses_nothing() {
         assert_ne!(told, marker);
         fs::write(fresh.join("PORTCULLIS-CLONE"), told).expect("write");
         fs::create_dir_all(fresh.join("data/base")).expect("mkdir");
-        assert!(clone(&midna, &alp).await.is_none());
+        assert_eq!(clone(&midna, &alp).await.as_ref(), Some(&aside), "told where it is since the crash");
         assert_eq!(fs::read_to_string(aside.join("precious")).expect("read"), "kept");
         midna.start(LIMIT).await.expect("start");
         wait_streaming(&alp, "midna").await;
