@@ -53,6 +53,7 @@ pub mod engine {
     pub mod lease;
     pub mod machine;
     pub mod outlook;
+    mod rejoining;
     pub mod report;
     pub mod setup;
     pub mod status;

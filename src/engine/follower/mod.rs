@@ -107,6 +107,8 @@ struct PgMemory {
     /// It is ahead of where the active node's timeline began.
     diverged: bool,
     start_refused: bool,
+    /// What its last failure was told as, while it goes on.
+    failed_as: Option<String>,
 }
 
 /// The whole node.

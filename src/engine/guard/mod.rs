@@ -156,6 +156,8 @@ struct PgMemory {
     told_to_promote: Option<u64>,
     /// `may-start-primary` refused it: the daemon starts it once proof has come (R6).
     start_refused: bool,
+    /// What its last failure was told as, while it goes on.
+    failed_as: Option<String>,
 }
 
 /// The gate as the guard last set it.
@@ -564,14 +566,7 @@ impl Guard {
             PgOwner::Followers => self.on_followers_pg(result, fx),
             PgOwner::FollowerLook => self.on_follower_looked(result, fx),
             PgOwner::Demotion | PgOwner::Follow => self.on_demoted(now, owner, result, fx),
-            PgOwner::Housekeeping => {
-                if let Err(why) = result {
-                    self.pg.retry_at = now.boot + RETRY_AFTER;
-                    self.pg.prepared_start = None;
-                    self.pg.adopted = false;
-                    self.note(now, fx, "postgres_setup_failed", why);
-                }
-            }
+            PgOwner::Housekeeping => self.on_housekeeping_pg(now, result, fx),
         }
     }
 
