@@ -69,6 +69,7 @@ pub mod io {
     pub mod journal;
     pub mod kernel_gate;
     pub mod links;
+    pub mod machine;
     pub mod neighbour;
     pub mod outside;
     pub mod postgres;

@@ -11,7 +11,6 @@ use crate::io::postgres::{HbaRule, Survey};
 use ipnet::IpNet;
 use std::net::IpAddr;
 
-const AREA: &str = "side door";
 /// What users and databases are called when any will do.
 const ALL: &str = "all";
 const REPLICATION: &str = "replication";
@@ -33,13 +32,13 @@ pub(super) fn check(config: &Config, node: &Node, facts: &Facts, report: &mut Re
     if let Some(address) = facts.gate_taken {
         let text = format!("the gate is shut, and yet something takes connections at {address}, where clients connect");
         let port = address.port();
-        report.find(Level::Critical, AREA, text, format!("find it with `ss -ltnp sport = :{port}` and stop it"));
+        report.find(Level::Critical, "door.gate", text, format!("find it with `ss -ltnp sport = :{port}` and stop it"));
     }
     match &facts.kernel_gate {
         Some(Ok(true)) => report.checked("fence.kernel_gate: the table stands"),
         Some(Ok(false)) => report.find(
             Level::Critical,
-            AREA,
+            "wall.missing",
             "fence.kernel_gate is configured, but the kernel has no table inet portcullis",
             "start the daemon; it makes the table. If it runs, see its log for why it could not",
         ),
@@ -60,7 +59,7 @@ fn listen(config: &Config, node: &Node, survey: &Survey, report: &mut Report) {
     let wanted = format!("in postgresql.conf, then restart PostgreSQL:\nlisten_addresses = 'localhost, {host}'");
     if survey.pending_restart.iter().any(|name| name == "listen_addresses") {
         let text = "listen_addresses was changed, and PostgreSQL was not restarted since: the old value is in force";
-        report.find(Level::Warning, AREA, text, "restart PostgreSQL");
+        report.find(Level::Warning, "door.listen", text, "restart PostgreSQL");
     }
     let list = survey.setting("listen_addresses");
     let (mut reachable, mut unknown) = (false, Vec::new());
@@ -71,13 +70,13 @@ fn listen(config: &Config, node: &Node, survey: &Survey, report: &mut Report) {
         reachable |= any || own;
         if any {
             let text = format!("listen_addresses is '{list}': PostgreSQL listens on every address of this machine");
-            report.find(Level::Warning, AREA, text, wanted.clone());
+            report.find(Level::Warning, "door.listen", text, wanted.clone());
         } else if own || word == "localhost" || address.is_some_and(|address| address.is_loopback()) {
         } else if let Some(address) = address {
             let vip = config.vip.iter().flat_map(|vip| &vip.addresses).any(|net| net.addr() == address);
             let (level, what) = if vip { (Level::Critical, "the VIP") } else { (Level::Warning, "a further address") };
             let text = format!("listen_addresses holds {address}, {what}: PostgreSQL listens beside the gate there");
-            report.find(level, AREA, text, wanted.clone());
+            report.find(level, "door.listen", text, wanted.clone());
         } else {
             unknown.push(word.to_owned());
         }
@@ -87,7 +86,7 @@ fn listen(config: &Config, node: &Node, survey: &Survey, report: &mut Report) {
         report.unchecked("listen_addresses: which addresses its names mean", why);
     } else if !reachable {
         let text = format!("listen_addresses is '{list}' without {host}: the other node cannot replicate from here");
-        report.find(Level::Critical, "replication", text, wanted);
+        report.find(Level::Critical, "repl.hba", text, wanted);
     }
 }
 
@@ -145,14 +144,14 @@ fn rules(config: &Config, node: &Node, survey: &Survey, report: &mut Report) {
     let lines = recommended(config, node, user);
     if survey.hba_not_loaded {
         let text = "pg_hba.conf was changed after PostgreSQL read it last; doctor judges the file";
-        report.find(Level::Warning, AREA, text, "reload PostgreSQL: SELECT pg_reload_conf();");
+        report.find(Level::Warning, "hba.not-loaded", text, "reload PostgreSQL: SELECT pg_reload_conf();");
     }
     for (at, rule) in survey.hba.iter().enumerate() {
         if !rule.error.is_empty() {
             let text = format!("pg_hba.conf line {} is not understood: {}", rule.line, rule.error);
             report.find(
                 Level::Warning,
-                AREA,
+                "hba.error",
                 text,
                 "correct the line; until then PostgreSQL takes no change of the file",
             );
@@ -187,7 +186,7 @@ fn rules(config: &Config, node: &Node, survey: &Survey, report: &mut Report) {
         // The first rule that fits decides.
         if survey.hba.iter().find(|rule| admits(rule)).is_none_or(|rule| rule.method == "reject") {
             let text = format!("pg_hba.conf does not let {user} of {} ({address}) replicate from here", peer.name);
-            report.find(Level::Critical, "replication", text, format!("in pg_hba.conf, then reload:\n{lines}"));
+            report.find(Level::Critical, "repl.hba", text, format!("in pg_hba.conf, then reload:\n{lines}"));
         }
     }
 }
@@ -211,7 +210,7 @@ fn trusts_locally(rule: &HbaRule, over: &str, report: &mut Report) {
     if rule.method == "trust" {
         let (line, users) = (rule.line, rule.users.join(","));
         let text = format!("pg_hba.conf line {line} lets everybody on this machine be {users} over {over} (trust)");
-        report.find(Level::Advice, AREA, text, "use peer for the admin user and scram-sha-256 for all others");
+        report.find(Level::Advice, "door.trust", text, "use peer for the admin user and scram-sha-256 for all others");
     }
 }
 
@@ -231,21 +230,21 @@ fn remote(rule: &HbaRule, from: From, user: &str, lines: &str, report: &mut Repo
         let remedy = format!(
             "take the line out and reload: SELECT pg_reload_conf(); over the network only this stays:\n{lines}"
         );
-        report.find(Level::Critical, AREA, text, remedy);
+        report.find(Level::Critical, "door.hba", text, remedy);
         return;
     }
     let remedy = format!("write instead, then reload:\n{lines}");
     if method == "trust" {
         let text = format!("pg_hba.conf line {line} lets {who} replicate from {place} without a password");
-        report.find(Level::Critical, AREA, text, remedy.clone());
+        report.find(Level::Critical, "door.trust", text, remedy.clone());
     }
     if !ours {
         let text = format!("pg_hba.conf line {line} lets {who} replicate from {place}; only {user} needs to");
-        report.find(Level::Warning, AREA, text, remedy);
+        report.find(Level::Warning, "door.hba", text, remedy);
     } else if from != From::Nodes {
         let level = if from == From::Everywhere { Level::Warning } else { Level::Advice };
         let text = format!("pg_hba.conf line {line} lets {who} replicate from {place}, which is more than the nodes");
-        report.find(level, AREA, text, remedy);
+        report.find(level, "door.hba", text, remedy);
     }
 }
 
@@ -268,11 +267,11 @@ fn knocks(config: &Config, node: &Node, doors: &[Door], report: &mut Report) {
             (Knock::Closed | Knock::Rejected, _) => {}
             (Knock::Admitted, Whose::Own) => {
                 let text = format!("PostgreSQL lets {user} log in to {database} at {address}, past the gate");
-                report.find(Level::Critical, AREA, text, remedy);
+                report.find(Level::Critical, "door.knock", text, remedy);
             }
             (Knock::Admitted, Whose::Peer) => {
                 let text = format!("{other}'s PostgreSQL lets {user} of this node log in to {database} past its gate");
-                report.find(Level::Critical, AREA, text, format!("on {other}: {remedy}"));
+                report.find(Level::Critical, "door.knock", text, format!("on {other}: {remedy}"));
             }
             (Knock::Unclear(why), _) => report.unchecked(format!("a login at {address} ({here})"), why.clone()),
         }
@@ -292,7 +291,7 @@ fn sockets(facts: &Facts, report: &mut Report) {
             socket.mode
         );
         let remedy = "in postgresql.conf, then restart PostgreSQL:\nunix_socket_permissions = 0770";
-        report.find(Level::Advice, AREA, text, remedy);
+        report.find(Level::Advice, "door.socket", text, remedy);
     }
 }
 

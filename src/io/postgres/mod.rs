@@ -19,7 +19,7 @@
 //! | `spaces` | a clone's tablespaces |
 //! | `own` | what belongs to one machine and survives both |
 //! | `progress` | a long tool watched while it runs |
-//! | `survey` | the facts that `doctor` judges |
+//! | `survey`, `fitness` | the facts that `doctor` judges |
 //! | `tool`, `files` | child processes with a time limit; durable writes |
 //!
 //! **Invariants:** a child process always has a time limit; no secret is in an argument, an environment variable, an
@@ -32,6 +32,7 @@ mod control;
 mod divergence;
 mod errand;
 mod files;
+mod fitness;
 mod history;
 mod own;
 mod postmaster;
@@ -49,6 +50,7 @@ pub(in crate::io) mod tool;
 pub use clone::SET_ASIDE_INFIX;
 pub use control::{StopHow, StopMode, Stopped};
 pub use errand::start_was_ordered;
+pub use fitness::{Fitness, Login, RoleFacts, SlotFacts, Tool};
 pub use progress::Tick;
 pub use rewind::{DIVERGED_INFIX, Rejoined};
 pub use role::SourceFacts;
