@@ -17,6 +17,7 @@ mod claims_postgres;
 mod claims_sessions;
 mod commands;
 mod crash_points;
+mod doctor;
 mod drill;
 mod faults;
 mod forward;

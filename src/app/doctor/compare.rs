@@ -24,6 +24,25 @@ const LATE: u32 = 4;
 /// Findings that both nodes make of one fault.
 pub(super) const TWICE: [&str; 4] = ["config.pledge", "peer.version", "peer.nodes", "pg.identity"];
 
+/// What is in the catalogs, which a standby has from its primary: told once, for the primary.
+const IN_CATALOGS: [&str; 6] =
+    ["commit.lowered", "commit.cancel", "data.unlogged", "rejoin.grants", "repl.role", "login.md5"];
+
+/// Takes out what a standby says again.
+pub(super) fn once(sheets: &[Sheet], report: &mut Report) {
+    let standby = |node: &str| sheets.iter().any(|sheet| sheet.node == node && sheet.in_recovery == Some(true));
+    let primaries: Vec<(String, String)> = report
+        .findings
+        .iter()
+        .filter(|finding| IN_CATALOGS.contains(&finding.check.as_str()) && !standby(&finding.node))
+        .map(|finding| (finding.check.clone(), finding.text.clone()))
+        .collect();
+    report.findings.retain(|finding| {
+        let again = primaries.iter().any(|(check, text)| *check == finding.check && *text == finding.text);
+        !(again && standby(&finding.node))
+    });
+}
+
 pub(super) fn pair(config: &Config, own: &Sheet, other: &Sheet, report: &mut Report) {
     let name = &other.node;
     report.checked(format!("what this node and {name} must have in common"));
@@ -82,7 +101,8 @@ fn keys(own: &Sheet, other: &Sheet, report: &mut Report) {
     if keys.len() > SHOWN {
         lines.push(format!("and {}", keys[SHOWN..].iter().map(|key| key.as_str()).collect::<Vec<_>>().join(", ")));
     }
-    let text = format!("{} keys differ: {}", keys.len(), lines.join("; "));
+    let told = if keys.len() == 1 { "1 key differs".to_owned() } else { format!("{} keys differ", keys.len()) };
+    let text = format!("{told}: {}", lines.join("; "));
     let remedy = "one file serves both nodes: copy the right one over the other, `portcullis check-config`, then \
                   `portcullis reload`, or a restart of the passive node's daemon first";
     report.find(Level::Warning, "config.differs", text, remedy);
@@ -310,6 +330,20 @@ mod tests {
         assert_eq!(judged(&other), [], "two daemons on one file system need this");
         other.postgres = Some(150_004);
         assert!(matches!(&judged(&other)[..], [(Level::Advice, check, _)] if check == "pg.version"));
+    }
+
+    #[test]
+    fn what_a_standby_has_from_its_primary_is_told_once() {
+        let mut report = Report::default();
+        for check in ["rejoin.grants", "door.hba"] {
+            for node in ["alp", "midna"] {
+                report.find(Level::Warning, check, "the same", "do it");
+                report.belongs_to(node);
+            }
+        }
+        once(&[sheet("alp"), sheet("midna")], &mut report);
+        let left: Vec<_> = report.findings.iter().map(|f| (f.check.as_str(), f.node.as_str())).collect();
+        assert_eq!(left, [("rejoin.grants", "alp"), ("door.hba", "alp"), ("door.hba", "midna")]);
     }
 
     fn sample(at_ms: u64, trip_ms: u64, theirs_ms: u64) -> Sample {

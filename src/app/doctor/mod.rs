@@ -221,8 +221,11 @@ fn look(config: &Config, node: &Node, file: &Path, options: Options) -> Result<L
             Err(why) => compare::unasked(&other.name, &why, &mut report),
         }
     }
-    compare::drill(config, &sheets, crate::io::clock::wall(), &mut report);
+    if !options.here {
+        compare::drill(config, &sheets, crate::io::clock::wall(), &mut report);
+    }
     report.belongs_to(me);
+    compare::once(&sheets, &mut report);
     report.findings.sort_by(|a, b| (a.level, a.node != me, &a.node).cmp(&(b.level, b.node != me, &b.node)));
     Ok(Look { facts, report, sheets })
 }

@@ -1,6 +1,7 @@
 //! What a standby, a clone and a rewind need: the role and its real login, slots, tools, libraries, room on the disk.
 
 use super::gather::{Facts, LoginFacts};
+use super::side_doors::line_for;
 use super::{Level, Report};
 use crate::base::config::{Config, Node};
 use crate::io::postgres::{Fitness, Login, RoleFacts, Survey, Tool, slot_name};
@@ -25,7 +26,7 @@ pub(super) fn check(config: &Config, node: &Node, facts: &Facts, report: &mut Re
         }
     }
     let own = facts.fitness.as_ref().ok().map(|fitness| fitness.system_id.as_str());
-    facts.logins.iter().for_each(|login| logins(config, own, login, report));
+    facts.logins.iter().for_each(|login| logins(config, node, own, login, report));
 }
 
 fn role(config: &Config, role: Option<&RoleFacts>, report: &mut Report) {
@@ -63,7 +64,7 @@ fn role(config: &Config, role: Option<&RoleFacts>, report: &mut Report) {
     }
 }
 
-fn logins(config: &Config, own: Option<&str>, facts: &LoginFacts, report: &mut Report) {
+fn logins(config: &Config, node: &Node, own: Option<&str>, facts: &LoginFacts, report: &mut Report) {
     let (at, user) = (&facts.at, &config.replication.user);
     let what = format!("a login of {user} at {at}'s PostgreSQL with replication.password_file");
     match &facts.replication {
@@ -80,7 +81,7 @@ fn logins(config: &Config, own: Option<&str>, facts: &LoginFacts, report: &mut R
         }
         Login::Failed(why) => {
             let text = format!("{user} cannot log in at {at}'s PostgreSQL for replication: {why}");
-            let (level, remedy) = refusal(config, facts, why, "replication");
+            let (level, remedy) = refusal(config, node, facts, why, "replication");
             match level {
                 Some(level) => report.find(level, "repl.login", text, remedy),
                 None => report.unchecked(what, why.clone()),
@@ -92,7 +93,7 @@ fn logins(config: &Config, own: Option<&str>, facts: &LoginFacts, report: &mut R
         Login::Failed(why) => {
             let text =
                 format!("{user} cannot log in to the database postgres at {at}: a rejoin from there clones ({why})");
-            if let (Some(_), remedy) = refusal(config, facts, why, "postgres") {
+            if let (Some(_), remedy) = refusal(config, node, facts, why, "postgres") {
                 report.find(Level::Advice, "rejoin.login", text, remedy);
             }
         }
@@ -102,7 +103,7 @@ fn logins(config: &Config, own: Option<&str>, facts: &LoginFacts, report: &mut R
 }
 
 /// How bad a refused login is (`None`: it says nothing), and what helps.
-fn refusal(config: &Config, facts: &LoginFacts, why: &str, database: &str) -> (Option<Level>, String) {
+fn refusal(config: &Config, node: &Node, facts: &LoginFacts, why: &str, database: &str) -> (Option<Level>, String) {
     let (at, user) = (&facts.at, &config.replication.user);
     let has = |words: &[&str]| words.iter().any(|word| why.contains(word));
     if has(&["starting up", "shutting down", "recovery mode", "not yet accepting"]) {
@@ -110,8 +111,8 @@ fn refusal(config: &Config, facts: &LoginFacts, why: &str, database: &str) -> (O
     }
     if has(&["no pg_hba.conf entry", "pg_hba.conf rejects"]) {
         let remedy = format!(
-            "in {at}'s pg_hba.conf, before lines that reject, then reload (this node's address in its place):\n\
-             host  {database}  {user}  ADDRESS/32  scram-sha-256"
+            "in {at}'s pg_hba.conf, before lines that reject, then reload:\n{}",
+            line_for(&node.postgres.host, database, user)
         );
         return (Some(Level::Critical), remedy);
     }
@@ -334,7 +335,8 @@ mod tests {
         let at = |replication: Login, rewind: Login| {
             let mut report = Report::default();
             let facts = LoginFacts { at: "midna".parse().expect("a name"), replication, rewind };
-            logins(&config(), Some("7"), &facts, &mut report);
+            let config = config();
+            logins(&config, &config.nodes[0], Some("7"), &facts, &mut report);
             let words = report.findings.first().map(|finding| finding.remedy.clone()).unwrap_or_default();
             (found(report), words)
         };

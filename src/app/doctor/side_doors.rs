@@ -9,7 +9,7 @@ use super::{Level, Report};
 use crate::base::config::{Config, Node};
 use crate::io::postgres::{HbaRule, Survey};
 use ipnet::IpNet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// What users and databases are called when any will do.
 const ALL: &str = "all";
@@ -194,16 +194,17 @@ fn rules(config: &Config, node: &Node, survey: &Survey, report: &mut Report) {
 /// The lines that belong into pg_hba.conf, as they are to be written.
 fn recommended(config: &Config, node: &Node, user: &str) -> String {
     let peers = config.nodes.iter().filter(|other| other.name != node.name);
-    let line = |other: &Node| {
-        let host = &other.postgres.host;
-        let address = match host.parse::<IpAddr>() {
-            Ok(IpAddr::V4(_)) => format!("{host}/32"),
-            Ok(IpAddr::V6(_)) => format!("{host}/128"),
-            Err(_) => host.clone(),
-        };
-        format!("host  replication  {user}  {address}  scram-sha-256")
+    peers.map(|other| line_for(&other.postgres.host, REPLICATION, user)).collect::<Vec<_>>().join("\n")
+}
+
+/// The line that lets the replication role of a host in.
+pub(super) fn line_for(host: &str, database: &str, user: &str) -> String {
+    let address = match host.parse::<IpAddr>() {
+        Ok(IpAddr::V4(_)) => format!("{host}/32"),
+        Ok(IpAddr::V6(_)) => format!("{host}/128"),
+        Err(_) => host.to_owned(),
     };
-    peers.map(line).collect::<Vec<_>>().join("\n")
+    format!("host  {database}  {user}  {address}  scram-sha-256")
 }
 
 fn trusts_locally(rule: &HbaRule, over: &str, report: &mut Report) {
@@ -251,30 +252,38 @@ fn remote(rule: &HbaRule, from: From, user: &str, lines: &str, report: &mut Repo
 fn knocks(config: &Config, node: &Node, doors: &[Door], report: &mut Report) {
     let is_vip = |ip: IpAddr| config.vip.iter().flat_map(|vip| &vip.addresses).any(|net| net.addr() == ip);
     let other = config.nodes.iter().find(|other| other.name != node.name).map_or("the other node", |o| o.name.as_str());
-    let mut tried = Vec::new();
-    for Door { whose, address, user, database, knock } in doors {
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    for Door { whose, address, .. } in doors {
+        if tried.contains(address) {
+            continue;
+        }
+        tried.push(*address);
         let here = match whose {
             Whose::Own if is_vip(address.ip()) => "at the VIP",
             Whose::Own => "here",
             Whose::Peer => other,
         };
-        if !tried.contains(address) {
-            tried.push(*address);
-            report.checked(format!("a login at PostgreSQL's port {address} ({here})"));
-        }
-        let remedy = "take the rule out of pg_hba.conf that allows it, and reload";
-        match (knock, whose) {
-            (Knock::Closed | Knock::Rejected, _) => {}
-            (Knock::Admitted, Whose::Own) => {
-                let text = format!("PostgreSQL lets {user} log in to {database} at {address}, past the gate");
-                report.find(Level::Critical, "door.knock", text, remedy);
+        report.checked(format!("a login at PostgreSQL's port {address} ({here})"));
+        let mut admitted = Vec::new();
+        for door in doors.iter().filter(|door| door.address == *address) {
+            match &door.knock {
+                Knock::Closed | Knock::Rejected => {}
+                Knock::Admitted => admitted.push(format!("{} log in to {}", door.user, door.database)),
+                Knock::Unclear(why) => report.unchecked(format!("a login at {address} ({here})"), why.clone()),
             }
-            (Knock::Admitted, Whose::Peer) => {
-                let text = format!("{other}'s PostgreSQL lets {user} of this node log in to {database} past its gate");
-                report.find(Level::Critical, "door.knock", text, format!("on {other}: {remedy}"));
-            }
-            (Knock::Unclear(why), _) => report.unchecked(format!("a login at {address} ({here})"), why.clone()),
         }
+        if admitted.is_empty() {
+            continue;
+        }
+        let (logins, remedy) = (admitted.join(", "), "take the rule out of pg_hba.conf that allows it, and reload");
+        let (text, remedy) = match whose {
+            Whose::Own => (format!("PostgreSQL lets {logins} at {address}, past the gate"), remedy.to_owned()),
+            Whose::Peer => (
+                format!("{other}'s PostgreSQL lets {logins} from this node at {address}, past its gate"),
+                format!("on {other}: {remedy}"),
+            ),
+        };
+        report.find(Level::Critical, "door.knock", text, remedy);
     }
 }
 
@@ -437,6 +446,11 @@ mod tests {
                 [door(whose, Knock::Closed), door(whose, Knock::Rejected), door(whose, Knock::Unclear("x".into()))];
             knocks(&config, &config.nodes[0], &doors, &mut report);
             assert!(report.findings.is_empty() && report.unchecked.len() == 1, "{report:?}");
+            // Two logins through one door are one finding.
+            let two = [door(whose, Knock::Admitted), door(whose, Knock::Admitted)];
+            knocks(&config, &config.nodes[0], &two, &mut report);
+            assert_eq!(report.findings.len(), 1);
+            report.findings.clear();
             knocks(&config, &config.nodes[0], &[door(whose, Knock::Admitted)], &mut report);
             assert!(matches!(&report.findings[..], [finding] if finding.level == Level::Critical));
         }
