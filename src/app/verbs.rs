@@ -154,7 +154,7 @@ pub enum Command {
                             2 wrong."
     )]
     CheckConfig(CheckConfigArgs),
-    /// Check everything a failover will need, live, on all nodes; each finding with its remedy
+    /// Check everything a failover will need, live, on all nodes
     #[command(
         after_help = "Example:\n  portcullis doctor --json\n\nIt looks at this node, and the other nodes' daemons look \
                       at theirs; what could not be checked is named with the reason. As root, or as the user \

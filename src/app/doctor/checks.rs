@@ -56,6 +56,7 @@ pub const CHECKS: &[Check] = &[
     row("config.differs", Hinders, "all other keys are equal, one by one", "after a failover others would be in force"),
     row("config.files", Fails, "the files that the configuration names can be used", "the next start would fail"),
     row("secret.mode", Passes, "secret files are closed to others", "who reads the key can pass for a node"),
+    row("secret.owner", Passes, "and belong to root or the data directory's owner", "who owns a file can open it"),
     row("secret.differs", Fails, "secret files hold the same on both nodes", "the other node could not log in or sign"),
     row("program.missing", Hinders, "commands of the configuration can be run", "nobody is told, or the fence fails"),
     row("dns.none", Hinders, "there is a DNS witness", "without one a silent node needs a person's word"),

@@ -223,7 +223,8 @@ fn rate(samples: &[Sample]) -> Option<(f64, f64)> {
     Some((theirs / ours - 1.0, doubt))
 }
 
-/// A switchover that was never tried is a hope. The newest drill of all nodes counts: it is on record where it was given.
+/// A switchover that was never tried is a hope. The newest drill of all nodes counts: it is on record where it was
+/// given.
 pub(super) fn drill(config: &Config, sheets: &[Sheet], now: jiff::Timestamp, report: &mut Report) {
     let voter = |sheet: &Sheet| sheet.name().and_then(|name| config.node(&name)).is_some_and(|node| node.voter);
     if !sheets.first().is_some_and(voter) {
@@ -372,7 +373,7 @@ mod tests {
         // The same may be the line's delay.
         assert_eq!(found(vec![sample(0, 200, 1), sample(2000, 200, 2101)]), [""; 0]);
         assert_eq!(found(vec![sample(0, 2, 5001), sample(2000, 2, 7001)]), ["clock.offset"]);
-        let slow = config().fence.lease.as_millis() as u64 / 2;
+        let slow = crate::base::time::millis(config().fence.lease) / 2;
         assert_eq!(found(vec![sample(0, slow, slow / 2), sample(9000, slow, 9000 + slow / 2)]), ["peer.slow"]);
     }
 

@@ -70,6 +70,7 @@ pub struct Examined {
 
 /// All that comes over the peer channel: the guard's questions, and `doctor`'s.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "the guard's question is the message of every poll")]
 pub enum Asked {
     Guard(PeerQuestion),
     Doctor(What),

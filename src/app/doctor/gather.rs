@@ -26,10 +26,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// All questions of PostgreSQL, one of a DNS server, one knock at a door, one login at another PostgreSQL.
-const PG_LIMIT: Duration = Duration::from_secs(4);
+const PG_LIMIT: Duration = Duration::from_millis(3500);
+const FITNESS_LIMIT: Duration = Duration::from_secs(2);
 const DNS_LIMIT: Duration = Duration::from_secs(3);
 const FIND_LIMIT: Duration = Duration::from_secs(3);
-const DOOR_LIMIT: Duration = Duration::from_secs(2);
+const DOOR_LIMIT: Duration = Duration::from_millis(1500);
 const LOGIN_LIMIT: Duration = Duration::from_secs(4);
 const UNITS_LIMIT: Duration = Duration::from_secs(4);
 /// What `pg_rewind` logs in to.
@@ -121,6 +122,8 @@ pub struct Facts {
     pub files: Vec<(String, String)>,
     /// Secret files that others can read or write.
     pub open_secrets: Vec<Place>,
+    /// Secret files and the users they belong to, who are neither root nor the data directory's owner.
+    pub foreign_secrets: Vec<(PathBuf, u32)>,
     /// The unit that owns the cluster, and whether it asks `may-start-primary`.
     pub unit: Option<(String, bool)>,
     pub units: Result<Vec<outside::UnitFacts>, String>,
@@ -192,6 +195,7 @@ pub async fn gather(config: &Config, node: &Node, file: &Path, target: &Target, 
         servers,
         files,
         open_secrets,
+        foreign_secrets: foreign_secrets(config, node),
         units,
         tools,
         logins,
@@ -216,8 +220,8 @@ async fn postgres(cluster: Result<&Cluster, &str>) -> (Result<Survey, String>, R
                 survey.databases.iter().flat_map(|database| database.libraries.iter().cloned()).collect();
             libraries.sort();
             libraries.dedup();
-            let look = cluster.fitness(survey.setting("shared_preload_libraries"), &libraries, PG_LIMIT);
-            let look = tokio::time::timeout(PG_LIMIT, look).await.map_err(|_| late());
+            let look = cluster.fitness(survey.setting("shared_preload_libraries"), &libraries, FITNESS_LIMIT);
+            let look = tokio::time::timeout(FITNESS_LIMIT, look).await.map_err(|_| late());
             look.and_then(|look| look.map_err(|error| error.to_string()))
         }
         Err(why) => Err(why.clone()),
@@ -241,14 +245,27 @@ async fn logins(config: &Config, node: &Node, cluster: Option<&Cluster>) -> Vec<
 
 /// The secret files of the configuration that others can read or write.
 pub fn open_secrets(config: &Config) -> Vec<Place> {
-    let tsig = config.dns.iter().filter_map(|dns| dns.tsig.as_ref()).map(|tsig| &tsig.key_file);
-    let fixed = [&config.cluster.key_file, &config.replication.password_file];
-    let all = fixed.into_iter().chain(tsig).chain(&config.auth.tls_key_file);
     let place = |path: &PathBuf| {
         let mode = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?.mode() & 0o7777;
         (mode & OTHERS != 0).then(|| Place { path: path.clone(), mode })
     };
-    all.filter_map(place).collect()
+    secrets(config).filter_map(place).collect()
+}
+
+/// Those that belong to another user than root and the data directory's owner, who could open them to anybody.
+fn foreign_secrets(config: &Config, node: &Node) -> Vec<(PathBuf, u32)> {
+    let Ok(owner) = std::fs::metadata(&node.postgres.data_dir).map(|meta| meta.uid()) else { return Vec::new() };
+    let foreign = |path: &PathBuf| {
+        let uid = std::fs::metadata(path).ok()?.uid();
+        (uid != 0 && uid != owner).then(|| (path.clone(), uid))
+    };
+    secrets(config).filter_map(foreign).collect()
+}
+
+fn secrets(config: &Config) -> impl Iterator<Item = &PathBuf> {
+    let tsig = config.dns.iter().filter_map(|dns| dns.tsig.as_ref()).map(|tsig| &tsig.key_file);
+    let fixed = [&config.cluster.key_file, &config.replication.password_file];
+    fixed.into_iter().chain(tsig).chain(&config.auth.tls_key_file)
 }
 
 /// Does a drop-in of PostgreSQL's unit ask `may-start-primary`?

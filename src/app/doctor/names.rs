@@ -1,5 +1,5 @@
-//! The witness and the way to it, and the caches between it and clients: reachability by UDP and TCP, authority, the key
-//! and its rights, time to live, clocks.
+//! The witness and the way to it, and the caches between it and clients: reachability by UDP and TCP, authority, the
+//! key and its rights, time to live, clocks.
 //!
 //! The right to update is proven by an update that must fail (`gather`). Servers differ in what they look at first: a
 //! wrong key is NOTAUTH with BADKEY, BADSIG or BADTIME everywhere; a key without rights is REFUSED at BIND, Knot,
@@ -73,8 +73,8 @@ fn answered(server: &Server, mode: DnsMode, ttl: u64, report: &mut Report) {
     match &server.head {
         Ok(_) => report.checked(format!("the witness {address} by TCP, and its authority for the zone")),
         Err(why) => {
-            let remedy = "let TCP port 53 pass to it, and name the zone's own servers in dns.servers, dns.zone as it is \
-                          there";
+            let remedy = "let TCP port 53 pass to it; name the zone's own servers in dns.servers, and dns.zone as \
+                          it is there";
             report.find(Level::Critical, "dns.tcp", why.clone(), remedy);
         }
     }
@@ -138,7 +138,8 @@ fn silence(why: &str) -> (&'static str, &'static str) {
         return ("dns.key", "synchronise both clocks: timedatectl set-ntp true");
     }
     if has(&["badkey", "badsig", "signature", "signed", "tsig"]) {
-        let remedy = "compare dns.tsig_name, dns.tsig_algorithm and the secret in dns.tsig_key_file with the server's:\n\
+        let remedy = "compare dns.tsig_name, dns.tsig_algorithm and the secret in dns.tsig_key_file with the \
+                      server's:\n\
                       BIND: key \"NAME\" { algorithm hmac-sha256; secret \"...\"; };\n\
                       Knot: key: - id: NAME / algorithm: hmac-sha256 / secret: ...";
         return ("dns.key", remedy);

@@ -106,6 +106,11 @@ pub(super) fn files(facts: &Facts, report: &mut Report) {
         let remedy = format!("chmod o-rwx {path}\nand consider a new secret: this one may have been read");
         report.find(Level::Critical, "secret.mode", text, remedy);
     }
+    for (path, uid) in &facts.foreign_secrets {
+        let path = path.display();
+        let text = format!("{path} belongs to user {uid}, who is neither root nor the data directory's owner");
+        report.find(Level::Warning, "secret.owner", text, format!("as root:\nchown root:postgres {path}"));
+    }
 }
 
 pub(super) fn units(config: &Config, facts: &Facts, report: &mut Report) {
@@ -168,6 +173,7 @@ mod tests {
             logins: Vec::new(),
             host: super::super::host::HostFacts::default(),
             open_secrets: Vec::new(),
+            foreign_secrets: Vec::new(),
             status: Ok(status),
             doors: Vec::new(),
             gate_taken: None,
@@ -220,7 +226,8 @@ mod tests {
             let found = judged(&facts);
             assert!(matches!(&found[..], [(Level::Warning, text)] if text.contains(words)), "{words}: {found:?}");
         }
-        let rows: [(Level, &str, Break); 11] = [
+        let rows: [(Level, &str, Break); 12] = [
+            (Level::Warning, "chown root:postgres /k", |f| f.foreign_secrets.push(("/k".into(), 1000))),
             (Level::Critical, "systemctl start portcullis", |f| f.status = Err("the daemon does not answer".into())),
             (Level::Warning, "runs version 0.0.9", |f| {
                 status(f).version = "0.0.9".into();

@@ -6,6 +6,8 @@ use super::{Level, Report};
 use crate::base::config::{Config, Node};
 use crate::io::postgres::{Fitness, Login, RoleFacts, Survey, Tool, slot_name};
 
+/// Megabytes of WAL that a busy primary writes in minutes.
+const LITTLE_WAL: i64 = 1024;
 /// A copy beside the data needs its size and something for WAL.
 const ROOM_PERCENT: u64 = 105;
 
@@ -177,6 +179,12 @@ fn kept(config: &Config, survey: &Survey, report: &mut Report) {
         let text = "neither slots, nor wal_keep_size, nor an archive keep WAL: a standby that was away needs a clone";
         let remedy = "replication.slots = true, or in postgresql.conf, then reload:\nwal_keep_size = 4GB";
         report.find(Level::Warning, "repl.wal", text, remedy);
+    }
+    let most = survey.setting("max_slot_wal_keep_size").parse::<i64>().unwrap_or(-1);
+    if config.replication.slots && (0..LITTLE_WAL).contains(&most) {
+        let text = format!("max_slot_wal_keep_size is {most} MB: a standby that was away for more needs a clone");
+        let remedy = "in postgresql.conf, then reload, as large as the disk allows:\nmax_slot_wal_keep_size = 20GB";
+        report.find(Level::Advice, "repl.wal", text, remedy);
     }
 }
 
@@ -366,6 +374,26 @@ mod tests {
         assert_eq!(at(failed("FATAL:  the database system is starting up"), done()).0, []);
         let (found, remedy) = at(done(), failed("FATAL:  no pg_hba.conf entry for host"));
         assert!(found == [(Level::Advice, "rejoin.login".to_owned())] && remedy.contains("host  postgres"), "{remedy}");
+    }
+
+    #[test]
+    fn wal_for_a_standby_that_is_away_is_kept_somehow() {
+        let check = |slots: bool, settings: &[(&str, &str)]| {
+            let mut config = config();
+            config.replication.slots = slots;
+            let mut survey = Survey::default();
+            for (name, value) in settings {
+                survey.settings.insert((*name).into(), (*value).into());
+            }
+            let mut report = Report::default();
+            kept(&config, &survey, &mut report);
+            found(report)
+        };
+        let none = [("wal_keep_size", "0"), ("archive_mode", "off"), ("max_slot_wal_keep_size", "-1")];
+        assert_eq!(check(true, &none), []);
+        assert_eq!(check(false, &none), [(Level::Warning, "repl.wal".to_owned())]);
+        assert_eq!(check(false, &[("wal_keep_size", "512"), none[1]]), []);
+        assert_eq!(check(true, &[("max_slot_wal_keep_size", "64")]), [(Level::Advice, "repl.wal".to_owned())]);
     }
 
     #[test]

@@ -216,8 +216,8 @@ mod tests {
                 ],
                 false
             ),
-            "3 findings: a failover now might not work (dns.update), and may lose acknowledged writes (commit.lowered), \
-             and takes longer, or makes the way back harder (rejoin.rewind)"
+            "3 findings: a failover now might not work (dns.update), and may lose acknowledged writes \
+             (commit.lowered), and takes longer, or makes the way back harder (rejoin.rewind)"
         );
         assert_eq!(said(&[], true), "no finding; midna could not be looked at");
         assert!(

@@ -1,5 +1,5 @@
-//! More of what `doctor` asks of PostgreSQL: slots, the replication role, libraries, collations, the tools of `bin_dir`,
-//! and a real login of the replication role at another node. It judges nothing and changes nothing.
+//! More of what `doctor` asks of PostgreSQL: slots, the replication role, libraries, collations, the tools of
+//! `bin_dir`, and a real login of the replication role at another node. It judges nothing and changes nothing.
 
 use super::role::REWIND_FUNCTIONS;
 use super::session::Session;

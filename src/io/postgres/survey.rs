@@ -39,9 +39,8 @@ const MAY_CANCEL: &str = "SELECT rolname FROM pg_roles WHERE rolcanlogin AND NOT
     has_function_privilege(oid, 'pg_catalog.pg_cancel_backend(integer)', 'EXECUTE') ORDER BY 1";
 const UNLOGGED: &str =
     "SELECT count(*) FROM pg_class WHERE relpersistence = 'u' AND relkind IN ('r', 'm') AND relnamespace <> 0";
-
-const LIBRARIES: &str = "SELECT DISTINCT probin FROM pg_proc WHERE prolang = (SELECT oid FROM pg_language WHERE lanname = 'c') \
-     AND probin IS NOT NULL ORDER BY 1";
+const LIBRARIES: &str = "SELECT DISTINCT probin FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
+    WHERE lanname = 'c' AND probin IS NOT NULL ORDER BY 1";
 
 /// One rule of `pg_hba_file_rules`; lists keep PostgreSQL's keywords.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
