@@ -140,10 +140,10 @@ fn cluster(own: &Sheet, other: &Sheet, report: &mut Report) {
         let (least, most) = (ours.min(theirs), ours.max(theirs));
         let standby = low.in_recovery == Some(true);
         let (level, then) = match standby {
-            true => (Level::Critical, "its replay may stop, and it does not start"),
-            false => (Level::Warning, "after a failover it cannot follow"),
+            true => (Level::Critical, "'s replay may stop, and it does not start again"),
+            false => (Level::Warning, " cannot follow after a failover"),
         };
-        let text = format!("{limit} is {least} on {} and {most} on {}: {then}", low.node, high.node);
+        let text = format!("{limit} is {least} on {0} and {most} on {1}: {0}{then}", low.node, high.node);
         let remedy = format!("in postgresql.conf of {}, then restart its PostgreSQL:\n{limit} = {most}", low.node);
         report.find(level, "pg.standby-limits", text, remedy);
     }

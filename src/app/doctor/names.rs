@@ -18,6 +18,11 @@ const FAR_SECONDS: u64 = 150;
 
 pub(super) fn check(config: &Config, facts: &Facts, report: &mut Report) {
     witness(config, facts, report);
+    // The lines to copy, with this service's own words.
+    let key = config.dns.as_ref().and_then(|dns| dns.tsig.as_ref()).map_or("KEY", |tsig| tsig.name.as_str());
+    for finding in report.findings.iter_mut().filter(|finding| finding.check == "dns.update") {
+        finding.remedy = finding.remedy.replace("KEY", key).replace("SERVICE", &config.service.name);
+    }
     super::host::caches(config, &facts.host, report);
 }
 

@@ -150,12 +150,12 @@ pub(super) fn summary(report: &Report) -> String {
         (Then::Passes, "leaves a way past the gate"),
         (Then::Hinders, "takes longer, or makes the way back harder"),
     ] {
-        let mut names: Vec<&str> = counted
-            .iter()
-            .filter(|finding| then(&finding.check) == kind)
-            .map(|finding| finding.check.as_str())
-            .collect();
-        names.dedup();
+        let mut names: Vec<&str> = Vec::new();
+        for finding in counted.iter().filter(|finding| then(&finding.check) == kind) {
+            if !names.contains(&finding.check.as_str()) {
+                names.push(&finding.check);
+            }
+        }
         if !names.is_empty() {
             let more = if names.len() > NAMED { ", ..." } else { "" };
             names.truncate(NAMED);
