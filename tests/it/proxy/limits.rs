@@ -410,7 +410,12 @@ async fn who_waited_for_a_role_that_may_not_connect_more_often_reads_postgresqls
 #[tokio::test(flavor = "multi_thread")]
 async fn a_query_wait_of_zero_waits_for_nothing() {
     let front = with(Pool { query_wait: Duration::ZERO, ..shared(1) }).await;
-    let (mut a, mut b) = (enter(&front, "app", "").await, enter(&front, "app", "").await);
+    // A login is on loan as well, and the next one would not wait for it to come back.
+    let is_back = async || front.commands.figures().iter().all(|pool| pool.idle == pool.open);
+    let mut a = enter(&front, "app", "").await;
+    eventually("the backend of the first login is back", is_back).await;
+    let mut b = enter(&front, "app", "").await;
+    eventually("the backend of the second login is back", is_back).await;
     assert_eq!(a.ask(&query("begin")).await, "Ct");
     b.send(&query("select 1")).await;
     assert_eq!(b.error().await.0, "53300");
