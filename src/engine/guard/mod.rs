@@ -19,7 +19,7 @@
 //! `proofs` (witness and peer evidence), `standing` (R1: what opens, suspends and cuts), `fence`, `vip`, `record`
 //! (updates and their settling), `durability` and `alone` (R4), `observe` (records edited by hand), `unmarked`
 //! (takeovers no marker decides), `word` (under "block", without a marker), `followers` (nodes without a
-//! vote), `pledge`, `pause`, `units`, `housekeeping`, `takeover` (promote, switchover, unfence), `handover` (the old
+//! vote), `pledge`, `pause`, `silence`, `units`, `housekeeping`, `takeover` (promote, switchover, unfence), `handover` (the old
 //! side of a switchover) and `carry` (its clients), `rejoin`, `forward` (where a passive node's clients go), `view`.
 
 mod alone;
@@ -38,6 +38,7 @@ mod pledge;
 mod proofs;
 mod record;
 mod rejoin;
+mod silence;
 mod standing;
 mod takeover;
 mod units;
@@ -156,6 +157,7 @@ struct PgMemory {
     told_to_promote: Option<u64>,
     /// `may-start-primary` refused it: the daemon starts it once proof has come (R6).
     start_refused: bool,
+    silence: silence::Silence,
 }
 
 /// The gate as the guard last set it.
@@ -323,7 +325,7 @@ impl Guard {
             }
             Event::PgObserved { asked, report } => self.on_pg_observed(now, asked, *report, fx),
             Event::PgLost(why) => self.on_pg_lost(now, why, fx),
-            Event::PgSilent(why) => self.pg.error = Some(why),
+            Event::PgSilent(why) => self.on_pg_silent(now, why),
             Event::PgDone { op, result } => self.on_pg_done(now, op, result, fx),
             Event::PgProgress { op, text, progress } => self.on_pg_progress(now, op, text, progress, fx),
             Event::Drained { op, cancelled, busy } => self.on_drained(now, op, cancelled, busy, fx),
@@ -370,6 +372,7 @@ impl Guard {
             self.advance_durability(now, fx);
             self.advance_word(fx);
             self.advance_housekeeping(now, fx);
+            self.advance_silence(now, fx);
             self.advance_watching(now, fx);
             self.advance_followers(now, fx);
             self.decide(now, fx);
@@ -525,7 +528,7 @@ impl Guard {
         }
         let Some((op, owner, task)) = self.pg.next.pop_front() else { return };
         self.pg.task = Some((op, owner));
-        self.pg.restarts = matches!(task, PgTask::Stop | PgTask::Start | PgTask::Demote { .. } | PgTask::Rejoin(_));
+        self.pg.restarts = matches!(task, PgTask::Stop | PgTask::StopNow | PgTask::Start | PgTask::Demote { .. } | PgTask::Rejoin(_));
         if matches!(task, PgTask::Promote { .. }) {
             self.pg.told_to_promote = self.pg.report.as_ref().map(|report| report.start);
         }
@@ -551,6 +554,7 @@ impl Guard {
             self.pg.error = None;
             self.pg.barrier = None;
             self.pg.barrier_passed = false;
+            self.forget_silence();
         }
         self.next_pg_task(fx);
         match owner {
