@@ -91,7 +91,10 @@ pub async fn promote(
         return settle(facts, args.json);
     }
     if !agreed(&facts, may_lose, ask) {
-        return Err(Fault::new(ExitCode::Refused, "promote was not confirmed; nothing was changed; run it again and type the word it asks for"));
+        return Err(Fault::new(
+            ExitCode::Refused,
+            "promote was not confirmed; nothing was changed; run it again and type the word it asks for",
+        ));
     }
     let real = PromoteArgs { yes: true, accept_data_loss: args.accept_data_loss || may_lose, ..args.clone() };
     let end = printed(target, "promote", &body(&real), args.json, out).await?;

@@ -265,7 +265,9 @@ impl Guard {
                 w.heard = w.heard.max(heard);
             }
             if now.boot.since(w.heard) > WATCH_LIMIT {
-                let text = format!("{peer} says nothing of it any more; look there with `portcullis status`, then run it again");
+                let text = format!(
+                    "{peer} says nothing of it any more; look there with `portcullis status`, then run it again"
+                );
                 fx.push(Effect::End { ticket: w.ticket, exit: 4, text, flag: None });
                 return false;
             }

@@ -528,7 +528,8 @@ impl Guard {
         }
         let Some((op, owner, task)) = self.pg.next.pop_front() else { return };
         self.pg.task = Some((op, owner));
-        self.pg.restarts = matches!(task, PgTask::Stop | PgTask::StopNow | PgTask::Start | PgTask::Demote { .. } | PgTask::Rejoin(_));
+        self.pg.restarts =
+            matches!(task, PgTask::Stop | PgTask::StopNow | PgTask::Start | PgTask::Demote { .. } | PgTask::Rejoin(_));
         if matches!(task, PgTask::Promote { .. }) {
             self.pg.told_to_promote = self.pg.report.as_ref().map(|report| report.start);
         }

@@ -344,10 +344,15 @@ impl Guard {
         let peer = self.peer.state.as_ref().filter(|_| self.peer_reachable(now));
         if self.gate.open && self.hangs_since(now).is_some() && peer.is_some() {
             let peer = &self.setup.peer;
-            return Some(format!("portcullis promote    (on {peer}: PostgreSQL here does not answer; this node consents)"));
+            return Some(format!(
+                "portcullis promote    (on {peer}: PostgreSQL here does not answer; this node consents)"
+            ));
         }
         if self.gate.open && peer.is_some_and(|p| p.wants_rejoin) {
-            return Some(format!("portcullis rejoin {}    (it waits for that; this node serves alone)", self.setup.peer));
+            return Some(format!(
+                "portcullis rejoin {}    (it waits for that; this node serves alone)",
+                self.setup.peer
+            ));
         }
         if !self.durable.is_holder() && !self.peer_reachable(now) && self.durable.seen.0 > 0 {
             return Some("portcullis promote --dry-run    (shows what a failover would do)".to_owned());

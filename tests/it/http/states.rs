@@ -86,7 +86,13 @@ pub fn active() -> Snapshot {
                 text: "alp opened epoch 7 on <192.0.2.53>".into(),
             },
         ],
-        postgres: PostgresStatus { up: true, role: Some("primary".into()), error: None, streaming: false, hangs_since: None },
+        postgres: PostgresStatus {
+            up: true,
+            role: Some("primary".into()),
+            error: None,
+            streaming: false,
+            hangs_since: None,
+        },
         journal: JournalStatus { refused: 6, won: 7, complete: 7, fence: 6 },
         advice: None,
         maintenance: false,
@@ -123,7 +129,8 @@ pub fn passive() -> Snapshot {
         same_configuration: Some(true),
         nodes: Vec::new(),
     });
-    s.postgres = PostgresStatus { up: true, role: Some("standby".into()), error: None, streaming: true, hangs_since: None };
+    s.postgres =
+        PostgresStatus { up: true, role: Some("standby".into()), error: None, streaming: true, hangs_since: None };
     s
 }
 

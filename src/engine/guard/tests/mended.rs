@@ -135,7 +135,11 @@ fn a_taker_that_died_while_clients_are_held_holds_them_a_few_seconds() {
             world.promote(1, false);
             let there = |w: &World| step_is(w, 0, stage) && (stage != "PostgreSQL stopped" || !w.nodes[0].pg.up);
             world.run_until(secs(10), stage, there);
-            if machine { world.kill_all(1) } else { world.kill(1) }
+            if machine {
+                world.kill_all(1)
+            } else {
+                world.kill(1)
+            }
             let begun = world.now;
             world.run_until(secs(60), stage, |w| w.snapshot(0).procedure.is_none() && w.nodes[0].pg.up);
             assert!(took(&world, begun) < secs(10), "{stage}, machine {machine}: {:?}", took(&world, begun));
