@@ -26,6 +26,8 @@ const CHECKPOINT_LIMIT: Duration = Duration::from_secs(600);
 /// A checkpoint that took longer left time for much to become dirty again: another follows, so many at most.
 const SHORT_CHECKPOINT: Duration = Duration::from_secs(1);
 const CHECKPOINTS: u32 = 2;
+/// A PostgreSQL that answers nobody for so long while it writes one hangs; a slow disk is given more time than usual.
+const CHECKPOINT_SILENCE: Duration = Duration::from_secs(8);
 /// The word for the stage whose answer the taker waits for no longer than for any other.
 pub(super) const CLIENTS_HELD: &str = "clients held";
 /// A consent stops PostgreSQL, which maintenance leaves alone.
@@ -546,8 +548,9 @@ impl Guard {
             self.put_back(now, None, fx);
             return;
         }
-        if let (Stage::Checkpointing { ticket, .. }, Some(since)) = (stage, self.hangs_since(now)) {
-            fx.push(hangs(ticket, format!("it has not answered since {since}")));
+        let silent = self.silent_for(now);
+        if let (Stage::Checkpointing { ticket, .. }, true) = (stage, silent >= CHECKPOINT_SILENCE) {
+            fx.push(hangs(ticket, format!("it fell silent during the checkpoint, {} s ago", silent.as_secs())));
             self.put_back(now, None, fx);
             return;
         }

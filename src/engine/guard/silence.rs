@@ -60,6 +60,12 @@ impl Guard {
         long.or(lately).filter(|_| self.pg.up).map(|(_, wall)| wall.as_str())
     }
 
+    /// No look was answered for so long, since the first that ran out of time.
+    pub(super) fn silent_for(&self, now: Now) -> Duration {
+        let since = self.pg.silence.since.as_ref().filter(|_| self.pg.up);
+        since.map_or(Duration::ZERO, |(at, _)| now.boot.since(*at))
+    }
+
     /// Somebody is told once.
     pub(super) fn advance_silence(&mut self, now: Now, fx: &mut Vec<Effect>) {
         if self.pg.silence.said {
