@@ -90,8 +90,8 @@ pub(super) fn next_step(now: &Snapshot) -> (String, bool) {
     };
     if !there && now.replication.blocks {
         let text = format!(
-            "{active} is active, but every commit waits (on_standby_loss = \"block\") until {other} follows. When {other} \
-             is back: portcullis rejoin {other}"
+            "{active} is active, but every commit waits (on_standby_loss = \"block\") until {other} follows. When \
+             {other} is back: portcullis rejoin {other}"
         );
         return (text, true);
     }
@@ -107,7 +107,8 @@ pub(super) fn next_step(now: &Snapshot) -> (String, bool) {
     let why = if role == Some(Role::Fenced) { "is fenced" } else { "does not follow yet" };
     if now.replication.blocks {
         let text = format!(
-            "{active} is active, and every commit waits for {other}, which {why}. If it stays so: portcullis rejoin {other}"
+            "{active} is active, and every commit waits for {other}, which {why}. If it stays so: portcullis rejoin \
+             {other}"
         );
         return (text, false);
     }

@@ -12,7 +12,8 @@
 //! | passive, peer unreachable or not streaming | WARNING |
 //! | active without an open gate, lapsed, fenced, holder without proof | CRITICAL |
 //! | writable without being active, nobody known to be active | CRITICAL |
-//! | PostgreSQL down or without an answer for 5 s, somebody else claims the VIP, the daemon's turn does not run or nobody answers | CRITICAL |
+//! | PostgreSQL down, or without an answer for 5 s | CRITICAL |
+//! | somebody else claims the VIP, the daemon's turn does not run or nobody answers | CRITICAL |
 
 use super::clean;
 use crate::engine::status::{GateState, HELD, Role, Snapshot, VerdictWord, WitnessStatus, human_ms};

@@ -5,6 +5,7 @@ use super::handover::MAINTENANCE;
 use super::proofs::PeerAskedFor;
 use super::takeover::Kind;
 use super::{Guard, Then};
+use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
 use crate::engine::turn::{Command, Effect, Now, PeerAnswer, PeerQuestion, ProcedureBrief, Ticket};
@@ -28,6 +29,11 @@ pub(super) struct Watching {
 }
 
 impl Guard {
+    /// The peer's name.
+    pub(super) fn peer_name(&self) -> NodeName {
+        self.setup.peer.clone()
+    }
+
     /// A number for a procedure that both journals hold: unique enough across restarts because it is the time.
     pub(super) fn procedure_id(&mut self, now: Now) -> u64 {
         u64::try_from(now.wall.as_millisecond()).unwrap_or(0)

@@ -19,8 +19,9 @@
 //! `proofs` (witness and peer evidence), `standing` (R1: what opens, suspends and cuts), `fence`, `vip`, `record`
 //! (updates and their settling), `durability` and `alone` (R4), `observe` (records edited by hand), `unmarked`
 //! (takeovers no marker decides), `word` (under "block", without a marker), `followers` (nodes without a
-//! vote), `pledge`, `pause`, `silence`, `units`, `housekeeping`, `takeover` (promote, switchover, unfence), `handover` (the old
-//! side of a switchover) and `carry` (its clients), `rejoin`, `forward` (where a passive node's clients go), `view`.
+//! vote), `pledge`, `pause`, `silence`, `units`, `housekeeping`, `takeover` (promote, switchover, unfence), `handover`
+//! (the old side of a switchover) and `carry` (its clients), `rejoin`, `forward` (where a passive node's clients go),
+//! `view`.
 
 mod alone;
 mod carry;
@@ -47,7 +48,7 @@ mod view;
 mod vip;
 mod word;
 
-use crate::base::ids::{Epoch, NodeName, OpId};
+use crate::base::ids::{Epoch, OpId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::{Durable, Entry};
 use crate::engine::lease::Proofs;
@@ -592,11 +593,6 @@ impl Guard {
             ),
             None => format!("portcullis: node {} does not serve ({reason})", self.setup.me),
         }
-    }
-
-    /// The peer's name.
-    fn peer_name(&self) -> NodeName {
-        self.setup.peer.clone()
     }
 }
 

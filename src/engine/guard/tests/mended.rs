@@ -1,5 +1,5 @@
-//! What an auditor found by trying the whole program: a PostgreSQL that does not answer, a taker that falls silent while
-//! clients are held, and words that did not say what was so.
+//! What an auditor found by trying the whole program: a PostgreSQL that does not answer, a taker that falls silent
+//! while clients are held, and words that did not say what was so.
 
 use super::world::{Delivery, MS, World, name, secs};
 use crate::base::time::Duration;
