@@ -1,7 +1,8 @@
 #!/bin/bash
 # Packs the release binary into portcullis_VERSION_ARCH.deb with dpkg-deb alone (docs/decisions/0002).
 #
-# PORTCULLIS_BIN names another binary than the release build's. Needs dpkg-dev for the list of libraries.
+# PORTCULLIS_BIN names another binary than the release build's, PORTCULLIS_DEB_COMPRESSION another option of dpkg-deb
+# than -Zxz. Needs dpkg-dev for the list of libraries.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022
@@ -42,7 +43,7 @@ completion bash "$root/usr/share/bash-completion/completions/portcullis"
 completion zsh "$root/usr/share/zsh/vendor-completions/_portcullis"
 completion fish "$root/usr/share/fish/vendor_completions.d/portcullis.fish"
 
-install -m 0644 README.md CHANGELOG.md docs/design.md docs/operations.md docs/glossary.md "$doc/"
+install -m 0644 README.md CHANGELOG.md docs/design.md docs/install.md docs/operations.md docs/glossary.md "$doc/"
 {
     printf 'portcullis (%s) unstable; urgency=medium\n\n  * What changed is in CHANGELOG.md beside this file.\n\n' "$version"
     printf ' -- %s  %s\n' "$maintainer" "$(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")"
@@ -74,7 +75,7 @@ done
 find "$root" -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
 package=$out/portcullis_${version}_$arch.deb
-dpkg-deb --root-owner-group --uniform-compression -Zxz --build "$root" "$package"
+dpkg-deb --root-owner-group --uniform-compression "${PORTCULLIS_DEB_COMPRESSION:--Zxz}" --build "$root" "$package"
 rm -rf "$root"
 
 if command -v lintian >/dev/null; then

@@ -7,15 +7,19 @@ set -euo pipefail
 
 packages=(
     postgresql-15 postgresql-client-15      # the database under test
+    postgresql dpkg-dev binutils            # what the guide installs: that package, and ours
     bind9 bind9-dnsutils bind9-host         # a witness that is not our own, nsupdate, dig
     knot                                    # another one, by other authors
     faketime                                # a clock of its own for the witness
     iproute2 iputils-arping nftables        # network namespaces, who answers for the VIP, cutting the network
     tcpdump procps util-linux               # looking on; setpriv
     systemd-container dbus polkitd          # a machine with a real service manager
+    prometheus                              # promtool, which checks our metrics and alert rules
     openssl python3                         # certificates for client TLS; small helpers
     python3-venv ca-certificates            # drivers in other languages, against the gate
+    chromium                                # the status page as people see it
     libpostgresql-jdbc-java ecj             # ... and on the JVM; a compiler, and with it a Java runtime
+    lighttpd                                # a web server with a cgi-bin
 )
 # Other builds of Node bring npm along, and conflict with Debian's.
 if ! command -v node >/dev/null || ! command -v npm >/dev/null; then

@@ -22,6 +22,7 @@ pub mod base {
     pub mod config;
     pub mod fault;
     pub mod ids;
+    pub mod tally;
     pub mod time;
 }
 
@@ -48,8 +49,11 @@ pub mod engine {
     pub mod evidence;
     pub mod follower;
     pub mod guard;
+    pub mod lag;
     pub mod lease;
     pub mod machine;
+    pub mod outlook;
+    mod rejoining;
     pub mod report;
     pub mod setup;
     pub mod status;
@@ -69,6 +73,7 @@ pub mod io {
     pub mod journal;
     pub mod kernel_gate;
     pub mod links;
+    pub mod machine;
     pub mod neighbour;
     pub mod outside;
     pub mod postgres;
@@ -84,6 +89,7 @@ pub mod serve {
     pub mod cancel;
     pub mod chores;
     pub mod command;
+    pub mod console;
     pub mod data;
     pub mod end;
     pub mod flow;
@@ -100,6 +106,7 @@ pub mod serve {
     pub mod show;
     pub mod slot;
     pub mod socket;
+    pub mod tally;
     pub mod tls;
     pub mod tunnel;
 }
@@ -108,6 +115,7 @@ pub mod serve {
 /// The only floor that knows all others.
 #[cfg(feature = "shell")]
 pub mod app {
+    pub mod audit;
     pub mod cli;
     pub mod client;
     pub mod daemon;
@@ -116,6 +124,8 @@ pub mod app {
     pub mod hands;
     pub mod init;
     pub mod lines;
+    pub mod link_watch;
+    pub mod log;
     pub mod manual;
     pub mod may_start;
     pub mod meter;

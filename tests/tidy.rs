@@ -338,6 +338,7 @@ fn the_repository_has_what_it_promises() {
         "docs/architecture.md",
         "docs/glossary.md",
         "docs/design.md",
+        "docs/install.md",
         "docs/operations.md",
         "systemd/portcullis.service",
         "systemd/portcullis-witness.service",

@@ -4,6 +4,7 @@
 //! `daemon.rs`, `probe.rs`, `witness.rs` and the client. What is here: one line for each error, the exit codes of the
 //! contract, and that no panic shows a backtrace.
 
+use super::log::{self, Form, Record};
 use super::verbs::{CheckConfigArgs, Cli, Command, Globals, LogFormat};
 use super::{init, lines::Lines, manual, online};
 use crate::base::config::Config;
@@ -15,7 +16,8 @@ use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::Duration;
-use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// How long a server that ends waits for its last lines to be written.
 const LAST_LINES: Duration = Duration::from_millis(300);
@@ -234,22 +236,23 @@ fn verb(args: &[OsString]) -> Option<String> {
 
 /// Log lines go to standard error; `RUST_LOG` filters them. A client verb is quiet unless something is wrong. A server
 /// hands its lines to a writer, which is returned: whoever reads them may be stuck, and the turn must not be.
-fn start_logging(format: LogFormat, is_server: bool) -> Option<Lines> {
+fn start_logging(format: LogFormat, is_server: bool) -> Option<Lines<Record>> {
     let quiet = if is_server { "info" } else { "warn" };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{quiet},hickory_server=warn")));
-    let write = |line: &[u8]| drop(std::io::stderr().lock().write_all(line));
-    let lines = is_server.then(|| Lines::start("log", write).ok()).flatten();
-    let writer = match &lines {
-        Some(lines) => BoxMakeWriter::new(lines.clone()),
-        None => BoxMakeWriter::new(std::io::stderr),
-    };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    let color = std::io::stderr().is_terminal();
+    let form = if format == LogFormat::Json { Form::Json } else { Form::Text { color } };
+    if is_server {
+        let (lines, layer) = log::start(form);
+        tracing_subscriber::registry().with(filter).with(layer).init();
+        return Some(lines);
+    }
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Json => builder.json().init(),
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
+        LogFormat::Text => builder.with_ansi(color).with_target(false).init(),
     }
-    lines
+    None
 }
 
 /// A panic is a bug and ends the process (`panic = "abort"`), but says so in one line. A reader that has gone away

@@ -19,7 +19,8 @@ pub use door::Door;
 pub use drill::{DrillArgs, FAILED as DRILL_FAILED, drill};
 pub use promote::{Ask, PromoteArgs, ask_on_terminal, promote};
 
-use crate::app::render::{self, Style, check::Level};
+use crate::app::render::check::{Level, Thresholds};
+use crate::app::render::{self, Style};
 use crate::base::config::Config;
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
@@ -180,9 +181,9 @@ pub fn parse_since(text: &str, now: Timestamp) -> Result<Timestamp, Fault> {
 }
 
 /// `check`: prints the plugin's line and gives its exit code, 0 to 3. It does not fail: no answer is critical.
-pub async fn check(target: &Target, out: &mut Out<'_>) -> u8 {
+pub async fn check(target: &Target, thresholds: &Thresholds, out: &mut Out<'_>) -> u8 {
     let (level, line) = match snapshot(target).await {
-        Ok(snapshot) => render::check::check(&snapshot),
+        Ok(snapshot) => render::check::check(&snapshot, thresholds),
         Err(fault) => render::check::unanswered(&fault.text),
     };
     match out.put(&line) {
@@ -191,10 +192,19 @@ pub async fn check(target: &Target, out: &mut Out<'_>) -> u8 {
     }
 }
 
-/// `cgi`.
-pub async fn cgi(target: &Target, out: &mut Out<'_>) -> Result<ExitCode, Fault> {
-    let snapshot = snapshot(target).await?;
-    out.put(&render::cgi(&snapshot))?;
+/// `cgi`. `query` is what a web server was asked with, where one asks: it hears of a fault too, as a page.
+pub async fn cgi(target: &Target, query: Option<&str>, out: &mut Out<'_>) -> Result<ExitCode, Fault> {
+    let snapshot = match snapshot(target).await {
+        Ok(snapshot) => snapshot,
+        Err(fault) => {
+            if query.is_some() {
+                out.put(&render::cgi_error("503 Service Unavailable", &format!("portcullis: {}", fault.text)))?;
+            }
+            return Err(fault);
+        }
+    };
+    let answer = render::cgi_as_asked(&snapshot, query.unwrap_or_default());
+    out.put(&answer.unwrap_or_else(|refused| refused))?;
     Ok(ExitCode::Done)
 }
 

@@ -1,8 +1,13 @@
 //! Start and stop of the node: reads everything that needs rights, becomes the user that owns PostgreSQL, then wires
 //! senses, guard, hands and listeners together. It decides nothing.
+//!
+//! Over 600 lines: it is the one list of everything that there is, in the order in which it must begin.
 
-use crate::app::driver::{Driver, EVENTS_WAITING, Request, open_event_log, read_clocks};
-use crate::app::hands::{Hands, mac_text};
+use crate::app::audit::{self, Audit};
+use crate::app::driver::{Changes, Driver, EVENTS_WAITING, Request, open_event_log, read_clocks};
+use crate::app::hands::Hands;
+use crate::app::link_watch::watch_links;
+use crate::app::log;
 use crate::app::notices::{self, Notices};
 use crate::app::pools;
 use crate::app::reload::Reloader;
@@ -11,21 +16,21 @@ use crate::base::config::{Auth, Config, DnsMode, Node, Passive};
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
+use crate::engine::lag::LagMeter;
 use crate::engine::machine::Machine;
+use crate::engine::outlook::Ledger;
 use crate::engine::report::PgReport;
 use crate::engine::setup::Setup;
 use crate::engine::status::{EventRow, Snapshot};
 use crate::engine::turn::{Event, PeerAnswer, PeerQuestion};
 use crate::io::dns::{Authority, find_authorities};
 use crate::io::journal::Journal;
-use crate::io::links::{LinkEvent, LinkWatch};
 use crate::io::postgres::{Cluster, Peer, PgLost};
-use crate::io::vip::VipHand;
 use crate::io::{clock, fd_store, files, postgres, privileges};
 use crate::serve::command::Commands;
 use crate::serve::forward::Forwarder;
 use crate::serve::gate::Gate;
-use crate::serve::http::{Ask, Views, bind_control, control_router, router, serve_tcp};
+use crate::serve::http::{Ask, History, Live, Pools, Views, bind_control, control_router, router, serve_tcp};
 use crate::serve::listener::{self, Confirm, Doors, ProxyOptions, Rules};
 use crate::serve::peer::{PeerClient, PeerCounters, PeerIdentity, listen_with};
 use crate::serve::tls;
@@ -103,6 +108,7 @@ pub fn run(config: Config, me: &NodeName, config_file: &Path) -> Result<(), Faul
     listener::raise_descriptor_limit(config.pool.max_clients)?;
     privileges::become_owner(&node.postgres.data_dir, &[config.state_dir.clone(), config.runtime_dir.clone()])
         .map_err(bad)?;
+    log::begin().map_err(|error| bad(format!("no thread for the log: {error}")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .worker_threads(2)
@@ -209,13 +215,15 @@ async fn serve(
     let reloader = Reloader::new(config_file, rules, commands.clone(), notices.clone(), config.clone());
     let reloader = Arc::new(reloader);
     let people = People { requests: &request_tx, commands: &commands, reloader: &reloader };
-    spawn_pages(&config, control, &gate, &beat, &snapshot_rx, people);
+    let control_tx = spawn_pages(&config, control, &gate, &beat, &snapshot_rx, people);
+    commands.open_console(config.clone(), control_tx);
     let keep = std::env::var_os("NOTIFY_SOCKET").map(|_| fd_store::keep as listener::Keep);
     let proxy = spawn_proxy(commands.clone(), Doors { inherited, keep })?;
 
     let hands = Hands::new(&parts, journal, event_tx.clone());
     let watchdog = sd_notify::watchdog_enabled().is_some();
     let _not_under_systemd = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    log::of_node(node.name.as_str());
     tracing::info!("portcullis {} runs as node {}", env!("CARGO_PKG_VERSION"), node.name);
     let driver = Driver {
         guard,
@@ -233,8 +241,13 @@ async fn serve(
         peer_counters,
         watchdog,
         pools: commands,
+        changes: Changes::default(),
+        audit: Audit::default(),
+        said: Vec::new(),
+        lag: LagMeter::default(),
+        ledger: Ledger::default(),
     };
-    driver.run(stop_signal(move || reload(&reloader))).await;
+    driver.run(stop_signal(move || reload(&reloader, &request_tx))).await;
     proxy.shutdown_background();
     tracing::info!("stopped");
     Ok(())
@@ -374,61 +387,6 @@ fn spawn_peer(node: &Node, identity: Arc<PeerIdentity>, to: &Senses<'_>, peer: &
     tokio::spawn(listen_with(node.peer_listen, identity, counters, tunnels, handler));
 }
 
-/// Finds the VIPs' interfaces (again and again until they are there) and translates what happens to them.
-async fn watch_links(nets: Vec<ipnet::IpNet>, interface: Option<String>, events: mpsc::Sender<Event>) {
-    let mut vips = Vec::new();
-    for net in &nets {
-        loop {
-            match VipHand::new(net, interface.as_deref()).await {
-                Ok(hand) => {
-                    vips.push(hand.vip().clone());
-                    break;
-                }
-                Err(why) => {
-                    let _gone = events.send(Event::VipBindFailed { address: net.addr(), why }).await;
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-            }
-        }
-    }
-    // A watch for each interface: one link that is up says nothing about another that is down.
-    let mut interfaces: Vec<String> = vips.iter().map(|vip| vip.interface.clone()).collect();
-    interfaces.sort_unstable();
-    interfaces.dedup();
-    let (merged, mut heard) = mpsc::channel(crate::io::links::EVENTS_WAITING);
-    for (n, interface) in interfaces.iter().enumerate() {
-        let own: Vec<_> = vips.iter().filter(|vip| vip.interface == *interface).cloned().collect();
-        let (sender, mut receiver) = mpsc::channel(crate::io::links::EVENTS_WAITING);
-        let merged = merged.clone();
-        tokio::spawn(async move {
-            let _watch = LinkWatch::start(&own, sender);
-            while let Some(event) = receiver.recv().await {
-                if merged.send((n, event)).await.is_err() {
-                    return;
-                }
-            }
-        });
-    }
-    drop(merged);
-    let mut down = vec![false; interfaces.len()];
-    while let Some((n, event)) = heard.recv().await {
-        let event = match event {
-            LinkEvent::AddressRemoved { address } => Event::VipRemoved { address },
-            LinkEvent::AddressAdded { address, .. } => Event::VipIs { address, bound: true },
-            LinkEvent::LinkUp { .. } | LinkEvent::LinkDown { .. } => {
-                down[n] = matches!(event, LinkEvent::LinkDown { .. });
-                if down.contains(&true) { Event::LinkDown } else { Event::LinkUp }
-            }
-            LinkEvent::ForeignClaim { address, mac } => Event::ForeignClaim { address, mac: mac_text(mac) },
-            // Every fact follows anew.
-            LinkEvent::Overrun => continue,
-        };
-        if events.send(event).await.is_err() {
-            return;
-        }
-    }
-}
-
 /// Where commands of people go.
 struct People<'a> {
     requests: &'a mpsc::Sender<Request>,
@@ -443,31 +401,25 @@ fn spawn_pages(
     beat: &Arc<AtomicU64>,
     snapshots: &watch::Receiver<Arc<Snapshot>>,
     people: People<'_>,
-) {
+) -> mpsc::Sender<crate::serve::http::Command> {
     let (asked, beat) = (Arc::clone(gate), Arc::clone(beat));
     let gate_passes: Ask = Arc::new(move || asked.passes() && asked.is_listening());
     let beat: Ask =
         Arc::new(move || clock::now().since(Instant::from_nanos(beat.load(Ordering::Relaxed))) < BEAT_LIMIT);
     let figures = people.commands.clone();
-    let pools = Arc::new(move || figures.figures());
-    let views = Views { snapshot: snapshots.clone(), beat, gate_passes, pools };
-    let (command_tx, mut commands) = mpsc::channel(16);
-    let control_pages = control_router(views.clone(), command_tx);
+    let pools: Pools = Arc::new(move || figures.figures());
+    let live = Live::new(History::start(snapshots.clone(), Arc::clone(&pools)));
+    let timed = people.commands.clone();
+    let latencies = Arc::new(move || timed.latencies());
+    let started = clock::wall().as_duration().as_secs_f64();
+    let views = Views { snapshot: snapshots.clone(), beat, gate_passes, pools, latencies, started, live };
+    let (command_tx, commands) = mpsc::channel(16);
+    let control_pages = control_router(views.clone(), command_tx.clone());
     tokio::spawn(async move {
         let _never: () = control.serve(control_pages).await;
     });
-    let requests = people.requests.clone();
-    let (pools, reloader) = (people.commands.clone(), Arc::clone(people.reloader));
-    tokio::spawn(async move {
-        while let Some((request, reply)) = commands.recv().await {
-            if pools::is_for_pools(&request) {
-                let (pools, reloader) = (pools.clone(), Arc::clone(&reloader));
-                tokio::spawn(async move { pools::obey(request, reply, &pools, &reloader).await });
-            } else if requests.send(Request::Control(request, reply)).await.is_err() {
-                return;
-            }
-        }
-    });
+    let (requests, pools) = (people.requests.clone(), people.commands.clone());
+    tokio::spawn(pools::take(commands, requests, pools, Arc::clone(people.reloader)));
     if let Some(listen) = config.status_listen {
         let pages = router(views);
         tokio::spawn(async move {
@@ -478,6 +430,7 @@ fn spawn_pages(
             }
         });
     }
+    command_tx
 }
 
 fn make_commands(
@@ -571,10 +524,18 @@ fn past_events(path: &Path) -> Vec<EventRow> {
 }
 
 /// SIGHUP: the log says what came of it.
-fn reload(reloader: &Reloader) {
-    match reloader.reload() {
-        Ok(done) => tracing::info!("{}", done.text()),
-        Err(fault) => tracing::error!("nothing was reloaded: {fault}"),
+fn reload(reloader: &Reloader, requests: &mpsc::Sender<Request>) {
+    let (exit, text) = match reloader.reload() {
+        Ok(done) => (0, done.text()),
+        Err(fault) => {
+            tracing::error!("nothing was reloaded: {fault}");
+            (1, format!("nothing was reloaded: {fault}"))
+        }
+    };
+    // Who sent the signal is not known; with a driver that has no room for it, the log has it.
+    let told = audit::told("SIGHUP", "reload", exit, &text);
+    if let Err(error) = requests.try_send(Request::Audited(told)) {
+        tracing::info!("{text} ({error})");
     }
 }
 

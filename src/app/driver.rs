@@ -5,13 +5,17 @@
 //!        -> publish the snapshot -> wait until min(next event, next deadline, 200 ms)
 //! ```
 
+use crate::app::audit::{self, Audit};
 use crate::app::hands::Hands;
 use crate::app::lines::Lines;
+use crate::app::log;
 use crate::app::notices::{self, Notice, Notices};
 use crate::app::render::clean;
 use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
+use crate::engine::lag::LagMeter;
 use crate::engine::machine::Machine;
+use crate::engine::outlook::Ledger;
 use crate::engine::status::{EventRow, Snapshot};
 use crate::engine::turn::{Command, Effect, Event, Now, PeerAnswer, PeerQuestion, Ticket};
 use crate::io::clock;
@@ -20,6 +24,7 @@ use crate::serve::gate::Gate;
 use crate::serve::http::{ControlReply, ControlRequest};
 use crate::serve::peer::PeerCounters;
 use serde_json::Value;
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,7 +52,10 @@ const STOPPING: &str =
 
 /// Requests that need an answer on their own way back.
 pub enum Request {
-    Control(ControlRequest, mpsc::Sender<ControlReply>),
+    /// With who asks, in words.
+    Control(ControlRequest, String, mpsc::Sender<ControlReply>),
+    /// What was done beside the guard, for the event log.
+    Audited(String),
     Peer(NodeName, Box<PeerQuestion>, oneshot::Sender<PeerAnswer>),
     /// Of a node without a vote.
     Follower(NodeName, Box<PeerQuestion>, oneshot::Sender<PeerAnswer>),
@@ -83,6 +91,32 @@ pub struct Driver {
     pub peer_counters: Arc<PeerCounters>,
     pub watchdog: bool,
     pub pools: Commands,
+    /// Since when each node is in its state, as far as this daemon saw.
+    pub changes: Changes,
+    pub audit: Audit,
+    /// To be told with the next event.
+    pub said: Vec<String>,
+    pub lag: LagMeter,
+    /// What earlier snapshots tell of lag and loss.
+    pub ledger: Ledger,
+}
+
+/// For `last_status_change`: what each node's status and role were last, and since when.
+#[derive(Debug, Default)]
+pub struct Changes(HashMap<NodeName, ((String, String, bool), String)>);
+
+impl Changes {
+    /// Notes what is new in this snapshot, and fills in since when.
+    fn fill(&mut self, snapshot: &mut Snapshot, at: impl Fn() -> String) {
+        for row in &mut snapshot.nodes {
+            let state = (row.status.clone(), row.role.clone(), row.attached);
+            let known = self.0.entry(row.name.clone()).or_insert_with(|| (state.clone(), at()));
+            if known.0 != state {
+                *known = (state, at());
+            }
+            row.last_status_change = Some(known.1.clone());
+        }
+    }
 }
 
 /// The event log at `path`, written by a thread of its own: neither its disk nor a want of threads holds up a turn.
@@ -134,7 +168,14 @@ impl Driver {
             };
             let now = read_clocks();
             self.beat.store(now.boot.as_nanos(), Ordering::Relaxed);
+            if let Event::PgObserved { asked, report } = &event {
+                self.lag.observe(*asked, report);
+            }
+            for text in std::mem::take(&mut self.said) {
+                self.guard.handle(now, Event::Audited { text }, &mut effects);
+            }
             self.guard.handle(now, event, &mut effects);
+            self.audit_ends(now, &mut effects);
             // Who was told that a command ended asks for the status next: it must show what the command did.
             let all = std::mem::take(&mut effects).into_iter();
             let (ends, others): (Vec<_>, Vec<_>) = all.partition(|effect| matches!(effect, Effect::End { .. }));
@@ -164,6 +205,21 @@ impl Driver {
                 Some(_) => {}
                 None => return,
             }
+        }
+    }
+
+    /// Commands that end with these effects are events.
+    fn audit_ends(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let mut told = Vec::new();
+        for effect in effects.iter() {
+            match effect {
+                Effect::End { ticket, exit, text, .. } => told.extend(self.audit.ended(*ticket, *exit, text)),
+                Effect::AnswerPeer { ticket, answer } => told.extend(self.audit.answered(*ticket, answer)),
+                _ => {}
+            }
+        }
+        for text in told {
+            self.guard.handle(now, Event::Audited { text }, effects);
         }
     }
 
@@ -207,7 +263,9 @@ impl Driver {
             });
         }
         snapshot.paused_databases = self.pools.paused();
+        self.changes.fill(&mut snapshot, || now.rfc3339());
         snapshot.gate.forwarded = self.pools.forwarded();
+        snapshot.gate.waiting = self.pools.figures().iter().map(|pool| u64::from(pool.waiting)).sum();
         let refused = self.peer_counters.each();
         snapshot.counters.peer_refused_connections =
             refused.iter().filter(|(label, _)| *label != "accepted").map(|(_, count)| count).sum();
@@ -215,6 +273,12 @@ impl Driver {
         snapshot.counters.notices_sent = notices.sent;
         snapshot.counters.notices_failed = notices.failed;
         snapshot.counters.notices_dropped = notices.dropped;
+        for row in &mut snapshot.nodes {
+            let behind = self.lag.behind(row.name.as_str(), now.boot).filter(|_| row.role == "standby");
+            row.replication_delay_seconds = behind.map(|behind| behind.as_secs_f64());
+        }
+        log::at_epoch(snapshot.epoch);
+        self.ledger.complete(now.boot, &mut snapshot);
         self.snapshots.send_replace(Arc::new(snapshot));
     }
 
@@ -238,7 +302,7 @@ impl Driver {
                     self.gate.at_epoch(self.guard.complete());
                     self.gate.extend(until);
                 }
-                Effect::Forward { epoch } => self.pools.peer_serves(epoch),
+                Effect::Forward { serves, returns } => self.pools.peer_serves(serves, returns),
                 Effect::CarryOver { epoch, reason } => self.gate.carry_over(epoch, &reason),
                 Effect::HoldClients => self.gate.pause(),
                 Effect::HoldToCarry => self.gate.pause_to_carry(),
@@ -248,7 +312,12 @@ impl Driver {
                     self.notify(kind, &text);
                     self.log_event(kind, text);
                 }
-                other => self.hands.execute(other),
+                mut other => {
+                    if let Effect::AskPeer { ask, .. } = &mut other {
+                        self.audit.sign(ask);
+                    }
+                    self.hands.execute(other);
+                }
             }
         }
     }
@@ -288,19 +357,28 @@ impl Driver {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         match request {
-            Request::Control(request, reply) => match command(&request) {
+            Request::Control(request, by, reply) => match command(&request) {
                 Ok(command) => {
                     self.hands.expect_command(ticket, reply);
-                    tracing::info!("command {}", request.verb);
+                    if audit::typed(&command).is_none() {
+                        tracing::info!("{by}: {} (nothing is to be changed)", request.verb);
+                    }
+                    self.said.extend(self.audit.begun(ticket, by, &command));
                     Event::Command { ticket, command }
                 }
                 Err(text) => {
+                    self.said.push(audit::told(&by, &request.verb, 1, &text));
                     let _client_gone = reply.try_send(ControlReply::End { exit: 1, text, data: None });
                     Event::DeadlinePassed
                 }
             },
-            Request::Peer(_, question, reply) => {
+            Request::Audited(text) => {
+                self.said.push(text);
+                Event::DeadlinePassed
+            }
+            Request::Peer(from, question, reply) => {
                 self.hands.expect_question(ticket, reply);
+                self.audit.asked_by_peer(ticket, from.as_str(), &question);
                 Event::PeerAsked { ticket, question }
             }
             Request::Follower(from, question, reply) => {

@@ -10,7 +10,7 @@ use crate::app::wall::WallHand;
 use crate::base::ids::{NodeName, OpId};
 use crate::base::time::Duration;
 use crate::engine::durable::Entry;
-use crate::engine::report::{RejoinHow, SourceFacts};
+use crate::engine::report::SourceFacts;
 use crate::engine::turn::{Effect, Event, PeerAnswer, PeerQuestion, PgOutput, PgTask, Ticket};
 use crate::io::dns::Authority;
 use crate::io::journal::Journal;
@@ -429,8 +429,8 @@ async fn rejoin(
         }
     };
     let done = cluster.rejoin(peer, source, &mut tell).await?;
-    if let Some(aside) = done.aside.filter(|_| done.how == RejoinHow::Clone) {
-        tell(Tick::Words(format!("the old data directory is kept as {}", aside.display())));
+    if let Some(words) = done.set_aside() {
+        tell(Tick::Words(words));
     }
     tell(Tick::Words("starting PostgreSQL as a standby".to_owned()));
     cluster.start(PG_START_LIMIT).await?;

@@ -1,18 +1,31 @@
-//! `portcullis init`: writes a commented configuration and the secrets it names.
+//! `portcullis init`: writes a commented configuration and the secrets it names, brings both to the other node, and
+//! prepares PostgreSQL where it is told to.
+//!
+//! - `answers.rs`: flags, questions, and what was found here;
+//! - `terminal.rs`: how a question is asked;
+//! - `bundle.rs`: configuration and secrets as one text, for the other node;
+//! - `steps.rs`: what comes next, as exact commands.
 //!
 //! **Invariants:** never overwrites; what it writes parses; the configuration is written last, so that an `init` that
-//! was interrupted can be run again.
+//! was interrupted can be run again; PostgreSQL is touched only by `--postgres` or an answer, after everything else.
+
+mod answers;
+mod bundle;
+mod steps;
+mod terminal;
 
 use super::cli::print;
-use super::verbs::InitArgs;
-use crate::base::config::{Config, ExampleNode, Template};
+use super::verbs::{InitArgs, PostgresHow};
+use crate::base::config::{Config, Node};
 use crate::base::fault::{ExitCode, Fault};
 use crate::io::files;
+use crate::io::journal::replay;
+use crate::io::machine::NameFacts;
+use crate::io::postgres::{Preparation, cluster_in};
 use data_encoding::{BASE64, BASE64URL_NOPAD};
-use dialoguer::Input;
 use ring::rand::{SecureRandom, SystemRandom};
-use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::future::Future;
+use std::path::Path;
 
 /// The group PostgreSQL and the daemon run as on Debian; it must read the secrets.
 const GROUP: &str = "postgres";
@@ -33,31 +46,173 @@ pub fn run(args: &InitArgs) -> Result<(), Fault> {
     let dir = std::path::absolute(&args.output_dir)
         .map_err(|error| wrong(format!("--output-dir: {error}; name a directory")))?;
     let target = dir.join("portcullis.toml");
-    if target.exists() {
-        return Err(wrong(format!("{} exists; edit it, or name another --output-dir", target.display())));
+    if let Some(server) = args.dns_server {
+        print(&steps::dns_server(&target, server)?);
+        return Ok(());
     }
-    let template = answers(args, &dir)?;
-    let text = template.render();
-    if let Err(errors) = Config::parse(&text, &target) {
+    if let Some(out) = &args.export {
+        return bundle::export(&target, out, args.for_witness);
+    }
+    if let Some(from) = &args.import {
+        let imported = bundle::import(&target, from)?;
+        print(&imported.said);
+        if imported.for_witness {
+            print("next:\n  1. here:\n       systemctl enable --now portcullis-witness\n");
+            return Ok(());
+        }
+        return finish(&target, &imported.config, true, None, args.postgres.unwrap_or(PostgresHow::Leave));
+    }
+    if target.exists() {
+        let Some(how) = args.postgres else {
+            return Err(wrong(format!("{} exists; edit it, or name another --output-dir", target.display())));
+        };
+        // What was written before stays; PostgreSQL may still be to prepare.
+        let config = files::load_config(&target)?;
+        same_service(args, &config, &target)?;
+        print(&format!("kept {}, which was there already\n", target.display()));
+        return finish(&target, &config, false, None, how);
+    }
+    let answers = in_runtime(answers::gather(args, &dir))??;
+    let written = write(&answers, &dir, &target).map_err(|fault| {
+        wrong(format!("{fault} (the same answers: {})", answers::as_flags(&answers.template, answers.how)))
+    })?;
+    let notes = answers.notes.iter().map(|note| format!("{note}\n")).collect::<String>();
+    print(&format!("{notes}{}", written.1));
+    finish(&target, &written.0, false, answers.facts.as_ref(), answers.how)
+}
+
+/// Proves the answers, then writes secrets and configuration. What it wrote, in words.
+fn write(answers: &answers::Answers, dir: &Path, target: &Path) -> Result<(Config, String), Fault> {
+    let text = answers.template.render();
+    let config = Config::parse(&text, target).map_err(|errors| {
         let first = errors.first();
         let text =
             first.map_or_else(String::new, |error| format!("{}: {}; {}", error.key, error.problem, error.remedy));
-        return Err(wrong(format!("{text} (nothing was written)")));
-    }
-    std::fs::create_dir_all(&dir)
+        wrong(format!("{text} (nothing was written)"))
+    })?;
+    std::fs::create_dir_all(dir)
         .map_err(|error| wrong(format!("{} cannot be made ({error}); name another --output-dir", dir.display())))?;
     let mut said = String::new();
     secret(&mut said, &dir.join("cluster.key"), BASE64.encode(&random::<KEY_BYTES>()?))?;
     secret(&mut said, &dir.join("replication.pass"), BASE64URL_NOPAD.encode(&random::<PASSWORD_BYTES>()?))?;
-    let tsig = dir.join("tsig.key");
-    if args.witness {
-        secret(&mut said, &tsig, BASE64.encode(&random::<KEY_BYTES>()?))?;
+    if answers.template.dns {
+        secret(&mut said, &dir.join("tsig.key"), BASE64.encode(&random::<KEY_BYTES>()?))?;
     }
-    files::create(&target, text.as_bytes(), 0o644, None).map_err(wrong)?;
+    files::create(target, text.as_bytes(), 0o644, None).map_err(wrong)?;
     said.push_str(&format!("wrote {}\n", target.display()));
-    said.push_str(&next_steps(&template, &target, (template.dns && !tsig.exists()).then_some(&tsig)));
-    print(&said);
+    Ok((config, said))
+}
+
+/// PostgreSQL as it was told, then the next steps.
+fn finish(
+    target: &Path,
+    config: &Config,
+    imported: bool,
+    facts: Option<&NameFacts>,
+    how: PostgresHow,
+) -> Result<(), Fault> {
+    let here = steps::this_node(config);
+    if let Some(why) = steps::misnamed(config) {
+        return Err(wrong(format!("{why} (PostgreSQL was left alone; then run init again)")));
+    }
+    let mut lines = None;
+    if let Some(node) = here {
+        lines = in_runtime(postgres(config, node, how))??;
+    } else if how != PostgresHow::Leave {
+        return Err(wrong(format!(
+            "this host is none of the nodes ({}), so that its PostgreSQL is left alone; run init --postgres on a node",
+            steps::names(config)
+        )));
+    } else if imported {
+        print(&format!(
+            "this host has neither the name nor an address of a node ({}): give every command here --node NAME\n",
+            steps::names(config)
+        ));
+    }
+    let place = steps::Place { config, here, target, imported, how, facts, lines };
+    print(&steps::next(&place));
     Ok(())
+}
+
+/// Does to the local PostgreSQL what was asked for. Where that is nothing: the lines it lacks.
+async fn postgres(config: &Config, node: &Node, how: PostgresHow) -> Result<Option<String>, Fault> {
+    let Some(cluster) = cluster_in(&node.postgres.data_dir) else {
+        return match how {
+            PostgresHow::Leave => Ok(None),
+            _ => Err(wrong(format!(
+                "there is no PostgreSQL cluster for {} here; install postgresql, or correct data_dir",
+                node.postgres.data_dir.display()
+            ))),
+        };
+    };
+    let preparation = Preparation {
+        cluster: &cluster,
+        own_host: &node.postgres.host,
+        hosts: config.nodes.iter().map(|node| node.postgres.host.as_str()).collect(),
+        user: &config.replication.user,
+        admin: &config.postgres.admin_user,
+    };
+    if how == PostgresHow::Leave {
+        return Ok(Some(format!(
+            "# postgresql.conf\n{}# pg_hba.conf, before its other lines\n{}",
+            preparation.settings(),
+            preparation.rules()
+        )));
+    }
+    if how == PostgresHow::Standby && has_served(config) {
+        return Err(wrong(format!(
+            "{} has been a node of this service, and its data is not a fresh cluster's to move; `portcullis rejoin {}`",
+            node.name, node.name
+        )));
+    }
+    let tell = |lines: Vec<String>| print(&lines.iter().map(|line| format!("{line}\n")).collect::<String>());
+    let settings = preparation.write_settings().map_err(wrong)?;
+    let again = preparation.is_done() && settings.iter().all(|line| line.starts_with("kept "));
+    tell(settings);
+    match how {
+        PostgresHow::Primary if again => tell(vec!["not restarted: nothing changed".to_owned()]),
+        PostgresHow::Primary => tell(preparation.restart().await.map_err(wrong)?),
+        PostgresHow::Standby => tell(vec![preparation.set_aside().await.map_err(wrong)?]),
+        PostgresHow::Prepare | PostgresHow::Leave => {}
+    }
+    // Last: with it in place a start already asks.
+    tell(preparation.write_drop_in().await.map_err(wrong)?.into_iter().collect());
+    if how == PostgresHow::Prepare {
+        let unit = cluster.unit().unwrap_or_default();
+        print(&format!("not restarted: the settings are in force after: systemctl restart {unit}\n"));
+    }
+    Ok(None)
+}
+
+/// Its journal knows of an epoch, or cannot be read: nobody moves such a node's data but `rejoin`.
+fn has_served(config: &Config) -> bool {
+    replay(&config.state_dir).map_or(true, |durable| durable.is_some_and(|durable| !durable.is_virgin()))
+}
+
+/// Flags that say something else than the configuration that is there.
+fn same_service(args: &InitArgs, config: &Config, target: &Path) -> Result<(), Fault> {
+    let other_name = args.service_name.as_ref().is_some_and(|name| !name.eq_ignore_ascii_case(&config.service.name));
+    let known = |text: &String| {
+        config.nodes.iter().any(|node| {
+            text.split_once('=').is_some_and(|(name, addresses)| {
+                node.name.as_str() == name
+                    && addresses.split(',').all(|a| a.parse().is_ok_and(|a| node.addresses.contains(&a)))
+            })
+        })
+    };
+    match other_name || !args.nodes.iter().all(known) {
+        true => Err(wrong(format!(
+            "{} exists and is of another service or other nodes; edit it, or name another --output-dir",
+            target.display()
+        ))),
+        false => Ok(()),
+    }
+}
+
+fn in_runtime<T>(work: impl Future<Output = T>) -> Result<T, Fault> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| wrong(format!("no runtime ({error}); free descriptors or memory")))?;
+    Ok(runtime.block_on(work))
 }
 
 fn wrong(text: String) -> Fault {
@@ -71,145 +226,27 @@ fn random<const N: usize>() -> Result<[u8; N], Fault> {
     Ok(bytes)
 }
 
+/// The daemon runs as postgres, so the group reads it; without the group there is nobody to open it to.
+fn secret_mode() -> u32 {
+    if files::group_id(GROUP).is_some() { 0o640 } else { 0o600 }
+}
+
+/// Is something else there already?
+fn exists_otherwise(path: &Path, text: &str) -> Result<bool, Fault> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(bytes != text.as_bytes()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(wrong(format!("{} cannot be read ({error}); run as root", path.display()))),
+    }
+}
+
 /// Writes one secret, or keeps the one that is there: it may be the other node's copy.
 fn secret(said: &mut String, path: &Path, text: String) -> Result<(), Fault> {
     if path.exists() {
         said.push_str(&format!("kept {}, which was there already\n", path.display()));
         return Ok(());
     }
-    // The daemon runs as postgres, so the group reads it; without the group there is nobody to open it to.
-    let mode = if files::group_id(GROUP).is_some() { 0o640 } else { 0o600 };
-    files::create(path, format!("{text}\n").as_bytes(), mode, Some(GROUP)).map_err(wrong)?;
+    files::create(path, format!("{text}\n").as_bytes(), secret_mode(), Some(GROUP)).map_err(wrong)?;
     said.push_str(&format!("wrote {}\n", path.display()));
     Ok(())
-}
-
-fn next_steps(template: &Template, target: &Path, tsig: Option<&PathBuf>) -> String {
-    let mut steps = Vec::new();
-    if let Some(tsig) = tsig {
-        steps.push(format!(
-            "make the TSIG key of the zone {} known here: tsig-keygen portcullis on the DNS server; the text between \
-             the quotes of its secret line goes into {} (chgrp {GROUP}, chmod 0640)",
-            template.zone,
-            tsig.display()
-        ));
-    }
-    let dir = target.parent().unwrap_or(Path::new("/"));
-    steps.push(format!("copy {} to the other node as it is, secrets included", dir.display()));
-    steps.push(format!("portcullis check-config {}", target.display()));
-    steps.push("on both nodes: systemctl enable --now portcullis".to_owned());
-    if !template.dns {
-        steps.push("on the node that shall serve: portcullis promote (the first epoch)".to_owned());
-    }
-    let numbered = steps.iter().enumerate().map(|(index, step)| format!("  {}. {step}\n", index + 1));
-    format!("next:\n{}", numbered.collect::<String>())
-}
-
-/// The answers of the flags; on a terminal, what they leave open is asked.
-fn answers(args: &InitArgs, dir: &Path) -> Result<Template, Fault> {
-    let asks = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
-    if !asks {
-        refuse_gaps(args)?;
-    }
-    let service_name = match &args.service_name {
-        Some(name) => name.clone(),
-        None => ask("DNS name that clients use (db.example.org)", None)?,
-    };
-    let parent =
-        service_name.trim_end_matches('.').split_once('.').map(|(_, zone)| zone.to_owned()).unwrap_or_default();
-    let zone = match &args.zone {
-        Some(zone) => zone.clone(),
-        None if asks && !args.no_dns => ask("DNS zone it is in", Some(parent))?,
-        None => parent,
-    };
-    let servers = match args.servers.is_empty() {
-        false => args.servers.clone(),
-        true if asks && !args.no_dns => {
-            words(&ask("DNS servers of the zone, address:port (empty: found from the zone)", Some(String::new()))?)
-        }
-        true => Vec::new(),
-    };
-    let nodes = match args.nodes.is_empty() {
-        false => args.nodes.iter().map(|text| node(text)).collect::<Result<_, _>>()?,
-        true => {
-            let first = ask("First node, name=address", None)?;
-            let second = ask("Second node, name=address", None)?;
-            vec![node(&first)?, node(&second)?]
-        }
-    };
-    let version = newest_postgresql();
-    let shown = |path: &PathBuf| path.display().to_string();
-    let data_dir = match &args.data_dir {
-        Some(dir) => shown(dir),
-        None => ask("PostgreSQL's data directory", Some(format!("/var/lib/postgresql/{version}/main")))?,
-    };
-    let bin_dir = match &args.bin_dir {
-        Some(dir) => shown(dir),
-        None => ask("Directory of PostgreSQL's programs", Some(format!("/usr/lib/postgresql/{version}/bin")))?,
-    };
-    let vip = match &args.vip {
-        Some(vip) => Some(vip.clone()),
-        None if asks => {
-            Some(ask("Virtual address with its mask (empty: none)", Some(String::new()))?).filter(|vip| !vip.is_empty())
-        }
-        None => None,
-    };
-    Ok(Template {
-        service_name,
-        zone,
-        servers,
-        nodes,
-        data_dir,
-        bin_dir,
-        secrets_dir: dir.display().to_string(),
-        vip,
-        witness: args.witness,
-        dns: !args.no_dns,
-    })
-}
-
-/// Without a terminal every gap is named at once.
-fn refuse_gaps(args: &InitArgs) -> Result<(), Fault> {
-    let needs = [
-        (args.service_name.is_none(), "--service-name NAME"),
-        (args.nodes.len() < 2, "--node NAME=ADDRESS for each of the two nodes"),
-        (args.data_dir.is_none(), "--data-dir DIR"),
-        (args.bin_dir.is_none(), "--bin-dir DIR"),
-        (args.no_dns && args.vip.is_none(), "--vip ADDRESS/MASK with --no-dns"),
-    ];
-    let missing: Vec<&str> = needs.into_iter().filter(|(gap, _)| *gap).map(|(_, flag)| flag).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    Err(wrong(format!("init needs {}; give them, or run it on a terminal, where it asks", missing.join(", "))))
-}
-
-fn ask(question: &str, default: Option<String>) -> Result<String, Fault> {
-    let mut input = Input::<String>::new().with_prompt(question);
-    if let Some(default) = default {
-        input = input.allow_empty(true).show_default(!default.is_empty()).default(default);
-    }
-    let answer = input.interact_text();
-    answer
-        .map(|text| text.trim().to_owned())
-        .map_err(|error| wrong(format!("the terminal went away ({error}); use the flags of portcullis init --help")))
-}
-
-fn words(text: &str) -> Vec<String> {
-    text.split([' ', ',']).filter(|word| !word.is_empty()).map(ToOwned::to_owned).collect()
-}
-
-fn node(text: &str) -> Result<ExampleNode, Fault> {
-    match text.split_once('=') {
-        Some((name, addresses)) if !name.is_empty() && !addresses.is_empty() => {
-            Ok(ExampleNode { name: name.trim().to_owned(), addresses: words(addresses) })
-        }
-        _ => Err(wrong(format!("\"{}\" is no node; write it as name=address, alp=192.0.2.11", text.escape_debug()))),
-    }
-}
-
-/// The highest version under /usr/lib/postgresql, as a proposal.
-fn newest_postgresql() -> u32 {
-    let Ok(entries) = std::fs::read_dir("/usr/lib/postgresql") else { return 15 };
-    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).max().unwrap_or(15)
 }

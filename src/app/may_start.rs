@@ -13,7 +13,7 @@ use crate::engine::evidence::{self, Memory, Seen, Verdict};
 use crate::engine::setup::Setup;
 use crate::io::dns::Authority;
 use crate::io::journal::replay;
-use crate::io::postgres::{clear_cut_short, start_was_ordered};
+use crate::io::postgres::{clear_cut_short, is_rewind_broken, start_was_ordered};
 use crate::io::{clock, files};
 use crate::wire::dns::{ServiceNames, TsigKey};
 use std::sync::Arc;
@@ -33,6 +33,10 @@ pub async fn may_start(config: &Config, node: &Node) -> Result<Result<String, St
     let bad = |why: String| Fault::new(crate::base::fault::ExitCode::Config, why);
     // A daemon that died while it promoted could not; the standby that starts now would take them for its timeline.
     clear_cut_short(&node.postgres.data_dir);
+    if is_rewind_broken(&config.state_dir, &node.postgres.data_dir) {
+        let me = &node.name;
+        return Ok(Err(format!("a rewind did not end here, the data is half of each; `portcullis rejoin {me}`")));
+    }
     if node.postgres.data_dir.join("standby.signal").exists() {
         return Ok(Ok("it starts as a standby".to_owned()));
     }
@@ -147,6 +151,28 @@ mod tests {
         assert_eq!(said, Ok("it starts as a standby".to_owned()));
         assert!(!file("00000003.history").exists(), "it would be the newest timeline");
         assert!(file("00000002.history").exists(), "PostgreSQL's own stay");
+    }
+
+    /// Also as a standby, and after a person gave the directory the mode that PostgreSQL asked for.
+    #[tokio::test]
+    async fn half_rewound_data_never_starts() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().expect("a directory");
+        let mode = |mode| std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).expect("chmod");
+        let config = config_in(dir.path());
+        let ask = async || may_start(&config, &config.nodes[0]).await.expect("no fault of the configuration");
+        for file in ["standby.signal", "PG_VERSION"] {
+            std::fs::write(dir.path().join(file), "").expect("written");
+        }
+        assert!(ask().await.is_ok());
+        mode(0o701);
+        assert!(ask().await.is_err_and(|why| why.contains("portcullis rejoin alp")));
+        mode(0o700);
+        let mark = dir.path().join("rewind-under-way");
+        for (word, may) in [("rewinding", false), ("cloning", true), ("rewound", true)] {
+            std::fs::write(&mark, format!("{word} 700 /kept\n")).expect("written");
+            assert_eq!(ask().await.is_ok(), may, "{word}");
+        }
     }
 
     /// With a VIP alone only the daemon can know; its own start passes the unit's question, nobody else's does.

@@ -2,8 +2,9 @@
 
 use super::client::{self, DrillArgs, Out, PromoteArgs, Target};
 use super::render::Style;
+use super::render::check::Thresholds;
 use super::verbs::{Command, Globals, ProbeArgs, Since, Switch};
-use super::{cli, daemon, doctor, may_start, probe, witness};
+use super::{cli, daemon, doctor, log, may_start, probe, witness};
 use crate::base::config::Config;
 use crate::base::fault::{ExitCode, Fault};
 use crate::base::ids::NodeName;
@@ -19,7 +20,10 @@ pub fn dispatch(globals: &Globals, command: &Command) -> Option<Result<u8, Fault
         Command::Probe(args) => run_probe(args),
         Command::MayStartPrimary => run_may_start(globals),
         Command::Doctor(args) => run_doctor(globals, args.json),
-        Command::Check => with_target(globals, async |target, out| Ok(client::check(target, out).await)),
+        Command::Check(args) => {
+            let thresholds = Thresholds { warning: args.warning.clone(), critical: args.critical.clone() };
+            with_target(globals, async |target, out| Ok(client::check(target, &thresholds, out).await))
+        }
         Command::Status(args) => {
             let (json, watch) = (args.json, args.watch);
             with_target(globals, async |t, out| client::status(t, json, watch, out).await.map(cli::code))
@@ -28,7 +32,12 @@ pub fn dispatch(globals: &Globals, command: &Command) -> Option<Result<u8, Fault
             let json = args.json;
             with_target(globals, async |t, out| client::nodes(t, json, out).await.map(cli::code))
         }
-        Command::Cgi => with_target(globals, async |t, out| client::cgi(t, out).await.map(cli::code)),
+        Command::Cgi => {
+            // RFC 3875: a web server says so, and with which query it was asked.
+            let query = std::env::var_os("GATEWAY_INTERFACE").map(|_| std::env::var("QUERY_STRING"));
+            let query = query.map(Result::unwrap_or_default);
+            with_target(globals, async |t, out| client::cgi(t, query.as_deref(), out).await.map(cli::code))
+        }
         Command::Events(args) => {
             let since = args.since.map(|since| match since {
                 Since::Ago(span) => {
@@ -159,6 +168,7 @@ fn run_probe(args: &ProbeArgs) -> Result<u8, Fault> {
 }
 
 fn run_witness(globals: &Globals) -> Result<u8, Fault> {
+    log::begin().map_err(|error| Fault::new(ExitCode::Failed, format!("no thread for the log: {error}")))?;
     let config = globals.load()?;
     let options = witness_options(&config)?;
     runtime()?.block_on(witness::run(options, stop())).map(|()| 0)

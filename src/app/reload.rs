@@ -81,9 +81,11 @@ impl Reloader {
         self.commands.forget_roles();
         self.commands.set_limits(pool.clone());
         self.notices.set(new.notify.clone());
+        running.console = new.console;
         running.notify = new.notify;
         running.auth = new.auth;
         running.pool = pool;
+        self.commands.set_config(running.clone());
         Ok(done)
     }
 }

@@ -5,7 +5,7 @@
 
 pub mod check;
 
-use crate::engine::status::{EventRow, NodeRow, Snapshot, VerdictWord, human_ms};
+use crate::engine::status::{EventRow, NodeRow, Snapshot, VerdictWord, human_ms, pgpool};
 use comfy_table::{CellAlignment, Table, presets};
 use std::io::IsTerminal;
 
@@ -321,4 +321,24 @@ fn lines(table: &Table) -> String {
 /// `cgi`: a CGI answer with the lines of `/pool_nodes`.
 pub fn cgi(snapshot: &Snapshot) -> String {
     format!("Content-Type: text/plain\n\n{}", snapshot.pool_nodes_lines())
+}
+
+/// The same for `?format=4.3` and its kin; `Err`: the answer to any other query.
+pub fn cgi_as_asked(snapshot: &Snapshot, query: &str) -> Result<String, String> {
+    let format = query.split('&').find_map(|word| word.strip_prefix("format="));
+    match format {
+        None => Ok(cgi(snapshot)),
+        Some(format) if pgpool::FORMATS.contains(&format) => {
+            Ok(format!("Content-Type: text/plain\n\n{}", snapshot.pool_nodes_lines_of_4_3()))
+        }
+        Some(_) => {
+            let known = pgpool::FORMATS.join(", ");
+            Err(cgi_error("400 Bad Request", &format!("format is a version of pgpool-II: one of {known}")))
+        }
+    }
+}
+
+/// A CGI answer that says why there is no other.
+pub fn cgi_error(status: &str, text: &str) -> String {
+    format!("Status: {status}\nContent-Type: text/plain\n\n{}\n", clean(text))
 }

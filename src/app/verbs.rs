@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::render::check::Threshold;
 use crate::base::ids::NodeName;
 
 /// The whole command line.
@@ -145,9 +146,14 @@ pub enum Command {
     #[command(after_help = "Example:\n  portcullis maintenance on")]
     Maintenance(MaintenanceArgs),
     /// Monitoring-plugin output with perfdata
-    #[command(after_help = "Example:\n  portcullis check\n\nExit codes: 0 ok; 1 warning; 2 critical; 3 unknown and \
+    #[command(after_help = "Example:\n  portcullis check\n  portcullis check --warning replication_delay=16000000 \
+                            --critical lease=1: --warning waiting=5\n\nRANGE is that of the Monitoring Plugins: 10 \
+                            (alert above 10), 10: (below), 10:20 (outside), @10:20 (inside). METRIC: lease (s, of \
+                            the active node), sessions, waiting (clients without a backend), witness_age, \
+                            peer_age (s), replication_delay (bytes), replication_delay_seconds.\n\n\
+                            Exit codes: 0 ok; 1 warning; 2 critical; 3 unknown and \
                             wrong usage.")]
-    Check,
+    Check(CheckArgs),
     /// Parse and prove the configuration offline; names key, value, line and the fix
     #[command(
         after_help = "Example:\n  portcullis check-config /etc/portcullis/portcullis.toml\n\nExit codes: 0 good; \
@@ -187,12 +193,15 @@ pub enum Command {
                             under state_dir."
     )]
     Witness,
-    /// Write a commented configuration and the secrets it names; never overwrites
-    #[command(after_help = "Example:\n  portcullis init --service-name db.example.org --node alp=192.0.2.11 --node \
-                            midna=192.0.2.12 \\\n      --server 192.0.2.53:53 --data-dir /var/lib/postgresql/15/main \
-                            --bin-dir /usr/lib/postgresql/15/bin\n\nWhat is not given is asked for on a terminal. Copy \
-                            the result to the other node. Exit codes: 0 written; 2 not.")]
-    Init(InitArgs),
+    /// Write a commented configuration and the secrets it names, here and on the other node; never overwrites
+    #[command(
+        after_help = "Example:\n  portcullis init\n  portcullis init --yes --service-name db.example.org --node \
+                            midna=192.0.2.12 --postgres primary\n  portcullis init --export - | ssh root@192.0.2.12 \
+                            portcullis init --import - --postgres standby\n\nOn a terminal it asks for what is not \
+                            given, and proposes what it finds. It ends with the next steps as exact \
+                            commands. Exit codes: 0 written; 2 not."
+    )]
+    Init(Box<InitArgs>),
     /// For the PostgreSQL unit: may the local cluster start writable?
     #[command(after_help = "Example:\n  portcullis may-start-primary\n\nWorks without the daemon too. Exit codes: 0 \
                             yes; 3 no.")]
@@ -231,6 +240,16 @@ pub struct NodeArgs {
     /// Name of the [[node]]
     #[arg(value_name = "NODE")]
     pub node_name: NodeName,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Warn when a value is beyond this
+    #[arg(short, long, value_name = "METRIC=RANGE")]
+    pub warning: Vec<Threshold>,
+    /// Be critical when a value is beyond this
+    #[arg(short, long, value_name = "METRIC=RANGE")]
+    pub critical: Vec<Threshold>,
 }
 
 #[derive(Debug, Args)]
@@ -392,36 +411,85 @@ pub struct DrillArgs {
     pub json: bool,
 }
 
+/// What `init` does to the local PostgreSQL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PostgresHow {
+    /// Nothing: the lines it needs are printed
+    Leave,
+    /// Settings in conf.d, rules at the top of pg_hba.conf, the question before its unit's start
+    Prepare,
+    /// As prepare, and restarted; its data is the service's
+    Primary,
+    /// As prepare, and stopped; its fresh data is moved aside, for a copy of the other node's
+    Standby,
+}
+
+/// For which DNS server `init` prints lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DnsServer {
+    Bind,
+    Knot,
+}
+
 #[derive(Debug, Args)]
 pub struct InitArgs {
-    /// The DNS name clients use
+    /// Ask nothing: what is not given is taken as it was found on this machine and in DNS
+    #[arg(long)]
+    pub yes: bool,
+    /// The DNS name clients use [found: db. before this machine's domain]
     #[arg(long, value_name = "NAME")]
     pub service_name: Option<String>,
-    /// The DNS zone it is in [default: the name without its first label]
+    /// The DNS zone it is in [found: the one with an SOA record, else the name without its first label]
     #[arg(long, value_name = "ZONE")]
     pub zone: Option<String>,
-    /// A DNS server of the zone, address:port; several: repeat [default: found from the zone]
+    /// A DNS server of the zone, address:port, that which takes updates first; several: repeat [found: of its SOA and
+    /// NS]
     #[arg(long = "server", value_name = "ADDRESS")]
     pub servers: Vec<String>,
-    /// A node, name=address, with both families name=address,address; once for each of the two
+    /// A node, name=address, with both families name=address,address; once for each of the two [found: this machine as
+    /// the first]
     // The same id as the global option, whose place it takes here.
     #[arg(id = "node", long = "node", value_name = "NAME=ADDRESS")]
     pub nodes: Vec<String>,
-    /// PostgreSQL's data directory, the same on both nodes
+    /// PostgreSQL's data directory, the same on both nodes [found: the newest cluster's]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub data_dir: Option<PathBuf>,
-    /// Directory of PostgreSQL's programs, the same on both nodes
+    /// Directory of PostgreSQL's programs, the same on both nodes [found: the cluster's]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub bin_dir: Option<PathBuf>,
+    /// PostgreSQL's port, the same on both nodes [found: the cluster's, else 5432]
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+    /// Directory of PostgreSQL's sockets, the same on both nodes [found: the cluster's, else /var/run/postgresql]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub socket_dir: Option<PathBuf>,
     /// A virtual address with its mask, 192.0.2.100/24
     #[arg(long, value_name = "ADDRESS/MASK")]
     pub vip: Option<String>,
+    /// The network card of the virtual address [default: the one with its subnet]
+    #[arg(long, value_name = "NAME", requires = "vip")]
+    pub vip_interface: Option<String>,
     /// A service with a VIP and no DNS; needs --vip
     #[arg(long, conflicts_with_all = ["servers", "witness"])]
     pub no_dns: bool,
-    /// Also write what the embedded DNS server needs: its section and a TSIG key
+    /// The zone is served by portcullis itself, on a third machine, which --server names
     #[arg(long)]
     pub witness: bool,
+    /// What to do to the PostgreSQL of this machine (Debian's clusters)
+    #[arg(long, value_name = "HOW")]
+    pub postgres: Option<PostgresHow>,
+    /// Print the key and the rule that a DNS server of yours needs, from the configuration that is there
+    #[arg(long, value_name = "PROGRAM", conflicts_with_all = ["export", "import"])]
+    pub dns_server: Option<DnsServer>,
+    /// Write configuration and secrets as one file (-: standard output), for --import on the other node
+    #[arg(long, value_name = "FILE", conflicts_with = "import")]
+    pub export: Option<PathBuf>,
+    /// With --export: only what the machine of the embedded DNS server needs
+    #[arg(long, requires = "export")]
+    pub for_witness: bool,
+    /// Take configuration and secrets from the file (-: standard input) that --export wrote, and ask nothing
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["service_name", "node", "vip", "servers", "witness"])]
+    pub import: Option<PathBuf>,
     /// Where the files go
     #[arg(long, value_name = "DIR", default_value = "/etc/portcullis", value_hint = ValueHint::DirPath)]
     pub output_dir: PathBuf,

@@ -94,6 +94,17 @@ impl Proofs {
         self.witness.max(self.pledge).max(self.neighbour).max(self.grant)
     }
 
+    /// The newest of each kind, and when it was asked for.
+    pub fn each(&self) -> impl Iterator<Item = (&'static str, Instant)> {
+        let all = [
+            ("witness", self.witness),
+            ("pledge", self.pledge),
+            ("vip_witness", self.neighbour),
+            ("promote", self.grant),
+        ];
+        all.into_iter().filter_map(|(kind, asked)| Some((kind, asked?)))
+    }
+
     pub fn witness(&self) -> Option<Instant> {
         self.witness
     }

@@ -35,6 +35,9 @@ pub struct PgReport {
     pub read_only: bool,
     /// Rows of `pg_stat_replication` (primary).
     pub standbys: Vec<StandbyRow>,
+    /// Primary: the transaction id that is given next; only shown.
+    #[serde(default)]
+    pub next_xid: Option<u64>,
 }
 
 /// One row of `pg_stat_replication` that matters.

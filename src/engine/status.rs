@@ -1,8 +1,14 @@
 //! One read-only snapshot of everything; the only thing HTTP and the command line show. Its JSON form is the
 //! contract's `status --json`; fields may be added, never renamed.
 
+pub mod pgpool;
+
 use crate::base::ids::NodeName;
+use crate::base::tally::{PROCEDURES, Times};
+use crate::base::time::Duration;
+use crate::engine::outlook::{Lag, Next, Outlook};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// `status --json` and `GET /status.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +50,39 @@ pub struct Snapshot {
     /// sets it to `false` when nobody has beaten since, and then ages and states here are those of the last turn.
     #[serde(default = "yes")]
     pub turn_running: bool,
+    /// The proofs in hand, each kind's newest (an addition to the contract).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proofs: Vec<ProofStatus>,
+    /// RFC 3339, UTC: when this was true (an addition to the contract).
+    #[serde(default)]
+    pub at: String,
+    /// What a failover now would cost (an addition to the contract).
+    #[serde(default)]
+    pub outlook: Outlook,
+    /// What to type next (an addition to the contract); null: nothing is to be done. The guard does not know all that
+    /// it needs: the driver adds it.
+    #[serde(default)]
+    pub next: Option<Next>,
+    /// How far the standby is behind (an addition to the contract); null where nobody here can tell. The driver adds
+    /// it.
+    #[serde(default)]
+    pub lag: Option<Lag>,
+    /// `fence.lease` (an addition to the contract).
+    #[serde(default)]
+    pub lease_ms: u64,
+    /// Of a primary, the transaction id that is given next: what is written is counted by it (an addition to the
+    /// contract).
+    #[serde(default)]
+    pub next_xid: Option<u64>,
+}
+
+/// A proof in hand (R1).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProofStatus {
+    /// `witness`, `pledge`, `vip_witness` or `promote`.
+    pub kind: String,
+    /// Since its question was sent, from where the lease counts.
+    pub age_ms: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -102,6 +141,10 @@ pub struct GateStatus {
     /// them: the driver adds them.
     #[serde(default)]
     pub forwarded: u64,
+    /// Clients that wait for a backend (an addition to the contract). The guard does not know them: the driver adds
+    /// them.
+    #[serde(default)]
+    pub waiting: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -158,6 +201,10 @@ pub struct VipStatus {
     pub bound: bool,
     /// The MAC address of somebody else who claims it; null when nobody does.
     pub conflict: Option<String>,
+    /// Bound here: the MAC address of our interface; else of who announced it last on the link, null when nobody was
+    /// heard (an addition to the contract).
+    #[serde(default)]
+    pub mac: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -224,6 +271,10 @@ pub struct NodeRow {
     /// RFC 3339 (an addition to the contract): when `status` or `role` last changed.
     #[serde(default)]
     pub last_status_change: Option<String>,
+    /// Since when the oldest WAL that this standby has not replayed has been there; the active node knows it (an
+    /// addition to the contract). The guard does not: the driver adds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replication_delay_seconds: Option<f64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -284,6 +335,52 @@ pub struct Counters {
     pub notices_failed: u64,
     #[serde(default)]
     pub notices_dropped: u64,
+    /// Cuts by their cause, one of [`CUT_CAUSES`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub cuts: BTreeMap<String, u64>,
+    /// Procedures that ended here, but for dry runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub procedures: Vec<ProcedureTimes>,
+}
+
+/// What a cut is for: the lease ran out; the record named nobody or the other node; a fence; PostgreSQL was away or not
+/// as recorded; the VIP; a switchover; the end of the daemon.
+pub const CUT_CAUSES: [&str; 8] = ["lease", "record", "fenced", "postgres", "vip", "switchover", "shutdown", "other"];
+
+/// What procedures there are, and how they end.
+pub const PROCEDURE_KINDS: [&str; 4] = ["promote", "switchover", "unfence", "rejoin"];
+pub const PROCEDURE_RESULTS: [&str; 4] = ["done", "failed", "refused", "half_way"];
+
+/// How long procedures of one kind took that ended in one way.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcedureTimes {
+    /// One of [`PROCEDURE_KINDS`].
+    pub kind: String,
+    /// One of [`PROCEDURE_RESULTS`].
+    pub result: String,
+    /// By [`PROCEDURES`].
+    pub times: Times,
+}
+
+impl Counters {
+    /// A procedure ended with this exit code.
+    pub fn procedure_ended(&mut self, kind: &str, exit: u8, took: Duration) {
+        let result = match exit {
+            0 => "done",
+            3 => "refused",
+            4 => "half_way",
+            _ => "failed",
+        };
+        let is_it = |one: &ProcedureTimes| one.kind == kind && one.result == result;
+        let at = self.procedures.iter().position(is_it).unwrap_or_else(|| {
+            let one = ProcedureTimes { kind: kind.to_owned(), result: result.to_owned(), times: Times::default() };
+            self.procedures.push(one);
+            self.procedures.len() - 1
+        });
+        if let Some(one) = self.procedures.get_mut(at) {
+            one.times.add(&PROCEDURES, took);
+        }
+    }
 }
 
 /// What an older daemon, which does not send the field, would have said.
@@ -401,6 +498,7 @@ impl Snapshot {
             copy.role = Role::Passive;
         }
         copy.gate.lease_remaining_ms = 0;
+        copy.outlook = Outlook::unknown(format!("what a failover would lose is not known: {reason}"));
         copy
     }
 }

@@ -131,6 +131,11 @@ pub enum Event {
         address: IpAddr,
         mac: String,
     },
+    /// Where one of our VIPs belongs here; only shown.
+    VipFound {
+        address: IpAddr,
+        mac: String,
+    },
     /// The netlink stream lost events, here is what is true now.
     VipIs {
         address: IpAddr,
@@ -150,6 +155,10 @@ pub enum Event {
         sessions: u64,
         total: u64,
         auth_failures: u64,
+    },
+    /// Who gave which command, and what came of it: for the event log.
+    Audited {
+        text: String,
     },
     /// SIGTERM: cut, unbind, say goodbye.
     ShutdownAsked,
@@ -261,9 +270,11 @@ pub enum Effect {
         reason: String,
     },
     /// The other node is known to serve at this epoch: clients of this node may be forwarded to its gate, those of
-    /// another epoch are not any longer. `None`: nobody is.
+    /// another epoch are not any longer. `None`: nobody is. Or this node takes over from it (`returns`): those of that
+    /// epoch are given back.
     Forward {
-        epoch: Option<Epoch>,
+        serves: Option<Epoch>,
+        returns: Option<Epoch>,
     },
     /// Hold clients at their next transaction boundary.
     HoldClients,
@@ -548,7 +559,12 @@ pub enum PeerQuestion {
     /// Without a marker: I go alone at this epoch; write that down (R4, P8).
     GoingAlone { epoch: Epoch, since: String },
     /// Run this procedure on your side (a command given on the wrong node).
-    Run { command: Command },
+    Run {
+        command: Command,
+        /// Who gave it, in words; empty: not told.
+        #[serde(default)]
+        by: String,
+    },
     /// From a node without a vote: here is what I am; what are you? Never a pulse: it proves nothing to anybody.
     Follow { state: FollowerState },
     /// From a node without a vote that is being rejoined: role, slot and facts. The record stays as it is. With `look`

@@ -9,6 +9,7 @@ use super::gate::Gate;
 use super::listener::{Confirm, Proxy, ProxyOptions};
 use super::pool::Database;
 use super::slot::{Order, Slot};
+use super::tally::Latencies;
 use crate::base::config;
 use crate::engine::status::Snapshot;
 use std::collections::BTreeMap;
@@ -58,6 +59,12 @@ pub struct Figures {
     pub bytes_out: u64,
     /// Time that clients waited for a backend.
     pub waited: Duration,
+    /// How many had to.
+    pub waits: u64,
+    /// Requests answered to their end.
+    pub queries: u64,
+    /// Transactions that came to their end, in either mode.
+    pub ended: u64,
 }
 
 /// The data plane as commands see it. Cheap to clone.
@@ -199,6 +206,33 @@ impl Commands {
         Ok((all.len() - left, left))
     }
 
+    /// Ends one session, by the number that its client was given, and the statement that runs in it. Whether it has
+    /// ended; `None`: there is none of this number.
+    pub async fn kill_client(&self, id: i32) -> Option<bool> {
+        let slot = self.proxy.gate.all_slots().into_iter().find(|slot| slot.pid == id)?;
+        let time = self.proxy.roles.time().await;
+        slot.give(Order::Kill);
+        let gone = async {
+            while self.proxy.gate.has(&slot) {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        let _ = tokio::time::timeout(KILL_WAIT, gone).await;
+        if self.proxy.gate.has(&slot) {
+            return Some(false);
+        }
+        // Only now: the backend that is still in the slot died with the session, and serves nobody else.
+        let backend = slot.backend().map(|(pid, _)| pid);
+        let ended = match (time, backend) {
+            (Ok(time), Some(pid)) => self.proxy.roles.end(&[pid], &slot.database, &time).await.map(drop),
+            (time, _) => time.map(drop),
+        };
+        if let Err(error) = ended {
+            tracing::warn!(id, %error, "the statement of a killed session runs on to its end");
+        }
+        Some(true)
+    }
+
     /// The [pool] in force.
     pub fn limits(&self) -> Arc<config::Pool> {
         self.proxy.limits()
@@ -209,6 +243,11 @@ impl Commands {
         let now = self.proxy.limits();
         self.proxy.set_limits(config::Pool { mode: now.mode, threads: now.threads, ..pool });
         self.proxy.gate.wake();
+    }
+
+    /// How long requests, transactions and waits took, of all pools.
+    pub fn latencies(&self) -> Latencies {
+        self.proxy.latencies()
     }
 
     /// Figures of every pool there is, in the order of their names.
@@ -234,6 +273,9 @@ pub(super) fn figures(proxy: &Proxy) -> Vec<Figures> {
         sum.transactions += stats.transactions.load(Ordering::Relaxed);
         sum.bytes_in += stats.bytes_in.load(Ordering::Relaxed);
         sum.bytes_out += stats.bytes_out.load(Ordering::Relaxed);
+        sum.waits += stats.waits.load(Ordering::Relaxed);
+        sum.queries += stats.queries.load(Ordering::Relaxed);
+        sum.ended += stats.ended.load(Ordering::Relaxed);
         sum.waited += Duration::from_nanos(stats.waited.load(Ordering::Relaxed));
     }
     all.into_values().collect()

@@ -11,6 +11,7 @@ use super::listener::{Proxy, Seat};
 use super::pool::{Limits, Pool};
 use super::session;
 use super::slot::{Doing, Order};
+use super::tally::Tally;
 use super::tls::Parked;
 use crate::base::time::Instant;
 use crate::wire::pg::Startup;
@@ -103,6 +104,7 @@ pub(crate) struct Data {
     pub(crate) limits: Rc<Limits>,
     pub(crate) catalogue: RefCell<Catalogue>,
     tokens: Cell<u64>,
+    pub(crate) tally: Arc<Tally>,
     /// [`super::gate::Gate::suspensions`] at the last tick.
     suspensions: Cell<u64>,
 }
@@ -166,6 +168,7 @@ async fn run(proxy: Arc<Proxy>, mut newcomers: mpsc::UnboundedReceiver<Newcomer>
         limits: Rc::new(Limits::new(proxy.limits())),
         catalogue: RefCell::default(),
         tokens: Cell::new(0),
+        tally: proxy.tally(),
         suspensions: Cell::new(0),
         proxy,
     });

@@ -6,23 +6,31 @@
 //! turn runs are asked through two closures, so that these pages stay right when the daemon hangs.
 //!
 //! **Invariants:** `/active` never says 200 when the gate would not pass a byte at that moment, however old the
-//! snapshot is. No page needs anything but its own bytes (`default-src 'none'`).
+//! snapshot is. No page needs anything beyond this server, and no script or style but the page's own.
 
 pub mod control;
+pub mod history;
 pub mod listen;
+pub mod live;
 mod metrics;
 mod page;
+mod plot;
 
-pub use control::{Command, ControlReply, ControlRequest, control_router};
+pub use control::{Command, ControlReply, ControlRequest, Credentials, SUDO_USER, control_router};
+pub use history::{History, Sample};
 pub use listen::{ControlSocket, bind_control, serve_control, serve_listener, serve_tcp};
+pub use live::Live;
 
 use super::command::Figures;
-use crate::engine::status::{Role, Snapshot};
+use super::tally::Latencies;
+use crate::engine::outlook::{self, Outlook};
+use crate::engine::status::{Role, Snapshot, pgpool};
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -30,7 +38,13 @@ use tokio::sync::watch;
 /// A question to the daemon that is answered at once, from memory.
 pub type Ask = Arc<dyn Fn() -> bool + Send + Sync>;
 
+/// The pools' figures, asked the same way.
+pub type Pools = Arc<dyn Fn() -> Vec<Figures> + Send + Sync>;
+
 const OVERTAKEN: &str = "the lease ran out and the daemon's turn has not said why; look at its log";
+
+/// What the outlook is then.
+const HANGS: &str = "what a failover would lose is not known: the daemon's turn does not run";
 
 /// What the pages show and whom they ask.
 #[derive(Clone)]
@@ -42,7 +56,13 @@ pub struct Views {
     /// Would the gate pass a byte now?
     pub gate_passes: Ask,
     /// Figures of the pools now.
-    pub pools: Arc<dyn Fn() -> Vec<Figures> + Send + Sync>,
+    pub pools: Pools,
+    /// How long requests and transactions took.
+    pub latencies: Arc<dyn Fn() -> Latencies + Send + Sync>,
+    /// When the daemon started, in seconds since 1970.
+    pub started: f64,
+    /// The page as it was drawn last, and the last hour.
+    pub live: Live,
 }
 
 impl Views {
@@ -56,6 +76,10 @@ impl Views {
         }
         let mut told = if overtaken { published.overtaken(OVERTAKEN) } else { (*published).clone() };
         told.turn_running = running;
+        if !running {
+            told.outlook = Outlook::unknown(HANGS);
+        }
+        told.next = outlook::next(&told);
         Arc::new(told)
     }
 }
@@ -67,7 +91,10 @@ pub fn router(views: Views) -> Router {
 
 fn pages() -> Router<Views> {
     Router::new()
-        .route("/", get(home))
+        .route("/", get(live::home))
+        .route("/live", get(live::live))
+        .route("/history.json", get(live::history))
+        .route("/icon.svg", get(live::icon))
         .route("/status.json", get(status_json))
         .route("/pool_nodes", get(pool_nodes))
         .route("/metrics", get(metrics_text))
@@ -89,6 +116,9 @@ fn harden(router: Router) -> Router {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+        headers.insert("cross-origin-opener-policy", HeaderValue::from_static("same-origin"));
+        headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
         headers
             .entry(header::CONTENT_SECURITY_POLICY)
             .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
@@ -96,26 +126,34 @@ fn harden(router: Router) -> Router {
     }))
 }
 
-async fn home(State(views): State<Views>) -> Response {
-    match page::render(&views.now()) {
-        Ok(html) => ([(header::CONTENT_SECURITY_POLICY, page::content_security_policy())], Html(html)).into_response(),
-        Err(error) => {
-            (StatusCode::INTERNAL_SERVER_ERROR, format!("the page cannot be drawn: {error}\n")).into_response()
-        }
-    }
-}
-
 async fn status_json(State(views): State<Views>) -> Response {
     axum::Json(&*views.now()).into_response()
 }
 
-async fn pool_nodes(State(views): State<Views>) -> String {
-    views.now().pool_nodes_lines()
+#[derive(serde::Deserialize)]
+struct PoolNodes {
+    format: Option<String>,
+}
+
+/// Without a format, the numbers that old monitoring matches on; with one, pgpool-II's columns of that version.
+async fn pool_nodes(State(views): State<Views>, wanted: Result<Query<PoolNodes>, QueryRejection>) -> Response {
+    let Ok(Query(wanted)) = wanted else {
+        return (StatusCode::BAD_REQUEST, "write /pool_nodes?format=4.3, or leave format out\n").into_response();
+    };
+    match wanted.format.as_deref() {
+        None => views.now().pool_nodes_lines().into_response(),
+        Some(format) if pgpool::FORMATS.contains(&format) => views.now().pool_nodes_lines_of_4_3().into_response(),
+        Some(_) => {
+            let text = format!("format is a version of pgpool-II: one of {}\n", pgpool::FORMATS.join(", "));
+            (StatusCode::BAD_REQUEST, text).into_response()
+        }
+    }
 }
 
 async fn metrics_text(State(views): State<Views>, headers: HeaderMap) -> Response {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("");
-    match metrics::render(&views.now(), &(views.pools)(), accept.contains("application/openmetrics-text")) {
+    let counted = metrics::Counted { pools: (views.pools)(), latencies: (views.latencies)(), started: views.started };
+    match metrics::render(&views.now(), counted, accept.contains("application/openmetrics-text")) {
         Ok((kind, text)) => ([(header::CONTENT_TYPE, kind)], text).into_response(),
         Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be encoded\n").into_response(),
     }

@@ -10,12 +10,14 @@
 //! **Invariant:** one address that cannot be bound does not keep the others from serving.
 
 use super::command::Commands;
+use super::console::Console;
 use super::data::Threads;
 use super::forward::{self, Forwarder};
 use super::gate::{Gate, Pass};
 use super::pool::{Database, PoolStats};
 use super::roles::Roles;
 use super::session;
+use super::tally::{Latencies, Tally};
 use super::tls::{ClientStream, TlsAcceptor};
 use super::tunnel::{self, Arrival};
 use crate::base::config::{self, Secret};
@@ -24,6 +26,7 @@ use crate::base::ids::NodeName;
 use crate::base::time::Instant;
 use crate::engine::status::{Role, Snapshot};
 use crate::wire::hba::HbaFile;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use ring::hmac;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -36,7 +39,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
@@ -65,6 +68,9 @@ const USER_TIMEOUT: Duration = Duration::from_secs(900);
 /// Shortest sleep of the watch over the deadline; what it adds to the life of a listening socket, not of a session.
 const LAPSE_WATCH_MIN: Duration = Duration::from_millis(1);
 
+/// How long a socket stays open that was the gate's and shall be forwarding's, or the other way round; longer while
+/// this node takes over.
+const STANDS_FOR: Duration = Duration::from_secs(2);
 /// How long a socket of the daemon before is kept open for a gate that is not open yet. Who restarts the daemon of the
 /// active node waits a tenth of this; clients that wait in vain are let go before their own patience ends.
 const INHERITED_FOR: Duration = Duration::from_secs(5);
@@ -159,6 +165,7 @@ pub(crate) struct Proxy {
     pub(crate) confirm: Confirm,
     pub(crate) door: Arc<PathBuf>,
     pub(crate) roles: Roles,
+    pub(crate) console: Console,
     /// What clients read after a lease ran out.
     pub(crate) lapsed: String,
     /// What a reload replaces.
@@ -177,6 +184,8 @@ pub(crate) struct Proxy {
     databases: Mutex<HashMap<String, Arc<Database>>>,
     users: Mutex<HashMap<String, Arc<AtomicU32>>>,
     pools: Mutex<Vec<PoolEntry>>,
+    /// One for each data thread.
+    tallies: Mutex<Vec<Arc<Tally>>>,
 }
 
 /// A pool in the book: user, database, figures.
@@ -195,6 +204,7 @@ impl Proxy {
         Arc::new(Proxy {
             arrivals,
             arriving: Mutex::new(Some(arriving)),
+            console: Console::default(),
             roles: Roles::new(Arc::clone(&door), &options.admin_user, Arc::clone(&options.rules), Arc::clone(&gate)),
             gate,
             snapshots,
@@ -210,6 +220,7 @@ impl Proxy {
             databases: Mutex::default(),
             users: Mutex::default(),
             pools: Mutex::default(),
+            tallies: Mutex::default(),
         })
     }
 
@@ -233,6 +244,20 @@ impl Proxy {
     pub(crate) fn pools(&self) -> Vec<(String, String, Arc<PoolStats>)> {
         let live = |(user, database, stats): &PoolEntry| Some((user.clone(), database.clone(), stats.upgrade()?));
         locked(&self.pools).iter().filter_map(live).collect()
+    }
+
+    /// A data thread's tally, kept for the figures of all.
+    pub(crate) fn tally(&self) -> Arc<Tally> {
+        let tally = Arc::<Tally>::default();
+        locked(&self.tallies).push(Arc::clone(&tally));
+        tally
+    }
+
+    /// What all data threads have measured.
+    pub(crate) fn latencies(&self) -> Latencies {
+        let mut all = Latencies::default();
+        locked(&self.tallies).iter().for_each(|tally| all.take_in(tally));
+        all
     }
 
     /// What the commands say about a database; made when it is first asked for, by a client that proved itself.
@@ -448,6 +473,8 @@ async fn keep_listening(door: Door, proxy: Arc<Proxy>, threads: Arc<Threads>) {
     let mut sessions = JoinSet::new();
     let mut view = gate.watch();
     let mut complained = false;
+    // Between the gate's time and that of forwarding: who connects now waits in the kernel's queue.
+    let mut standing: Option<(Inherited, tokio::time::Instant)> = None;
     loop {
         let pass = gate.admit().filter(|_| !gate.is_stopping());
         let forwarder = proxy.options.forward.as_ref().filter(|_| pass.is_none() && !gate.is_stopping());
@@ -458,17 +485,23 @@ async fn keep_listening(door: Door, proxy: Arc<Proxy>, threads: Arc<Threads>) {
                 Some(_) = sessions.join_next() => {}
                 () = forward::begins(&proxy.options) => {}
                 () = in_vain(proxy.snapshots.clone(), started), if inherited.is_some() => inherited = None,
+                () = stands_in_vain(&proxy, &standing), if standing.is_some() => standing = None,
             }
             continue;
         }
-        match inherited.take().map_or_else(|| bind(address), Inherited::open) {
+        match standing
+            .take()
+            .map(|(door, _)| door)
+            .or_else(|| inherited.take())
+            .map_or_else(|| bind(address), Inherited::open)
+        {
             Ok(listener) => {
                 complained = false;
                 let Some(pass) = pass else {
                     if let Some((forwarder, epoch)) = forwards {
-                        forward::accept(&listener, forwarder, epoch, gate, &mut sessions).await;
+                        forward::accept(&listener, forwarder, epoch, &proxy, &mut sessions).await;
                     }
-                    shut(SockRef::from(&listener));
+                    standing = stand(listener, &proxy, forward::takes_over(&proxy.options));
                     continue;
                 };
                 gate.door_opened();
@@ -478,11 +511,19 @@ async fn keep_listening(door: Door, proxy: Arc<Proxy>, threads: Arc<Threads>) {
                     () = gate.stopped() => true,
                     () = accept(&listener, &proxy, &threads, &pass, &mut sessions) => false,
                 };
-                match keep.filter(|_| is_kept) {
-                    Some(keep) => keep(listener.as_fd()),
-                    None => shut(SockRef::from(&listener)),
+                if pass.carried().is_some() {
+                    // Who connected before that goes along with the others.
+                    while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
+                        admit(stream, peer, &proxy, &threads, &pass, &mut sessions);
+                    }
+                    standing = stand(listener, &proxy, true);
+                } else {
+                    match keep.filter(|_| is_kept) {
+                        Some(keep) => keep(listener.as_fd()),
+                        None => shut(SockRef::from(&listener)),
+                    }
+                    drop(listener);
                 }
-                drop(listener);
                 gate.door_closed();
             }
             Err(error) => {
@@ -493,6 +534,20 @@ async fn keep_listening(door: Door, proxy: Arc<Proxy>, threads: Arc<Threads>) {
                 tokio::time::sleep(BIND_RETRY).await;
             }
         }
+    }
+}
+
+/// Keeps a socket that forwarding, or the gate, will want in a moment; else it is closed.
+fn stand(listener: TcpListener, proxy: &Proxy, soon: bool) -> Option<(Inherited, tokio::time::Instant)> {
+    let socket = Inherited(Some(listener.into_std().ok()?));
+    let forwards = proxy.options.forward.as_ref().is_some_and(|forwarder| forwarder.is_for_connections());
+    (soon && forwards).then(|| (socket, tokio::time::Instant::now() + STANDS_FOR))
+}
+
+async fn stands_in_vain(proxy: &Proxy, standing: &Option<(Inherited, tokio::time::Instant)>) {
+    if let Some((_, until)) = standing {
+        tokio::time::sleep_until(*until).await;
+        forward::taken_over(&proxy.options).await;
     }
 }
 
@@ -526,19 +581,27 @@ async fn accept(
             Some(_) = sessions.join_next() => continue,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                let Some(seat) = Seat::take(proxy) else { continue };
-                let arriving = (seat, proxy.gate.passage());
-                let (proxy, threads, pass) = (Arc::clone(proxy), Arc::clone(threads), pass.clone());
-                let client = ClientStream::Plain(stream);
-                sessions.spawn(session::serve(client, peer, proxy, threads, pass, arriving));
-            }
+            Ok((stream, peer)) => admit(stream, peer, proxy, threads, pass, sessions),
             Err(error) => {
                 tracing::warn!(%error, "a client could not be accepted");
                 tokio::time::sleep(ACCEPT_RETRY).await;
             }
         }
     }
+}
+
+fn admit(
+    stream: TcpStream,
+    peer: SocketAddr,
+    proxy: &Arc<Proxy>,
+    threads: &Arc<Threads>,
+    pass: &Pass,
+    sessions: &mut JoinSet<()>,
+) {
+    let Some(seat) = Seat::take(proxy) else { return };
+    let arriving = (seat, proxy.gate.passage());
+    let (proxy, threads, pass) = (Arc::clone(proxy), Arc::clone(threads), pass.clone());
+    sessions.spawn(session::serve(ClientStream::Plain(stream), peer, proxy, threads, pass, arriving));
 }
 
 /// Set once: accepted sockets have what their listener has (tcp(7)).
@@ -575,7 +638,6 @@ impl Drop for Seat {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::net::TcpStream;
 
     #[test]
     fn a_vip_is_listened_on_unless_a_wildcard_covers_it() {

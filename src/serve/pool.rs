@@ -4,6 +4,8 @@
 //! What it is NOT: it moves no bytes of a client and knows no statement. A backend in a state that another client must
 //! not see is not given back here; who lent it tidies it up or closes it.
 //!
+//! Over 600 lines: the queue and what serves it are one thing.
+//!
 //! **Invariants:** a backend is lent again only in the generation of the gate it was opened in. Whoever waits longest
 //! is served first. A ticket that is dropped gives back what it was given.
 
@@ -19,7 +21,6 @@ use super::slot::Slot;
 use crate::base::config::{self, PoolMode};
 use crate::base::time::Instant;
 use crate::wire::pg::{Refusal, Startup};
-use crate::wire::tunnel::Proven;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::{Rc, Weak};
@@ -80,9 +81,13 @@ pub(crate) struct PoolStats {
     pub(crate) transactions: AtomicU64,
     pub(crate) bytes_in: AtomicU64,
     pub(crate) bytes_out: AtomicU64,
-    /// Nanoseconds that clients waited for a backend, as exact as the thread's tick.
+    /// Nanoseconds that clients waited for a backend, and how many had to.
     pub(crate) waited: AtomicU64,
+    pub(crate) waits: AtomicU64,
     pub(crate) logins: AtomicU64,
+    /// Requests answered to their end, and transactions that came to theirs.
+    pub(crate) queries: AtomicU64,
+    pub(crate) ended: AtomicU64,
 }
 
 /// Adds to a counter of which the caller is the only writer: no locked instruction.
@@ -131,6 +136,8 @@ struct Ticket {
     shape: Shape,
     pass: Pass,
     since: Instant,
+    /// The same to the nanosecond: who waits at all has time for the clock.
+    asked: Instant,
     answer: RefCell<Option<Result<Lease, NoBackend>>>,
     waker: RefCell<Option<Waker>>,
 }
@@ -215,9 +222,9 @@ impl Pool {
         }
     }
 
-    /// What the other node is shown of it, for sessions that go on there.
-    pub(crate) fn proven(&self) -> Proven {
-        Proven::from(&*self.proof.borrow())
+    /// The newest proof of the role.
+    pub(crate) fn proof(&self) -> Proof {
+        self.proof.borrow().clone()
     }
 
     /// One value for equal start-up packets.
@@ -264,6 +271,7 @@ impl Pool {
             shape: Rc::clone(shape),
             pass: pass.clone(),
             since: self.now(),
+            asked: self.proxy.gate.now(),
             answer: RefCell::default(),
             waker: RefCell::default(),
         });
@@ -282,6 +290,16 @@ impl Pool {
     /// Whether somebody waits.
     pub(crate) fn is_wanted(&self) -> bool {
         !self.queue.borrow().is_empty()
+    }
+
+    /// Somebody waits no longer.
+    fn note_wait(&self, ticket: &Ticket) {
+        let waited = self.proxy.gate.now().since(ticket.asked);
+        add(&self.stats.waited, u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX));
+        add(&self.stats.waits, 1);
+        if let Some(data) = self.data.upgrade() {
+            data.tally.waits.note(waited);
+        }
     }
 
     fn now(&self) -> Instant {
@@ -368,7 +386,7 @@ impl Pool {
             if let Some(lease) = self.take(&next.shape, &None, &next.pass) {
                 self.queue.borrow_mut().remove(at);
                 self.count_waiting();
-                add(&self.stats.waited, u64::try_from(self.now().since(next.since).as_nanos()).unwrap_or(u64::MAX));
+                self.note_wait(&next);
                 next.tell(Ok(lease));
                 continue;
             }
@@ -482,6 +500,7 @@ impl Pool {
             let front = self.queue.borrow().front().filter(|ticket| late(ticket)).cloned();
             let Some(front) = front else { break };
             self.queue.borrow_mut().pop_front();
+            self.note_wait(&front);
             let why = self.refusal.borrow().clone();
             front.tell(Err(why.map_or_else(|| self.waited_too_long().into(), NoBackend::Refused)));
         }

@@ -31,10 +31,11 @@ use super::end::{End, Mode};
 use super::flow::{BUFFER, Flow};
 use super::gate::{Gate, Pass};
 use super::listener::Proxy;
-use super::pool::{Lease, Pool, Settings, Shape, Waiting};
+use super::pool::{Lease, Pool, Settings, Shape, Waiting, add};
 use super::session::Resumed;
 use super::slot::{Doing, Entry, Order, Slot};
 use super::tls::ClientStream;
+use crate::base::time::Instant;
 use crate::wire::pg::options::Options;
 use crate::wire::pg::statements::Names;
 use crate::wire::pg::{self, Exchange, HEADER};
@@ -125,6 +126,8 @@ pub(crate) struct Pump {
     /// The gate's own answer, sent before anything else goes down; only made when nothing is under way there.
     answer: BytesMut,
     answer_begun: bool,
+    /// The client was not told that it is in.
+    unheard: bool,
     client_eof: bool,
     /// Nothing more goes up: Terminate was sent, or PostgreSQL does not take it.
     up_done: bool,
@@ -139,6 +142,8 @@ pub(crate) struct Pump {
     /// The last transaction began with a Parse of the unnamed statement (session mode).
     parses_unnamed: bool,
     doing: Doing,
+    /// When the present request, and the present transaction, began.
+    began: (Instant, Instant),
     /// What the client cancelled before it had a backend, and is still to be dropped.
     skipping: Option<Skipping>,
     /// What the gate answers itself in the extended protocol; none before it was first asked.
@@ -198,6 +203,7 @@ impl Pump {
             down: Flow::default(),
             answer: BytesMut::new(),
             answer_begun: false,
+            unheard: false,
             client_eof: false,
             up_done: false,
             backend_eof: false,
@@ -208,6 +214,7 @@ impl Pump {
             busy: false,
             parses_unnamed: false,
             doing: Doing::Idle,
+            began: (Instant::ZERO, Instant::ZERO),
             skipping: None,
             console: None,
             half_closed: None,
@@ -220,6 +227,7 @@ impl Pump {
 
     /// What the client is told first, and the backend it has.
     pub(crate) fn begin(&mut self, greeting: BytesMut, link: Option<Lease>) {
+        self.unheard = !greeting.is_empty();
         self.answer = greeting;
         if let Some(lease) = link {
             self.attach(lease);
@@ -228,8 +236,15 @@ impl Pump {
 
     /// The session goes on where the other node left it. Before it is first polled.
     pub(crate) fn resume(&mut self, resumed: Resumed) -> Result<(), pg::Malformed> {
-        let Some(sharing) = self.sharing.as_deref_mut() else { return Ok(()) };
-        sharing.options.adopt(resumed.settings.iter().flat_map(|pairs| pairs.iter()).map(|(name, _)| name.as_str()));
+        let names = resumed.settings.iter().flat_map(|pairs| pairs.iter()).map(|(name, _)| name.as_str());
+        let Some(sharing) = self.sharing.as_deref_mut() else {
+            // For the next switchover: no list shows the customized ones.
+            if resumed.settings.is_some() {
+                self.baggage.get_or_insert_default().options.adopt(names);
+            }
+            return Ok(());
+        };
+        sharing.options.adopt(names);
         sharing.settings = resumed.settings;
         let mut catalogue = self.data.catalogue.borrow_mut();
         // A DEALLOCATE is known by what it takes.
@@ -348,6 +363,25 @@ impl Pump {
         obeys
     }
 
+    /// What it does changes: a request begins or was answered, and perhaps a transaction. A pipeline is one request.
+    fn time(&mut self, next: Doing) {
+        if self.doing != Doing::Active && next != Doing::Active {
+            return;
+        }
+        let now = self.gate().now();
+        if next == Doing::Active {
+            let transaction = if self.doing == Doing::IdleInTransaction { self.began.1 } else { now };
+            self.began = (now, transaction);
+            return;
+        }
+        self.data.tally.queries.note(now.since(self.began.0));
+        add(&self.pool.stats.queries, 1);
+        if next != Doing::IdleInTransaction {
+            self.data.tally.transactions.note(now.since(self.began.1));
+            add(&self.pool.stats.ended, 1);
+        }
+    }
+
     /// One turn of both directions; `Ok(false)`: nothing to do until woken.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         if self.chore.is_some() {
@@ -367,6 +401,7 @@ impl Pump {
             () => Doing::Active,
         };
         if doing != self.doing {
+            self.time(doing);
             self.doing = doing;
             self.slot().set_doing(doing, self.data.now.get());
         }

@@ -6,32 +6,36 @@
 //! where a message may begin.
 
 mod carried;
+mod leave;
+mod named;
 
-pub(crate) use carried::{Resumed, admit};
+pub(crate) use carried::{Resumed, admit, admit_proven, failed};
+pub(crate) use leave::BOUND_HERE;
 
 use super::backend::NoBackend;
 use super::cancel;
 use super::chores;
+use super::console;
 use super::data::{Data, Newcomer, Threads};
 use super::end::{End, Mode};
-use super::forward::Quiet;
 use super::gate::{Gate, Pass, Passage};
 use super::listener::{Proxy, Seat};
 use super::login::{self, Opened, Stop};
 use super::pool::{Lease, Lent, Pool, Settings, Shape};
-use super::pump::{Apart, Pump};
+use super::pump::Pump;
 use super::slot::{Entry, Order, Slot, Who};
 use super::tls::ClientStream;
 use crate::base::config::PoolMode;
-use crate::base::ids::Epoch;
-use crate::wire::pg::{self, HEADER, Refusal, Startup};
+use crate::wire::pg::{self, Refusal, Startup};
+use crate::wire::tunnel::Proven;
 use bytes::{BufMut, BytesMut};
+use named::{rename_application, take_application_name, with_address};
 use pgwire::messages::startup::Authentication;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -39,8 +43,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a client that has just connected has to say what it wants when the daemon is ending.
 const LAST_CALL: Duration = Duration::from_millis(200);
-/// Longest `application_name` (PostgreSQL's NAMEDATALEN less the terminator).
-const MAX_NAME: usize = 63;
 
 /// Serves one accepted connection until it is handed to a data thread, or to its end. Runs at the door.
 pub(crate) async fn serve(
@@ -56,7 +58,7 @@ pub(crate) async fn serve(
     let opening = tokio::time::timeout(timeout, login::open(client, peer, tls.as_ref()));
     let opened = tokio::select! {
         biased;
-        () = pass.ended() => return,
+        () = is_over(&pass, || true) => return,
         opened = opening => opened,
         () = last_call(&proxy.gate) => return,
     };
@@ -79,37 +81,74 @@ pub(crate) async fn serve(
             }
             return;
         }
-        Opened::Startup(_) if seat.crowded => {
+        // A crowd is what somebody may come for to the console.
+        Opened::Startup(startup) if seat.crowded && !console::is_wanted(&startup) => {
             let refusal = Refusal::new("53300", "sorry, too many clients already")
                 .hint("pool.max_clients of portcullis limits them.");
             return dismiss(client, refusal.into()).await;
         }
         Opened::Startup(startup) => startup,
     };
+    let is_console = console::is_wanted(&startup);
+    // It may have heard something by now, and only this node can go on with it.
+    let begun = AtomicBool::new(false);
     let login = async {
-        // Who is gone keeps no seat.
-        tokio::select! {
-            waited = wait_while_paused(&proxy, &startup.database) => waited?,
-            () = client.left() => return Err(Stop::Silent),
+        loop {
+            // Who is gone keeps no seat.
+            tokio::select! {
+                waited = wait_while_paused(&proxy, &startup.database), if !is_console => waited?,
+                () = client.left(), if !is_console => return Err(Stop::Silent),
+                else => {}
+            }
+            begun.store(true, Ordering::Relaxed);
+            let authenticate = login::authenticate(&mut client, peer, &startup, &proxy);
+            let proof = tokio::time::timeout(timeout, authenticate).await.unwrap_or(Err(Stop::Silent));
+            // PostgreSQL was stopped for a switchover before it said who this is, which comes first.
+            let is_unasked = matches!(&proof, Err(Stop::Refuse(refusal)) if refusal.code == "57P03");
+            let has_heard = startup.minor > 0 || !startup.options.is_empty() || client.is_tls();
+            if !is_unasked || has_heard || !(proxy.gate.is_to_carry() || pass.carried().is_some()) {
+                return proof;
+            }
+            begun.store(false, Ordering::Relaxed);
+            if pass.is_over() {
+                return proof;
+            }
         }
-        let authenticate = login::authenticate(&mut client, peer, &startup, &proxy);
-        tokio::time::timeout(timeout, authenticate).await.unwrap_or(Err(Stop::Silent))
     };
     let proof = tokio::select! {
         biased;
-        () = pass.ended() => Err(Refusal::new("57P01", &*pass.reason()).into()),
+        () = is_over(&pass, || begun.load(Ordering::Relaxed)) => Err(Refusal::new("57P01", &*pass.reason()).into()),
         () = proxy.gate.stopped() => Err(stopping().into()),
         proof = login => proof,
     };
+    let is_carried = pass.carried().is_some();
     match proof {
+        Ok(_) if is_console => console::serve(client, peer, startup, proxy, pass, (seat, passage)).await,
+        Ok(proof) if is_carried => {
+            drop((seat, passage));
+            leave::send_proven(&proxy, client, peer, (&startup, Proven::from(&proof)), &pass).await;
+        }
         Ok(proof) => {
             if let Ok(client) = client.park() {
                 threads.admit(Newcomer { client, peer, startup, proof, pass, seat, passage, carried: None });
             }
         }
+        Err(Stop::Refuse(_)) if is_carried && !begun.load(Ordering::Relaxed) => {
+            drop((seat, passage));
+            leave::send_on(&proxy, client, peer, &startup, &pass).await;
+        }
         // A reset passes the kernel gate, and a client that waits for an answer hears of nothing else.
         Err(_) if pass.is_walled_off() => client.reset(),
         Err(stop) => dismiss(client, stop).await,
+    }
+}
+
+/// Returns when the pass is over; never where clients were carried over and this one comes to a point itself at which
+/// it can be (`goes_on`).
+async fn is_over(pass: &Pass, goes_on: impl Fn() -> bool) {
+    pass.ended().await;
+    if pass.carried().is_some() && goes_on() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -133,7 +172,7 @@ impl Drop for Counted {
 
 /// What is given back with a session.
 struct Places {
-    _seat: Seat,
+    seat: Option<Seat>,
     _user: Counted,
     _database: Counted,
     pool: Rc<Pool>,
@@ -148,7 +187,7 @@ impl Drop for Places {
 /// Begins the session of a client that proved itself. Runs on the data thread of its pool.
 pub(crate) async fn begin(data: Rc<Data>, newcomer: Newcomer) {
     // The passage ends with this: by then the client is in the book, or dismissed.
-    let Newcomer { client, peer, startup, proof, pass, seat, passage: _passage, carried } = newcomer;
+    let Newcomer { client, peer, startup, proof, pass, seat, passage, carried } = newcomer;
     let Ok(mut client) = client.unpark() else { return };
     let proxy = Arc::clone(&data.proxy);
     let limits = data.limits.get();
@@ -162,8 +201,10 @@ pub(crate) async fn begin(data: Rc<Data>, newcomer: Newcomer) {
     let pool = data.pool(&startup, proof);
     pool.stats.clients.fetch_add(1, Ordering::Relaxed);
     pool.stats.logins.fetch_add(1, Ordering::Relaxed);
-    let places = Places { _seat: seat, _user: user, _database: database, pool: Rc::clone(&pool) };
+    let places = Places { seat: Some(seat), _user: user, _database: database, pool: Rc::clone(&pool) };
     let opening = Opening { data: &data, pool: &pool, pass: &pass, peer };
+    // For the other node, should it be greeted there.
+    let asked = carried.is_none().then(|| startup.clone());
     let started = tokio::select! {
         biased;
         () = pass.ended() => Err(Refusal::new("57P01", &*pass.reason()).into()),
@@ -187,6 +228,12 @@ pub(crate) async fn begin(data: Rc<Data>, newcomer: Newcomer) {
             }
             // A task of its own: this one's size is that of a login.
             drop(tokio::task::spawn_local(relay(pump, places)));
+        }
+        Err(stop) if pass.carried().is_some() && !matches!(stop, Stop::Silent) && asked.is_some() => {
+            drop((places, passage));
+            if let Some(startup) = asked {
+                leave::send_proven(&proxy, client, peer, (&startup, Proven::from(&pool.proof())), &pass).await;
+            }
         }
         Err(_) if pass.is_walled_off() => client.reset(),
         Err(_) if !pass.passes() => dismiss(client, Refusal::new("57P01", &*pass.reason()).into()).await,
@@ -239,14 +286,15 @@ impl Opening<'_> {
         let (said, link) = match known {
             Some(said) => (said, None),
             None => {
-                let lease = self.lease(&shape, mode).await?;
+                let lease = self.lease_of_now(&shape, mode).await?;
                 (Rc::clone(&lease.greeting), Some(lease))
             }
         };
         if link.is_none() && !self.pass.passes() && self.pass.stands() {
             wait_while_paused(proxy, &shape.database).await?;
         }
-        if !self.pass.passes() {
+        // One that was suspended this moment passes nothing: the pump finds out.
+        if !self.pass.stands() {
             return Err(Refusal::new("57P01", &*self.pass.reason()).into());
         }
         let number = link.as_ref().filter(|_| mode != Mode::Transaction).map(|lease| lease.pid);
@@ -284,6 +332,19 @@ impl Opening<'_> {
         startup.minor = 0;
         startup.options.clear();
         application.unwrap_or_default()
+    }
+
+    /// A backend of before a suspension passes nothing any more: another is waited for.
+    async fn lease_of_now(&self, shape: &Shape, mode: Mode) -> Result<Lease, Stop> {
+        loop {
+            let lease = self.lease(shape, mode).await?;
+            let gate = &self.data.proxy.gate;
+            if lease.suspensions == gate.suspensions() || !self.pass.stands() {
+                return Ok(lease);
+            }
+            drop(lease);
+            wait_while_paused(&self.data.proxy, &shape.database).await?;
+        }
     }
 
     async fn lease(&self, shape: &Shape, mode: Mode) -> Result<Lease, Stop> {
@@ -336,45 +397,6 @@ fn enter(gate: &Arc<Gate>, who: Who, number: Option<i32>, proxy: &Proxy, data: &
     }
 }
 
-/// Takes `application_name` out of a start-up packet, as PostgreSQL would keep it: printable ASCII, 63 bytes.
-fn take_application_name(startup: &mut Startup) -> String {
-    let is_name = |(name, _): &mut (Vec<u8>, Vec<u8>)| name.eq_ignore_ascii_case(b"application_name");
-    let taken = startup.parameters.extract_if(.., |pair| is_name(pair)).last();
-    let clean = |b: &u8| if (32..127).contains(b) { char::from(*b) } else { '?' };
-    taken.map_or_else(String::new, |(_, value)| value.iter().map(clean).take(MAX_NAME).collect())
-}
-
-/// The name with the client's address behind it, shortened where both are too long.
-fn with_address(name: &str, peer: SocketAddr) -> String {
-    let address = format!("{}:{}", peer.ip().to_canonical(), peer.port());
-    if name.is_empty() || name.ends_with(&address) {
-        // One that was carried over has it already.
-        return if name.is_empty() { address } else { name.to_owned() };
-    }
-    let room = MAX_NAME.saturating_sub(address.len() + 3);
-    let name: String = name.chars().take(room).collect();
-    format!("{name} - {address}")
-}
-
-/// What a backend said at its login, with this client's `application_name`.
-fn rename_application(said: &[u8], application: &str, out: &mut BytesMut) {
-    let mut rest = said;
-    while let Ok(Some(header)) = pg::header(rest) {
-        let Some((message, tail)) = rest.split_at_checked(HEADER + header.body) else { break };
-        rest = tail;
-        if header.kind == b'S' && message[HEADER..].starts_with(b"application_name\0") {
-            let length = 4 + b"application_name\0".len() + application.len() + 1;
-            out.put_u8(b'S');
-            out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-            out.put_slice(b"application_name\0");
-            out.put_slice(application.as_bytes());
-            out.put_u8(0);
-        } else {
-            out.put_slice(message);
-        }
-    }
-}
-
 /// Pumps until the session ends. Small: there are ten thousand of these.
 async fn relay(mut pump: Box<Pump>, places: Places) {
     let end = poll_fn(|cx| pump.poll(cx)).await;
@@ -384,7 +406,10 @@ async fn relay(mut pump: Box<Pump>, places: Places) {
 
 async fn finish(mut pump: Box<Pump>, end: End, places: Places) {
     if let End::Carried(epoch) = end {
-        return carry_over(*pump, epoch, places).await;
+        return leave::carry_over(*pump, epoch, places).await;
+    }
+    if matches!(end, End::Shut) && pump.is_unheard() {
+        return leave::begin_again(*pump, places);
     }
     let proxy = Arc::clone(pump.proxy());
     let _passage = proxy.gate.passage();
@@ -418,23 +443,6 @@ async fn finish(mut pump: Box<Pump>, end: End, places: Places) {
         // PostgreSQL's last words were passed on; they too shall arrive.
         None if is_gone => dismiss(client, Stop::PassOn(Vec::new())).await,
         _ => {}
-    }
-}
-
-/// A session that was held through a switchover goes on at the other node, in its place here, until it ends.
-async fn carry_over(pump: Pump, epoch: Epoch, _places: Places) {
-    let proxy = Arc::clone(pump.proxy());
-    let user = pump.user();
-    let Apart { client, early, carried, pass } = pump.take_apart(epoch);
-    let quiet = Quiet::new(client, early);
-    let carrying = match &proxy.options.forward {
-        Some(forwarder) => forwarder.carry(quiet, carried).await.map_err(|(quiet, error)| (*quiet, error.to_string())),
-        None => Err((quiet, "there is no way to it".to_owned())),
-    };
-    if let Err((quiet, why)) = carrying {
-        tracing::warn!(user = &*user, why, "a session that was held for a switchover could not be carried over");
-        let refusal = Refusal::new("57P01", format!("{}; this session could not go on there: {why}", pass.reason()));
-        dismiss(quiet.into_parts().0, refusal.hint("Connect again.").into()).await;
     }
 }
 
@@ -477,7 +485,7 @@ fn last_word(end: End, proxy: &Proxy, pass: &Pass, (user, pool): (&str, &Pool)) 
 }
 
 /// Who comes while the daemon is ending.
-fn stopping() -> Refusal {
+pub(super) fn stopping() -> Refusal {
     Refusal::new("57P03", "portcullis: the daemon of this node is shutting down")
         .hint("It may be restarting: connect again.")
 }
@@ -510,7 +518,7 @@ async fn wait_while_paused(proxy: &Proxy, database: &str) -> Result<(), Stop> {
 
 /// Sends the last message and closes, so that it arrives: closing with bytes unread would send a reset that may
 /// overtake it.
-async fn dismiss(mut client: ClientStream, stop: Stop) {
+pub(crate) async fn dismiss(mut client: ClientStream, stop: Stop) {
     let message = match stop {
         Stop::Silent => return,
         Stop::Refuse(refusal) => refusal.encode().to_vec(),
@@ -536,29 +544,5 @@ mod tests {
         // Beside the task's head and the socket's entry in the runtime, some 300 bytes.
         let all = size_of::<Pump>() + size_of::<Places>() + size_of::<Slot>();
         assert!(all < 1024, "{all} bytes");
-    }
-
-    #[test]
-    fn an_application_name_is_kept_as_postgresql_would() {
-        let mut startup = Startup {
-            minor: 0,
-            user: "u".to_owned(),
-            database: "d".to_owned(),
-            parameters: vec![
-                (b"Application_Name".to_vec(), "h\u{e9}llo".as_bytes().to_vec()),
-                (b"client_encoding".to_vec(), b"UTF8".to_vec()),
-            ],
-            options: vec![],
-        };
-        assert_eq!(take_application_name(&mut startup), "h??llo");
-        assert_eq!(startup.parameters.len(), 1);
-        let peer: SocketAddr = "[::ffff:192.0.2.7]:4711".parse().expect("address");
-        assert_eq!(with_address("psql", peer), "psql - 192.0.2.7:4711");
-        assert_eq!(with_address("", peer), "192.0.2.7:4711");
-        assert_eq!(with_address(&"x".repeat(80), peer).len(), MAX_NAME);
-        let said = b"S\0\0\0\x16application_name\0\0Z\0\0\0\x05I";
-        let mut out = BytesMut::new();
-        rename_application(said, "psql", &mut out);
-        assert_eq!(&out[..], b"S\0\0\0\x1aapplication_name\0psql\0Z\0\0\0\x05I");
     }
 }

@@ -1,24 +1,39 @@
-//! `SHOW pool_...`: the nodes in the form of pgpool-II 4.3, and what the gate knows of pools and sessions.
+//! `SHOW pool_...`: what pgpool-II 4.3 answers, column for column, filled with what this gate knows; where it has no
+//! equal, pgpool-II's neutral value. Answered on any session; the gate's own, richer views are the console's
+//! ([`views`]).
 //!
 //! What it is NOT: typed. All columns are text: in the simple protocol with type OID 0, as in pgpool-II; in the
 //! extended one, which pgpool-II does not have for these, as PostgreSQL's own type, because drivers decode by it.
 //!
-//! Everyone sees every row, as in `pg_stat_activity`; the address of another role's client only `admin_user` does, and
-//! only that role is shown more sessions than [`MAX_ROWS`]: an answer is kept in memory until its client has read it.
+//! A row of `pool_pools` and `pool_processes` is a session: there is no process for each. Everyone sees every row, as
+//! in `pg_stat_activity`, but only `admin_user` and the console more sessions than [`MAX_ROWS`]: an answer is kept in
+//! memory until its client has read it. Addresses of clients are in none of them.
+
+mod status;
+pub(crate) mod views;
 
 use super::command::figures;
 use super::listener::Proxy;
 use super::slot::{Doing, Slot};
 use crate::base::time::{Duration, Instant};
+use crate::engine::status::pgpool::{changed, head};
 use crate::engine::status::{NodeRow, Snapshot};
+use crate::wire::pg::table::{self, Cell, Column, Kind, Row, Typing};
 use crate::wire::pg::{self, Shown};
-use bytes::{BufMut, BytesMut};
-use pgwire::messages::data::{DataRow, FieldDescription, RowDescription};
+use bytes::BytesMut;
 use pgwire::messages::response::{CommandComplete, ReadyForQuery, TransactionStatus};
+pub(crate) use status::item;
+use std::sync::Arc;
 
 /// Sessions shown to other roles than `admin_user`.
 const MAX_ROWS: usize = 1000;
-const NODES: [&str; 14] = [
+
+/// Text columns.
+macro_rules! text {
+    ($($name:literal),* $(,)?) => { &[$(($name, Kind::Text)),*] };
+}
+
+const NODES: &[Column<'static>] = text![
     "node_id",
     "hostname",
     "port",
@@ -34,33 +49,84 @@ const NODES: [&str; 14] = [
     "replication_sync_state",
     "last_status_change",
 ];
-
-const POOLS: [&str; 8] = ["username", "database", "paused", "clients", "waiting", "backends", "idle", "size"];
-const STATS: [&str; 7] =
-    ["username", "database", "logins", "transactions", "bytes_received", "bytes_sent", "wait_seconds"];
-const PROCESSES: [&str; 10] = [
+const POOLS: &[Column<'static>] = text![
     "pool_pid",
-    "username",
+    "start_time",
+    "client_connection_count",
+    "pool_id",
+    "backend_id",
     "database",
-    "client_addr",
-    "client_port",
-    "tls",
-    "state",
-    "connected_seconds",
-    "state_seconds",
-    "backend_pid",
+    "username",
+    "backend_connection_time",
+    "client_connection_time",
+    "client_disconnection_time",
+    "client_idle_duration",
+    "majorversion",
+    "minorversion",
+    "pool_counter",
+    "pool_backendpid",
+    "pool_connected",
+    "status",
+];
+const PROCESSES: &[Column<'static>] = text![
+    "pool_pid",
+    "start_time",
+    "client_connection_count",
+    "database",
+    "username",
+    "backend_connection_time",
+    "pool_counter",
+    "status",
+];
+const HEALTH_CHECK_STATS: &[Column<'static>] = text![
+    "node_id",
+    "hostname",
+    "port",
+    "status",
+    "role",
+    "last_status_change",
+    "total_count",
+    "success_count",
+    "fail_count",
+    "skip_count",
+    "retry_count",
+    "average_retry_count",
+    "max_retry_count",
+    "max_duration",
+    "min_duration",
+    "average_duration",
+    "last_health_check",
+    "last_successful_health_check",
+    "last_skip_health_check",
+    "last_failed_health_check",
+];
+const BACKEND_STATS: &[Column<'static>] = text![
+    "node_id",
+    "hostname",
+    "port",
+    "status",
+    "role",
+    "select_cnt",
+    "insert_cnt",
+    "update_cnt",
+    "delete_cnt",
+    "ddl_cnt",
+    "other_cnt",
+    "panic_cnt",
+    "fatal_cnt",
+    "error_cnt",
 ];
 
-/// PostgreSQL's type `text`.
-const TEXT: u32 = 25;
-
-fn columns(what: Shown) -> &'static [&'static str] {
+/// The columns of a view, in pgpool-II's order.
+pub(crate) fn columns(what: Shown) -> &'static [Column<'static>] {
     match what {
-        Shown::Nodes => &NODES,
-        Shown::Pools => &POOLS,
-        Shown::Stats => &STATS,
-        Shown::Processes => &PROCESSES,
-        Shown::Version => &["pool_version"],
+        Shown::Nodes => NODES,
+        Shown::Pools => POOLS,
+        Shown::Processes => PROCESSES,
+        Shown::Status => text!["item", "value", "description"],
+        Shown::Version => text!["pool_version"],
+        Shown::HealthCheckStats => HEALTH_CHECK_STATS,
+        Shown::BackendStats => BACKEND_STATS,
     }
 }
 
@@ -68,8 +134,7 @@ fn columns(what: Shown) -> &'static [&'static str] {
 /// asks.
 pub(crate) fn answer(what: Shown, proxy: &Proxy, user: &str, status: u8) -> BytesMut {
     let mut out = BytesMut::new();
-    let field = |name: &&str| FieldDescription::new((*name).to_owned(), 0, 0, 0, -1, -1, 0);
-    pg::put(&RowDescription::new(columns(what).iter().map(field).collect()), &mut out);
+    table::describe(columns(what), &[], Typing::Untyped, &mut out);
     rows(what, proxy, user, &mut out);
     let status = TransactionStatus::try_from(status).unwrap_or(TransactionStatus::Idle);
     pg::put(&ReadyForQuery::new(status), &mut out);
@@ -78,125 +143,187 @@ pub(crate) fn answer(what: Shown, proxy: &Proxy, user: &str, status: u8) -> Byte
 
 /// The RowDescription of the extended protocol. Text looks the same in both formats; `formats` are as in a Bind.
 pub(crate) fn describe(what: Shown, formats: &[i16], out: &mut BytesMut) {
-    let format = |at: usize| if formats.len() == 1 { formats[0] } else { formats.get(at).copied().unwrap_or(0) };
-    let field = |(at, name): (usize, &&str)| FieldDescription::new((*name).to_owned(), 0, 0, TEXT, -1, -1, format(at));
-    pg::put(&RowDescription::new(columns(what).iter().enumerate().map(field).collect()), out);
+    table::describe(columns(what), formats, Typing::Typed, out);
 }
 
 /// The rows and the CommandComplete.
 pub(crate) fn rows(what: Shown, proxy: &Proxy, user: &str, out: &mut BytesMut) {
-    match what {
-        Shown::Nodes => {
-            let snapshot = proxy.snapshots.borrow().clone();
-            for node in &snapshot.nodes {
-                pg::put(&row(&cells(&snapshot, node)), out);
-            }
-        }
-        Shown::Pools => {
-            let size = proxy.limits().size.to_string();
-            for pool in figures(proxy) {
-                let counts = [pool.clients, pool.waiting, pool.open, pool.idle].map(|n| n.to_string());
-                let [clients, waiting, open, idle] = counts;
-                let paused = pool.paused.to_string();
-                let cells = [pool.user, pool.database, paused, clients, waiting, open, idle, size.clone()];
-                pg::put(&row(&cells), out);
-            }
-        }
-        Shown::Stats => {
-            for pool in figures(proxy) {
-                let counts = [pool.logins, pool.transactions, pool.bytes_in, pool.bytes_out].map(|n| n.to_string());
-                let [logins, transactions, bytes_in, bytes_out] = counts;
-                let waited = seconds(pool.waited);
-                pg::put(&row(&[pool.user, pool.database, logins, transactions, bytes_in, bytes_out, waited]), out);
-            }
-        }
-        Shown::Processes => processes(proxy, user, out),
-        Shown::Version => pg::put(&row(&[format!("portcullis {}", proxy.snapshots.borrow().version)]), out),
-    }
-    pg::put(&CommandComplete::new("SHOW".to_owned()), out);
-}
-
-fn processes(proxy: &Proxy, user: &str, out: &mut BytesMut) {
-    let mut all = proxy.gate.all_slots();
-    all.sort_by_key(|slot| slot.since);
-    let is_admin = user == proxy.options.admin_user;
-    if !is_admin && all.len() > MAX_ROWS {
-        let hidden = all.len() - MAX_ROWS;
+    let most = if user == proxy.options.admin_user { usize::MAX } else { MAX_ROWS };
+    let (rows, hidden) = read(what, proxy, most);
+    if hidden > 0 {
         pg::put_notice(
             &format!("portcullis: the {hidden} newest sessions are not shown; postgres.admin_user sees all"),
             out,
         );
-        all.truncate(MAX_ROWS);
     }
-    let now = proxy.gate.now();
-    for slot in all {
-        pg::put(&row(&process(&slot, now, is_admin || *slot.user == *user)), out);
+    rows.iter().for_each(|row| table::row(row, &[], out));
+    pg::put(&CommandComplete::new("SHOW".to_owned()), out);
+}
+
+fn row<const N: usize>(cells: [String; N]) -> Row {
+    cells.into_iter().map(Cell::Text).collect()
+}
+
+/// The rows, of sessions at most so many; how many more there are.
+pub(crate) fn read(what: Shown, proxy: &Proxy, most: usize) -> (Vec<Row>, usize) {
+    let snapshot = proxy.snapshots.borrow().clone();
+    let nodes = snapshot.nodes.iter();
+    let rows = match what {
+        Shown::Nodes => nodes.map(|node| row(snapshot.pool_nodes_cells(node))).collect(),
+        Shown::Pools | Shown::Processes => {
+            let mut all = sessions(proxy);
+            let hidden = all.len().saturating_sub(most);
+            all.truncate(most);
+            let now = Clocks::read(proxy);
+            let cells = |slot: Arc<Slot>| match what {
+                Shown::Pools => row(pool_cells(&snapshot, &slot, &now)),
+                _ => row(process_cells(&slot, &now)),
+            };
+            return (all.into_iter().map(cells).collect(), hidden);
+        }
+        Shown::Status => status::items(proxy).into_iter().map(row).collect(),
+        Shown::Version => vec![row([version(&snapshot)])],
+        Shown::HealthCheckStats => nodes.map(|node| row(health_cells(node))).collect(),
+        Shown::BackendStats => {
+            let passed = figures(proxy).iter().map(|pool| pool.transactions).sum::<u64>();
+            nodes.map(|node| row(backend_cells(&snapshot, node, passed))).collect()
+        }
+    };
+    (rows, 0)
+}
+
+/// `4.3.5 (tamahomeboshi)` in pgpool-II.
+fn version(snapshot: &Snapshot) -> String {
+    format!("{} (portcullis)", snapshot.version)
+}
+
+/// Every session, the oldest first.
+fn sessions(proxy: &Proxy) -> Vec<Arc<Slot>> {
+    let mut all = proxy.gate.all_slots();
+    all.sort_by_key(|slot| (slot.since, slot.pid));
+    all
+}
+
+/// What a moment since boot is on the wall.
+struct Clocks {
+    boot: Instant,
+    wall: jiff::Timestamp,
+}
+
+impl Clocks {
+    fn read(proxy: &Proxy) -> Clocks {
+        Clocks { boot: proxy.gate.now(), wall: jiff::Timestamp::now() }
+    }
+
+    /// `YYYY-MM-DD HH:MM:SS`, in UTC.
+    fn at(&self, moment: Instant) -> String {
+        let ago = jiff::SignedDuration::try_from(self.boot.since(moment)).unwrap_or_default();
+        self.wall.checked_sub(ago).unwrap_or(self.wall).strftime("%Y-%m-%d %H:%M:%S").to_string()
     }
 }
 
-fn process(slot: &Slot, now: Instant, with_address: bool) -> [String; 10] {
-    let (doing, since) = slot.doing();
-    let state = match doing {
-        Doing::Idle => "idle",
-        Doing::Waiting => "waiting",
-        Doing::Active => "active",
-        Doing::IdleInTransaction => "idle in transaction",
-    };
-    let (address, port) = if with_address {
-        (slot.peer.ip().to_canonical().to_string(), slot.peer.port().to_string())
-    } else {
-        (String::new(), String::new())
-    };
+/// In pgpool-II's words.
+fn doing(slot: &Slot) -> &'static str {
+    match slot.doing().0 {
+        Doing::Idle => "Idle",
+        // For a backend: pgpool-II, which has one for each child, knows no such wait.
+        Doing::Waiting | Doing::Active => "Execute command",
+        Doing::IdleInTransaction => "Idle in transaction",
+    }
+}
+
+fn pool_cells(snapshot: &Snapshot, slot: &Slot, now: &Clocks) -> [String; 17] {
+    let backend = slot.backend().map(|(pid, _)| pid);
+    let (_, since) = slot.doing();
+    let idle = if doing(slot) == "Idle" { now.boot.since(since).as_secs() } else { 0 };
     [
         slot.pid.to_string(),
-        slot.user.to_string(),
+        now.at(slot.since),
+        "1".to_owned(),
+        "0".to_owned(),
+        snapshot.own_row().map_or(0, |own| own.node_id).to_string(),
         slot.database.to_string(),
-        address,
-        port,
-        slot.tls.to_string(),
-        state.to_owned(),
-        seconds(now.since(slot.since)),
-        seconds(now.since(since)),
-        slot.backend().map(|(pid, _)| pid.to_string()).unwrap_or_default(),
+        slot.user.to_string(),
+        // Of a pool, the backend may be older than the session or younger; nobody keeps when.
+        String::new(),
+        now.at(slot.since),
+        String::new(),
+        idle.to_string(),
+        "3".to_owned(),
+        "0".to_owned(),
+        "1".to_owned(),
+        backend.unwrap_or(0).to_string(),
+        "1".to_owned(),
+        doing(slot).to_owned(),
     ]
 }
 
-fn seconds(time: Duration) -> String {
-    format!("{:.3}", time.as_secs_f64())
-}
-
-fn cells(snapshot: &Snapshot, node: &NodeRow) -> [String; 14] {
-    let up = node.status == "up";
+fn process_cells(slot: &Slot, now: &Clocks) -> [String; 8] {
     [
-        node.node_id.to_string(),
-        node.hostname.clone(),
-        node.port.to_string(),
-        node.status.clone(),
-        node.status.clone(),
-        format!("{:.6}", node.weight),
-        node.role.clone(),
-        if up { node.role.clone() } else { "unknown".to_owned() },
-        node.select_count.to_string(),
-        // Reads are not balanced: a session's node is the one whose gate it came through.
-        (node.name == snapshot.node).to_string(),
-        node.replication_delay_bytes.unwrap_or(0).to_string(),
-        node.replication_state.clone().unwrap_or_default(),
-        node.sync_state.clone().unwrap_or_default(),
-        node.last_status_change.as_deref().map(local_form).unwrap_or_default(),
+        slot.pid.to_string(),
+        now.at(slot.since),
+        "1".to_owned(),
+        slot.database.to_string(),
+        slot.user.to_string(),
+        String::new(),
+        "1".to_owned(),
+        doing(slot).to_owned(),
     ]
 }
 
-/// `YYYY-MM-DD HH:MM:SS`, in UTC; what is not RFC 3339 passes as it is.
-fn local_form(rfc3339: &str) -> String {
-    let parsed = rfc3339.parse::<jiff::Timestamp>();
-    parsed.map_or_else(|_| rfc3339.to_owned(), |at| at.strftime("%Y-%m-%d %H:%M:%S").to_string())
+/// The daemon asks without end and keeps no count: the counts and times of checks are those of none.
+fn health_cells(node: &NodeRow) -> [String; 20] {
+    let [id, hostname, port, status, role] = head(node);
+    let (none, fraction) = (|| "0".to_owned(), || "0.000000".to_owned());
+    let never = String::new;
+    [
+        id,
+        hostname,
+        port,
+        status,
+        role,
+        changed(node),
+        none(),
+        none(),
+        none(),
+        none(),
+        none(),
+        fraction(),
+        none(),
+        none(),
+        none(),
+        fraction(),
+        never(),
+        never(),
+        never(),
+        never(),
+    ]
 }
 
-fn row(cells: &[String]) -> DataRow {
-    let mut data = BytesMut::new();
-    for cell in cells {
-        data.put_i32(i32::try_from(cell.len()).unwrap_or(0));
-        data.put_slice(cell.as_bytes());
-    }
-    DataRow::new(data, i16::try_from(cells.len()).unwrap_or(0))
+/// The gate reads no statement: what passed it is counted in transactions, of no kind.
+fn backend_cells(snapshot: &Snapshot, node: &NodeRow, passed: u64) -> [String; 14] {
+    let [id, hostname, port, status, role] = head(node);
+    let other = if node.name == snapshot.node { passed } else { 0 };
+    let none = || "0".to_owned();
+    [
+        id,
+        hostname,
+        port,
+        status,
+        role,
+        node.select_count.to_string(),
+        none(),
+        none(),
+        none(),
+        none(),
+        other.to_string(),
+        none(),
+        none(),
+        none(),
+    ]
+}
+
+/// Seconds for people.
+fn seconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1000.0).round() / 1000.0
 }

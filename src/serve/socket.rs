@@ -58,6 +58,11 @@ impl<S: AsRawFd + AsFd> Socket<S> {
         self.stream.get_ref()
     }
 
+    /// Off this runtime.
+    pub(crate) fn into_inner(self) -> S {
+        self.stream.into_inner()
+    }
+
     /// There is nothing to be read. Costs a system call only where the runtime believes that there may be something.
     pub(crate) fn is_silent(&self) -> bool {
         let read = self.stream.try_io(Interest::READABLE, |stream| {

@@ -10,7 +10,9 @@
 use super::socket::Socket;
 use super::tunnel::Tunnel;
 use crate::base::fault::{ExitCode, Fault};
+use crate::wire::tunnel::Secured;
 use crate::wire::x509;
+use bytes::Bytes;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
@@ -200,6 +202,14 @@ pub(crate) enum ClientStream {
     Tls(Box<Tls>),
     /// Without TLS of its own, through the other node.
     Tunnel(Box<Tunnel>),
+    /// Of one that came back from there: what was read of it goes first.
+    Ahead(Box<Ahead>),
+}
+
+/// A client's stream behind octets that were read of it already.
+pub(crate) struct Ahead {
+    octets: Bytes,
+    stream: ClientStream,
 }
 
 /// What a client's TLS comes over.
@@ -316,6 +326,7 @@ impl AsyncWrite for Moving {
 pub(crate) struct Parked {
     socket: std::net::TcpStream,
     over: Over,
+    ahead: Bytes,
 }
 
 /// What goes over a parked socket.
@@ -328,8 +339,20 @@ enum Over {
 impl Parked {
     /// On the thread it came to.
     pub(crate) fn unpark(self) -> io::Result<ClientStream> {
-        Ok(match self.over {
-            Over::Nothing => ClientStream::Settled(Socket::new(self.socket)?),
+        self.unpark_with(|socket| Ok(ClientStream::Settled(Socket::new(socket)?)))
+    }
+
+    /// Where clients log in.
+    pub(crate) fn unpark_at_the_door(self) -> io::Result<ClientStream> {
+        self.unpark_with(|socket| Ok(ClientStream::Plain(TcpStream::from_std(socket)?)))
+    }
+
+    fn unpark_with(
+        self,
+        bare: impl FnOnce(std::net::TcpStream) -> io::Result<ClientStream>,
+    ) -> io::Result<ClientStream> {
+        let stream = match self.over {
+            Over::Nothing => bare(self.socket)?,
             Over::Tls(mut tls) => {
                 tls.stream.get_mut().0.moving_mut().0 = Some(TcpStream::from_std(self.socket)?);
                 ClientStream::Tls(tls)
@@ -338,22 +361,50 @@ impl Parked {
                 tunnel.moving_mut().0 = Some(TcpStream::from_std(self.socket)?);
                 ClientStream::Tunnel(tunnel)
             }
-        })
+        };
+        Ok(stream.with_ahead(self.ahead))
     }
 }
 
 impl ClientStream {
     /// Takes it off this thread.
     pub(crate) fn park(self) -> io::Result<Parked> {
-        let (socket, over) = match self {
+        let (stream, ahead) = self.without_ahead();
+        let (socket, over) = match stream {
             ClientStream::Plain(stream) => (Some(stream), Over::Nothing),
             ClientStream::Tls(mut tls) => (tls.stream.get_mut().0.moving_mut().0.take(), Over::Tls(tls)),
             ClientStream::Tunnel(mut tunnel) => (tunnel.moving_mut().0.take(), Over::Tunnel(tunnel)),
-            // It came to stay.
-            ClientStream::Settled(_) => (None, Over::Nothing),
+            ClientStream::Settled(socket) => {
+                return Ok(Parked { socket: socket.into_inner(), over: Over::Nothing, ahead });
+            }
+            // There is one at most.
+            ClientStream::Ahead(_) => (None, Over::Nothing),
         };
         let socket = socket.ok_or(io::ErrorKind::NotConnected)?.into_std()?;
-        Ok(Parked { socket, over })
+        Ok(Parked { socket, over, ahead })
+    }
+
+    /// The same with octets that come first.
+    pub(crate) fn with_ahead(self, octets: Bytes) -> ClientStream {
+        if octets.is_empty() {
+            return self;
+        }
+        let (stream, behind) = self.without_ahead();
+        let octets = if behind.is_empty() { octets } else { [&octets[..], &behind[..]].concat().into() };
+        ClientStream::Ahead(Box::new(Ahead { octets, stream }))
+    }
+
+    /// The stream, and what of it was read already and is still to be passed.
+    pub(crate) fn without_ahead(self) -> (ClientStream, Bytes) {
+        match self {
+            ClientStream::Ahead(ahead) => (ahead.stream, ahead.octets),
+            stream => (stream, Bytes::new()),
+        }
+    }
+
+    /// Behind whatever was read already.
+    fn bare(&self) -> &ClientStream {
+        if let ClientStream::Ahead(ahead) = self { &ahead.stream } else { self }
     }
 
     /// What a handshake may begin on: nothing was read of it but what [`ClientStream::peek`] showed.
@@ -361,7 +412,7 @@ impl ClientStream {
         match self {
             ClientStream::Plain(stream) => Some(Carrier::Own(Moving(Some(stream)))),
             ClientStream::Tunnel(tunnel) => Some(Carrier::Tunnel(tunnel)),
-            ClientStream::Settled(_) | ClientStream::Tls(_) => None,
+            ClientStream::Settled(_) | ClientStream::Tls(_) | ClientStream::Ahead(_) => None,
         }
     }
 
@@ -370,54 +421,78 @@ impl ClientStream {
         match self {
             ClientStream::Plain(stream) => stream.peek(into).await,
             ClientStream::Tunnel(tunnel) => tunnel.peek(into).await,
+            ClientStream::Ahead(ahead) => {
+                let n = ahead.octets.len().min(into.len());
+                into[..n].copy_from_slice(&ahead.octets[..n]);
+                Ok(n)
+            }
             ClientStream::Settled(_) | ClientStream::Tls(_) => Ok(0),
         }
     }
 
     /// What is written may stay here until it is flushed.
     pub(crate) fn holds_back(&self) -> bool {
-        matches!(self, ClientStream::Tls(_) | ClientStream::Tunnel(_))
+        matches!(self.bare(), ClientStream::Tls(_) | ClientStream::Tunnel(_))
     }
 
-    /// It came through the other node.
-    pub(crate) fn is_tunnelled(&self) -> bool {
+    /// It came through the other node, and cannot go back there: that knows no returns, or the client's TLS ends here.
+    pub(crate) fn is_bound_here(&self) -> bool {
         match self {
-            ClientStream::Plain(_) | ClientStream::Settled(_) => false,
-            ClientStream::Tunnel(_) => true,
+            ClientStream::Plain(_) | ClientStream::Settled(_) | ClientStream::Ahead(_) => false,
+            ClientStream::Tunnel(tunnel) => !tunnel.may_go_back(),
             ClientStream::Tls(tls) => matches!(tls.stream.get_ref().0, Carrier::Tunnel(_)),
         }
     }
 
     pub(crate) fn is_tls(&self) -> bool {
-        matches!(self, ClientStream::Tls(_))
+        match self.bare() {
+            ClientStream::Tls(_) => true,
+            ClientStream::Tunnel(tunnel) => tunnel.secure.is_some(),
+            ClientStream::Plain(_) | ClientStream::Settled(_) | ClientStream::Ahead(_) => false,
+        }
     }
 
     /// What SCRAM binds to; `None` without TLS, or with a certificate that has no such hash.
     pub(crate) fn end_point(&self) -> Option<Arc<[u8]>> {
-        match self {
-            ClientStream::Plain(_) | ClientStream::Settled(_) | ClientStream::Tunnel(_) => None,
+        match self.bare() {
+            ClientStream::Plain(_) | ClientStream::Settled(_) | ClientStream::Ahead(_) => None,
+            ClientStream::Tunnel(tunnel) => tunnel.secure.as_ref()?.end_point.clone(),
             ClientStream::Tls(tls) => tls.end_point.clone(),
         }
     }
 
     /// Certificates were asked for in the handshake.
     pub(crate) fn has_ca(&self) -> bool {
-        matches!(self, ClientStream::Tls(tls) if tls.has_ca)
+        match self.bare() {
+            ClientStream::Tls(tls) => tls.has_ca,
+            ClientStream::Tunnel(tunnel) => tunnel.secure.as_ref().is_some_and(|secure| secure.has_ca),
+            ClientStream::Plain(_) | ClientStream::Settled(_) | ClientStream::Ahead(_) => false,
+        }
     }
 
     /// The client's own certificate, which is of our CA.
     pub(crate) fn certificate(&self) -> Option<&CertificateDer<'static>> {
-        match self {
-            ClientStream::Plain(_) | ClientStream::Settled(_) | ClientStream::Tunnel(_) => None,
+        match self.bare() {
+            ClientStream::Plain(_) | ClientStream::Settled(_) | ClientStream::Ahead(_) => None,
+            ClientStream::Tunnel(tunnel) => tunnel.secure.as_ref()?.certificate.as_ref(),
             ClientStream::Tls(tls) => tls.stream.get_ref().1.peer_certificates()?.first(),
         }
     }
 
+    /// All of that, for the other node; `None` without TLS.
+    pub(crate) fn secured(&self) -> Option<Secured> {
+        self.is_tls().then(|| Secured {
+            end_point: self.end_point().map(|hash| hash.to_vec()).unwrap_or_default(),
+            certificate: self.certificate().map(|certificate| certificate.to_vec()).unwrap_or_default(),
+            has_ca: self.has_ca(),
+        })
+    }
+
     /// Under TLS too; `None` for a settled one.
     fn socket(&self) -> Option<&TcpStream> {
-        match self {
+        match self.bare() {
             ClientStream::Plain(stream) => Some(stream),
-            ClientStream::Settled(_) => None,
+            ClientStream::Settled(_) | ClientStream::Ahead(_) => None,
             ClientStream::Tls(tls) => tls.stream.get_ref().0.moving().0.as_ref(),
             ClientStream::Tunnel(tunnel) => tunnel.moving().0.as_ref(),
         }
@@ -426,7 +501,7 @@ impl ClientStream {
     /// Returns when the client has closed its side, whatever of it is still to be read.
     pub(crate) async fn left(&self) {
         // While there are bytes to read it is ready all the time.
-        if let ClientStream::Settled(socket) = self {
+        if let ClientStream::Settled(socket) = self.bare() {
             while matches!(socket.is_closed_when_readable().await, Ok(false)) {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
@@ -440,7 +515,7 @@ impl ClientStream {
 
     /// The client's host said that nobody takes what was sent to it. Said once.
     pub(crate) fn was_reset(&self) -> bool {
-        match self {
+        match self.bare() {
             ClientStream::Settled(socket) => {
                 !matches!(rustix::net::sockopt::socket_error(socket.get_ref()), Ok(Ok(())))
             }
@@ -450,7 +525,7 @@ impl ClientStream {
 
     /// Closes with a reset, telling nothing.
     pub(crate) fn reset(self) {
-        let set = match &self {
+        let set = match self.bare() {
             ClientStream::Settled(socket) => Some(
                 rustix::net::sockopt::set_socket_linger(socket.get_ref(), Some(Duration::ZERO)).map_err(Into::into),
             ),
@@ -469,6 +544,16 @@ impl AsyncRead for ClientStream {
             ClientStream::Settled(socket) => Pin::new(socket).poll_read(cx, buf),
             ClientStream::Tls(tls) => Pin::new(&mut tls.stream).poll_read(cx, buf),
             ClientStream::Tunnel(tunnel) => Pin::new(tunnel.as_mut()).poll_read(cx, buf),
+            ClientStream::Ahead(ahead) if ahead.octets.is_empty() => Pin::new(&mut ahead.stream).poll_read(cx, buf),
+            ClientStream::Ahead(ahead) => {
+                let n = ahead.octets.len().min(buf.remaining());
+                buf.put_slice(&ahead.octets.split_to(n));
+                if ahead.octets.is_empty() {
+                    // Shared with what was split off: given back now.
+                    ahead.octets = Bytes::new();
+                }
+                Poll::Ready(Ok(()))
+            }
         }
     }
 }
@@ -480,6 +565,7 @@ impl AsyncWrite for ClientStream {
             ClientStream::Settled(socket) => Pin::new(socket).poll_write(cx, buf),
             ClientStream::Tls(tls) => Pin::new(&mut tls.stream).poll_write(cx, buf),
             ClientStream::Tunnel(tunnel) => Pin::new(tunnel.as_mut()).poll_write(cx, buf),
+            ClientStream::Ahead(ahead) => Pin::new(&mut ahead.stream).poll_write(cx, buf),
         }
     }
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -488,6 +574,7 @@ impl AsyncWrite for ClientStream {
             ClientStream::Settled(socket) => Pin::new(socket).poll_flush(cx),
             ClientStream::Tls(tls) => Pin::new(&mut tls.stream).poll_flush(cx),
             ClientStream::Tunnel(tunnel) => Pin::new(tunnel.as_mut()).poll_flush(cx),
+            ClientStream::Ahead(ahead) => Pin::new(&mut ahead.stream).poll_flush(cx),
         }
     }
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -496,6 +583,7 @@ impl AsyncWrite for ClientStream {
             ClientStream::Settled(socket) => Pin::new(socket).poll_shutdown(cx),
             ClientStream::Tls(tls) => Pin::new(&mut tls.stream).poll_shutdown(cx),
             ClientStream::Tunnel(tunnel) => Pin::new(tunnel.as_mut()).poll_shutdown(cx),
+            ClientStream::Ahead(ahead) => Pin::new(&mut ahead.stream).poll_shutdown(cx),
         }
     }
 }

@@ -4,7 +4,8 @@
 //! frame     length: 4 octets, big-endian, then so many octets of JSON; 1 to FRAME_LIMIT
 //! greeting  each side's first frame: Hello; the client's first, the server's only after it accepted that
 //! then      client: Call::Ask | Call::Ping      server: Reply::Answer | Reply::Progress | Reply::Refused | Reply::Pong
-//! or        client: Call::Tunnel, once          server: Reply::Tunnelled | Reply::Refused   (wire::tunnel)
+//! or        client: Call::Tunnel, once          server: Reply::Framed | Reply::Tunnelled | Reply::Refused
+//!                                               (wire::tunnel)
 //! ```
 //!
 //! What this is NOT: secrecy or authenticity (TLS gives both), nor the meaning of a question: its body is whatever type
@@ -63,7 +64,12 @@ pub enum Call {
     /// Only asks whether the connection still carries anything; answered at once, whatever handlers do.
     Ping,
     /// This connection becomes a tunnel: so many octets of its opening follow. Only the first call of a connection.
-    Tunnel { octets: usize },
+    /// `returns`: the client may be given back through it.
+    Tunnel {
+        octets: usize,
+        #[serde(default)]
+        returns: bool,
+    },
 }
 
 /// What a server sends after the greeting.
@@ -88,6 +94,8 @@ pub enum Reply {
     Pong,
     /// All that follows is the tunnel's.
     Tunnelled,
+    /// The same, in frames (`wire::tunnel::Frame`), to who said that it knows returns.
+    Framed,
 }
 
 /// A message as a whole frame.

@@ -7,9 +7,11 @@
 //!
 //! **Invariant:** arbitrary bytes never panic.
 
+pub mod console;
 pub mod exchange;
 pub mod options;
 pub mod statements;
+pub mod table;
 
 pub use exchange::{Exchange, Look, Settled};
 
@@ -150,10 +152,22 @@ pub(crate) fn cstring<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
 impl Startup {
     /// The packet for the backend: protocol 3.0, the same names and parameters, no protocol options.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![0, 0, 0, 0, 0, 3, 0, 0];
+        self.packet(0, &[])
+    }
+
+    /// The packet for another gate, which answers what this one would have answered: the values of protocol options
+    /// aside, which no gate of ours looks at.
+    pub fn encode_as_sent(&self) -> Vec<u8> {
+        self.packet(self.minor, &self.options)
+    }
+
+    fn packet(&self, minor: u16, options: &[String]) -> Vec<u8> {
+        let mut out = vec![0, 0, 0, 0, 0, 3];
+        out.extend_from_slice(&minor.to_be_bytes());
         let own = [(&b"user"[..], self.user.as_bytes()), (b"database", self.database.as_bytes())];
         let others = self.parameters.iter().map(|(name, value)| (&name[..], &value[..]));
-        for (name, value) in own.into_iter().chain(others) {
+        let options = options.iter().map(|name| (name.as_bytes(), &b""[..]));
+        for (name, value) in own.into_iter().chain(others).chain(options) {
             out.extend_from_slice(name);
             out.push(0);
             out.extend_from_slice(value);
@@ -230,26 +244,32 @@ pub fn is_stale_plan(error_body: &[u8]) -> bool {
     has(b'C', b"0A000") && has(b'R', b"RevalidateCachedQuery")
 }
 
-/// What `SHOW pool_...` shows.
+/// What `SHOW pool_...` shows: pgpool-II's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shown {
     Nodes,
     Pools,
     Processes,
-    Stats,
+    Status,
     Version,
+    HealthCheckStats,
+    BackendStats,
 }
 
 impl Shown {
+    /// By their names.
+    pub const ALL: [(&'static str, Shown); 7] = [
+        ("pool_nodes", Shown::Nodes),
+        ("pool_pools", Shown::Pools),
+        ("pool_processes", Shown::Processes),
+        ("pool_status", Shown::Status),
+        ("pool_version", Shown::Version),
+        ("pool_health_check_stats", Shown::HealthCheckStats),
+        ("pool_backend_stats", Shown::BackendStats),
+    ];
+
     fn of(name: &str) -> Option<Shown> {
-        const NAMES: [(&str, Shown); 5] = [
-            ("pool_nodes", Shown::Nodes),
-            ("pool_pools", Shown::Pools),
-            ("pool_processes", Shown::Processes),
-            ("pool_stats", Shown::Stats),
-            ("pool_version", Shown::Version),
-        ];
-        NAMES.iter().find(|(known, _)| name.eq_ignore_ascii_case(known)).map(|(_, shown)| *shown)
+        Shown::ALL.iter().find(|(known, _)| name.eq_ignore_ascii_case(known)).map(|(_, shown)| *shown)
     }
 }
 

@@ -101,7 +101,9 @@ fn main() {
     let wanted = |suite: &Suite| words.is_empty() || words.iter().any(|word| suite.name.contains(word.as_str()));
     let chosen: Vec<Suite> = suites().into_iter().filter(wanted).collect();
     let began = tokio::time::Instant::now();
-    let pg = prepare(&chosen);
+    // Of the gate alone: PostgreSQL has none.
+    let with_console = words.is_empty() || words.iter().any(|word| "console".contains(word.as_str()));
+    let pg = prepare(&chosen, with_console);
     println!("ready after {:.1} s", began.elapsed().as_secs_f64());
 
     let queue: Mutex<VecDeque<Suite>> = Mutex::new(chosen.into());
@@ -117,6 +119,11 @@ fn main() {
             });
         }
     });
+    if with_console {
+        let verdict = consoles(&pg);
+        println!("{}", verdict.text);
+        verdicts.lock().unwrap().push(verdict);
+    }
     drop(pg);
     let mut verdicts = verdicts.into_inner().unwrap();
     if compare {
@@ -135,14 +142,14 @@ fn main() {
 }
 
 /// Starts PostgreSQL and installs what the chosen suites need.
-fn prepare(chosen: &[Suite]) -> Arc<Pg> {
+fn prepare(chosen: &[Suite], with_console: bool) -> Arc<Pg> {
     let any = |names: &[&str]| chosen.iter().any(|suite| names.contains(&suite.name));
     std::thread::scope(|scope| {
         let needs: [(bool, fn()); 4] = [
-            (any(&["asyncpg", "psycopg", "libpq-pipeline"]), program::install_python),
+            (with_console || any(&["asyncpg", "psycopg", "libpq-pipeline"]), program::install_python),
             (any(&["node-postgres", "postgres.js"]), program::install_node),
             (any(&["sqlx"]), program::build_sqlx),
-            (any(&["pgjdbc"]), program::build_jdbc),
+            (with_console || any(&["pgjdbc"]), program::build_jdbc),
         ];
         for (_, install) in needs.into_iter().filter(|(needed, _)| *needed) {
             scope.spawn(install);
@@ -208,6 +215,29 @@ fn judge(suite: &Suite, pg: &Arc<Pg>, compare: bool) -> Verdict {
         }
     });
     verdict.text += &format!("\n    {:.1} s", began.elapsed().as_secs_f64());
+    verdict
+}
+
+/// Drivers at the admin console, in each mode; all must pass.
+fn consoles(pg: &Arc<Pg>) -> Verdict {
+    let suite = "console";
+    let mut verdict = Verdict { suite, text: suite.to_owned(), passed: 0, wrong: Vec::new(), runs: Vec::new() };
+    for what in Mode::ALL.iter().copied().map(What::Gate) {
+        let began = tokio::time::Instant::now();
+        let (server, address) = what.start(pg, false);
+        let target = Target { server, address, database: "portcullis".to_owned(), pg: Arc::clone(pg) };
+        let board = Board::default();
+        for command in program::consoles(&target) {
+            program::run(command, minutes(5), &board);
+        }
+        let found = verdict.note(what, Run { outcomes: board.take(), took: began.elapsed() });
+        let wrong = failed(&found).map(|(test, why)| format!("{suite}/{test} in {} mode: {why}", what.name()));
+        verdict.wrong.extend(wrong);
+        // The two programs themselves are one line.
+        if passed(&found).count() < 5 {
+            verdict.wrong.push(format!("{suite}: fewer tests than there are in {} mode", what.name()));
+        }
+    }
     verdict
 }
 

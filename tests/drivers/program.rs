@@ -131,6 +131,13 @@ pub fn psycopg(target: &Target) -> Command {
     python("psycopg3.py", target)
 }
 
+/// The admin console, as drivers in Python and on the JVM speak to it.
+pub fn consoles(target: &Target) -> [Command; 2] {
+    let mut java = pgjdbc(target);
+    java.arg("console");
+    [python("console.py", target), java]
+}
+
 pub fn libpq_pipeline(target: &Target) -> Command {
     python("libpq_pipeline.py", target)
 }

@@ -321,10 +321,132 @@ fn init_without_a_terminal_names_what_is_missing_and_writes_nothing() {
     assert_exit(&output, 2);
     assert!(stderr(&output).contains("vip.address"), "{}", stderr(&output));
     assert!(!target.exists());
-    // Without --witness the TSIG key is the DNS server's, and init says how to get it.
+    // The key is made here in any case, shown to nobody, and printed for the DNS server only when that is asked for.
     let output = init(&target, &[]);
     assert_exit(&output, 0);
-    assert!(stdout(&output).contains("tsig-keygen") && !target.join("tsig.key").exists(), "{}", stdout(&output));
+    let key = fs::read_to_string(target.join("tsig.key")).expect("written");
+    assert!(stdout(&output).contains("portcullis init --dns-server bind"), "{}", stdout(&output));
+    assert!(!stdout(&output).contains(key.trim()), "init showed the key");
+    let dir = target.to_str().expect("UTF-8");
+    for (server, words) in [
+        ("bind", ["grant portcullis name db.example.org A AAAA;", "name _portcullis.db.example.org TXT;"]),
+        ("knot", ["action: update", "[db.example.org., _portcullis.db.example.org.]"]),
+    ] {
+        let output = portcullis(&["init", "--dns-server", server, "--output-dir", dir]);
+        assert_exit(&output, 0);
+        assert!(stdout(&output).contains(key.trim()), "{server}: no key");
+        assert!(words.iter().all(|words| stdout(&output).contains(words)), "{}", stdout(&output));
+    }
+}
+
+#[test]
+fn init_yes_takes_what_it_finds_and_flags_are_judged_before_anything_is_written() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let target = dir.path().join("new");
+    // A cluster that a person made with initdb and keeps elsewhere.
+    let data = dir.path().join("data");
+    fs::create_dir(&data).expect("ours");
+    fs::write(data.join("PG_VERSION"), "15\n").expect("ours");
+    fs::write(data.join("postgresql.conf"), "port = 5499\nunix_socket_directories = '/run/mine'\n").expect("ours");
+    let data = data.to_str().expect("UTF-8");
+    let run = |more: &[&str]| {
+        let mut args = vec!["init", "--yes", "--service-name", "DB.example.org.", "--data-dir", data];
+        args.extend(["--node", "alp=192.0.2.11", "--server", "192.0.2.53"]);
+        args.extend(["--output-dir", target.to_str().expect("UTF-8")]);
+        args.extend(more);
+        portcullis(&args)
+    };
+    for (more, words) in [
+        (&["--node", "midna=192.0.2.11"][..], "192.0.2.11 is the first node's"),
+        (&["--node", "midna=127.0.0.1"], "reached by nobody else"),
+        (&["--node", "Mid na=192.0.2.12"], "is not a node name"),
+        (&["--node", "midna=192.0.2.12", "--zone", "example.net"], "--zone: "),
+        (&["--node", "midna=192.0.2.12", "--server", "ns.example.org"], "write it as 192.0.2.53:53"),
+        (&["--node", "midna=192.0.2.12", "--bin-dir", "bin"], "--bin-dir: "),
+    ] {
+        let output = run(more);
+        assert_exit(&output, 2);
+        assert!(stderr(&output).contains(words), "{more:?}: {}", stderr(&output));
+        assert!(!target.exists(), "{more:?} left something behind");
+    }
+    assert_exit(&run(&["--node", "midna=192.0.2.12"]), 0);
+    let text = fs::read_to_string(target.join("portcullis.toml")).expect("written");
+    let config = Config::parse(&text, Path::new("x")).expect("it parses");
+    assert_eq!(config.service.name, "db.example.org");
+    let postgres = &config.nodes[1].postgres;
+    assert_eq!((postgres.port, postgres.socket_dir.to_str()), (5499, Some("/run/mine")));
+    assert_eq!(postgres.bin_dir.to_str(), Some("/usr/lib/postgresql/15/bin"));
+    assert_eq!(config.dns.expect("with DNS").servers, ["192.0.2.53:53".parse().expect("an address")]);
+}
+
+/// Export and import by files, into directories of their own; secrets stand where the configuration names them.
+#[test]
+fn a_bundle_brings_everything_or_nothing() {
+    let (dir, file) = good();
+    let path = |name: &str| dir.path().join(name).to_str().expect("UTF-8").to_owned();
+    let own = dir.path().to_str().expect("UTF-8").to_owned();
+    let names = ["portcullis.toml", "cluster.key", "tsig.key", "replication.pass"];
+    let read = || names.map(|name| fs::read(dir.path().join(name)).ok());
+    let before = read();
+    let bundle = path("bundle");
+    assert_exit(&portcullis(&["init", "--export", &bundle, "--output-dir", &own]), 0);
+    let mode = fs::metadata(&bundle).expect("written").permissions().mode();
+    assert_eq!(mode & 0o7777, 0o600, "the bundle holds secrets: {mode:o}");
+    let again = portcullis(&["init", "--export", &bundle, "--output-dir", &own]);
+    assert_exit(&again, 2);
+    assert!(stderr(&again).contains("exists; it is left as it is"), "{}", stderr(&again));
+    let import = |from: &str| portcullis(&["init", "--import", from, "--output-dir", &own]);
+
+    // The same is there already: nothing to do, and typed twice it does no harm.
+    let output = import(&bundle);
+    assert_exit(&output, 0);
+    assert_eq!(stdout(&output).matches("kept ").count(), 4, "{}", stdout(&output));
+    // Gone: everything comes back as it was, closed to others.
+    names.iter().for_each(|name| fs::remove_file(dir.path().join(name)).expect("ours"));
+    let output = import(&bundle);
+    assert_exit(&output, 0);
+    assert!(read() == before, "not what was exported");
+    assert!(stdout(&output).contains("next:\n"), "{}", stdout(&output));
+    for name in &names[1..] {
+        let mode = fs::metadata(dir.path().join(name)).expect("there").permissions().mode();
+        assert_eq!(mode & 0o007, 0, "{name}: {mode:o}");
+    }
+    assert_exit(&portcullis(&["check-config", &file]), 0);
+
+    // Another file in the way: nothing is written, not even what is missing.
+    fs::remove_file(path("cluster.key")).expect("ours");
+    fs::write(path("tsig.key"), "b3RoZXI=\n").expect("ours");
+    let output = import(&bundle);
+    assert_exit(&output, 2);
+    assert!(stderr(&output).contains("tsig.key exists and is not what "), "{}", stderr(&output));
+    assert!(!dir.path().join("cluster.key").exists(), "half was written");
+    fs::remove_file(path("tsig.key")).expect("ours");
+
+    // Cut off, or changed on the way.
+    let text = fs::read_to_string(&bundle).expect("written");
+    for (name, broken) in [
+        ("short", text[..text.len() - 40].to_owned()),
+        ("changed", text.replace("midna", "midnb")),
+        ("empty", String::new()),
+    ] {
+        fs::write(path(name), broken).expect("ours");
+        let output = import(&path(name));
+        assert_exit(&output, 2);
+        assert!(stderr(&output).contains("export it anew (nothing was written)"), "{name}: {}", stderr(&output));
+        assert!(!dir.path().join("cluster.key").exists(), "{name}: something was written");
+    }
+
+    // For the witness's machine: its key and the configuration, and no more.
+    assert_exit(&import(&bundle), 0);
+    let narrow = path("narrow");
+    assert_exit(&portcullis(&["init", "--export", &narrow, "--for-witness", "--output-dir", &own]), 0);
+    let cluster_key = fs::read_to_string(path("cluster.key")).expect("there");
+    assert!(!fs::read_to_string(&narrow).expect("there").contains(cluster_key.trim()), "the cluster's key is in it");
+    names.iter().for_each(|name| fs::remove_file(dir.path().join(name)).expect("ours"));
+    let output = import(&narrow);
+    assert_exit(&output, 0);
+    assert!(stdout(&output).contains("systemctl enable --now portcullis-witness"), "{}", stdout(&output));
+    assert!(dir.path().join("tsig.key").exists() && !dir.path().join("cluster.key").exists());
 }
 
 #[test]
@@ -372,4 +494,47 @@ fn a_reader_that_goes_away_is_no_error() {
     let output = child.wait_with_output().expect("it ends");
     assert!(output.stderr.is_empty(), "{}", stderr(&output));
     assert_eq!(output.status.code(), Some(0));
+}
+
+/// On a terminal, by the keyboard: answers that cannot be are told and asked again, and none of the others is lost.
+#[test]
+fn init_asks_on_a_terminal_and_bad_answers_lose_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let target = dir.path().join("new");
+    let line = format!(
+        "{} init --data-dir /nowhere/data --bin-dir /nowhere/bin --output-dir {}",
+        env!("CARGO_BIN_EXE_portcullis"),
+        target.display()
+    );
+    // The pty of script(1); its own copy of what was typed is thrown away.
+    let mut child = Command::new("timeout")
+        .args(["60", "script", "-qec", &line, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("script, of bsdutils");
+    // This name and address; the other name (this one, then another) and address; the service (no domain, then one);
+    // DNS; its zone; portcullis serves it; where; write it.
+    let keys = "alp\r192.0.2.11\ralp\rmidna\r192.0.2.300\r192.0.2.11\r192.0.2.12\rdb\rdb.portcullis.invalid\r\r\ry\r\
+                192.0.2.53\r\r";
+    let mut stdin = child.stdin.take().expect("piped");
+    stdin.write_all(keys.as_bytes()).expect("script reads");
+    let output = child.wait_with_output().expect("it ends");
+    drop(stdin);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    for words in [
+        "alp is this machine; name the other one",
+        "\"192.0.2.300\" is no address",
+        "192.0.2.11 is the first node's",
+        "write the full name, as db.example.org",
+        "no zone with db.portcullis.invalid in it",
+        "alp (192.0.2.11), midna (192.0.2.12)",
+    ] {
+        assert!(said.contains(words), "{words:?} was not said: {said}");
+    }
+    assert!(output.status.success(), "{said}");
+    let text = fs::read_to_string(target.join("portcullis.toml")).expect("written");
+    let config = Config::parse(&text, Path::new("x")).expect("it parses");
+    assert_eq!(config.service.name, "db.portcullis.invalid");
+    assert!(config.witness.is_some_and(|witness| witness.listen == ["192.0.2.53:53".parse().expect("an address")]));
 }

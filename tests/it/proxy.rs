@@ -4,10 +4,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "proxy/back.rs"]
+mod back;
 #[path = "proxy/carry.rs"]
 mod carry;
 #[path = "proxy/commands.rs"]
 mod commands;
+#[path = "proxy/console.rs"]
+mod console;
 #[path = "proxy/forward.rs"]
 mod forward;
 #[path = "proxy/front.rs"]

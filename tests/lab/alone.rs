@@ -27,6 +27,9 @@ const BUSY: Duration = secs(20);
 fn goes_alone(lab: &Lab, how: &str, writer: &Writer, lose: impl FnOnce() -> Outcome) -> Outcome<(Instant, Instant)> {
     let a = &lab.a;
     a.wait_in_sync(secs(120))?;
+    let status = a.status()?;
+    ensure!(status.pointer("/outlook/lost") == Some(&0.into()), "in sync, and a failover would cost: {status}");
+    ensure!(status.pointer("/outlook/safe") == Some(&true.into()), "in sync, and not safe: {status}");
     writer.wait_acks(20, secs(60))?;
     let lost = now();
     lose()?;
@@ -46,12 +49,31 @@ fn goes_alone(lab: &Lab, how: &str, writer: &Writer, lose: impl FnOnce() -> Outc
     ensure!(status.pointer("/gate/open") == Some(&true.into()), "{how}: the gate noticed");
     let check = a.cli(&["check"])?;
     ensure!(check.code == 1 && check.out.contains("alone since"), "{how}: check says {} {}", check.code, check.out);
+    what_is_told_fits(lab, how, writer, surely)?;
     eprintln!(
         "figure: the standby is {how}: alone {} ms after, first commit without it {} ms after",
         ms(lost, seen),
         ms(lost, first)
     );
     Ok((surely, first))
+}
+
+/// What a failover would lose is counted, and what to type is said: neither less than was acknowledged alone, nor more
+/// than ever was.
+fn what_is_told_fits(lab: &Lab, how: &str, writer: &Writer, surely: Instant) -> Outcome {
+    // The newest look at PostgreSQL is a little older than the status, and commits waited before they went on alone.
+    let (from, until) = (surely + millis(500), now() - secs(2));
+    let status = lab.a.status()?;
+    let log = writer.log();
+    let alone = log.acks.iter().filter(|ack| ack.at > from && ack.at < until).count() as u64;
+    let lost = status.pointer("/outlook/lost").and_then(serde_json::Value::as_u64);
+    // The daemon's own work is counted as well, and what was on its way when the standby was seen last.
+    let most = log.acks.len() as u64 + 500;
+    ensure!(lost.is_some_and(|lost| lost >= alone && lost <= most), "{how}: {alone} to {most}, and told is {status}");
+    ensure!(status.pointer("/outlook/safe") == Some(&false.into()), "{how}: called safe: {status}");
+    let next = text_at(&status, "/next/command");
+    ensure!(how != "killed" || next == "portcullis rejoin b", "{how}: next is {next:?}: {status}");
+    Ok(())
 }
 
 /// The record said `sync=none` before anything was acknowledged alone: no look that was begun after such an

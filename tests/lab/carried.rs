@@ -109,42 +109,66 @@ fn prepare(lab: &Lab) -> Outcome {
     lab.a.wait_in_sync(secs(60)).map(drop)
 }
 
+/// Once the other node is its standby again.
+fn switch_over(old: &Node, new: &Node) -> Outcome {
+    new.wait_status(secs(60), "to stream as a standby", |status| {
+        text_at(status, "/role") == "passive" && status.pointer("/postgres/streaming") == Some(&Value::Bool(true))
+    })?;
+    old.wait_in_sync(secs(60))?;
+    eprintln!("{}", new.cli(&["switchover", "--to", new.name()])?.expect(0)?.out);
+    new.wait_active(secs(60)).map(drop)
+}
+
+/// All of them at a's gate throughout: they go to b and come back, and who connects anew for each transaction does so
+/// there, whoever serves.
 #[test]
 fn sixteen_clients_of_pgbench_see_no_error_through_a_switchover_there_and_back() {
-    in_lab(Options { extra: TRANSACTION, ..Options::new("carried") }, |lab| {
+    let options = Options { extra: TRANSACTION, service: "passive = \"forward\"", ..Options::new("carried") };
+    in_lab(options, |lab| {
         lab.start_pair()?;
         prepare(lab)?;
         let (a, b, client) = (&lab.a, &lab.b, lab.client.ns());
         // LAB_SWITCHOVERS=n: so many instead of there and back, for a distribution.
-        let times = std::env::var("LAB_SWITCHOVERS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
-        for (id, (old, new)) in (1..=times).zip([(a, b), (b, a)].into_iter().cycle()) {
-            new.wait_status(secs(60), "to stream as a standby", |status| {
-                text_at(status, "/role") == "passive"
-                    && status.pointer("/postgres/streaming") == Some(&Value::Bool(true))
-            })?;
-            old.wait_in_sync(secs(60))?;
-            // One session that reports each acknowledgement: what it was told must be there.
-            let writer = Writer::start_flowing(client, WriterOptions::once(id, old.gate()?))?;
-            let bench = Bench::new(lab, new.name());
-            let benched = bench.during(old, 12, || {
-                let said = new.cli(&["switchover", "--to", new.name()])?.expect(0)?;
-                eprintln!("{}", said.out);
-                new.wait_active(secs(60))?;
-                writer.wait_acks(50, secs(60)).map(drop)
-            })?;
-            let log = writer.finish();
-            ensure!(log.errors.is_empty(), "the writer had errors: {:?}", log.errors);
-            let missing = lost(&log, id, &new.postgres)?;
-            ensure!(missing.is_empty(), "acknowledged but missing on {}: {missing:?}", new.name());
-            let (gap, _) = log.longest_gap();
-            eprintln!(
-                "figure: carried: to {}: {} transactions, longest {} ms; the writer waited {} ms",
-                new.name(),
-                benched.transactions,
-                benched.longest().as_millis(),
-                gap.as_millis()
-            );
-        }
+        let times: u32 = std::env::var("LAB_SWITCHOVERS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
+        let seconds = 18 * u64::from(times);
+        // One session that reports each acknowledgement: what it was told must be there.
+        let writer = Writer::start_flowing(client, WriterOptions::once(1, a.gate()?))?;
+        let bench = Bench::new(lab, "there-and-back");
+        let text = seconds.to_string();
+        let anew = words(a, &["-C", "-n", "-S", "-c", "4", "-j", "1", "-T", &text])?;
+        let mut active = a;
+        let benched = std::thread::scope(|scope| {
+            let connecting = scope.spawn(|| run(lab, &anew, secs(seconds + 60)));
+            let benched = bench.during(a, seconds, || {
+                for (old, new) in (1..=times).zip([(a, b), (b, a)].into_iter().cycle()).map(|(_, pair)| pair) {
+                    switch_over(old, new)?;
+                    writer.wait_acks(50, secs(60))?;
+                    active = new;
+                }
+                ensure!(!connecting.is_finished(), "the switchovers took longer than pgbench: nothing was seen");
+                Ok(())
+            });
+            let said = connecting.join().map_err(|_| Fail("panicked".to_owned()))?;
+            let benched = benched?;
+            let said = said?;
+            ensure!(said.contains("number of failed transactions: 0 "), "pgbench -C: {said}");
+            ensure!(!said.contains("aborted"), "pgbench -C: {said}");
+            Outcome::Ok(benched)
+        })?;
+        // Whose socket is at the active node is its own client again.
+        let forwarded = active.status()?.pointer("/gate/forwarded").and_then(Value::as_u64);
+        ensure!(forwarded == Some(0), "{forwarded:?} clients of {} are still forwarded", active.name());
+        let log = writer.finish();
+        ensure!(log.errors.is_empty(), "the writer had errors: {:?}", log.errors);
+        let missing = lost(&log, 1, &active.postgres)?;
+        ensure!(missing.is_empty(), "acknowledged but missing on {}: {missing:?}", active.name());
+        let (gap, _) = log.longest_gap();
+        eprintln!(
+            "figure: carried: {times} switchovers: {} transactions, longest {} ms; the writer waited {} ms",
+            benched.transactions,
+            benched.longest().as_millis(),
+            gap.as_millis()
+        );
         Ok(())
     });
 }
@@ -194,6 +218,16 @@ fn in_session_pooling_plain_sessions_go_on_and_others_are_told_why_not() {
                 let row = plain.query_one("show search_path", &[]).await?;
                 ensure!(row.get::<_, String>(0) == "pg_catalog, public", "the setting was lost");
                 plain.batch_execute("insert into acks values (99, 1)").await?;
+                // And back, with all that it had set and prepared.
+                std::thread::scope(|scope| {
+                    scope.spawn(|| switch_over(b, a)).join().map_err(|_| Fail("panicked".to_owned()))?
+                })?;
+                let row = plain.query_one(&statement, &[&42_i32]).await?;
+                ensure!(row.get::<_, i32>(1) == 43 && row.get::<_, String>(0) == "x", "another row: {row:?}");
+                let row = plain.query_one("show search_path", &[]).await?;
+                ensure!(row.get::<_, String>(0) == "pg_catalog, public", "the setting was lost on the way back");
+                let sessions = a.status()?.pointer("/gate/sessions").and_then(Value::as_u64);
+                ensure!(sessions.is_some_and(|n| n > 0), "it is not a's own session: {sessions:?}");
                 for (ended, word) in [(temp_ended, "a temporary table"), (doubt_ended, "set")] {
                     let text = tokio::time::timeout(secs(10), ended).await.map_err(|_| Fail("no end".to_owned()))?;
                     let text = text.map_err(|_| Fail("panicked".to_owned()))?;
@@ -203,7 +237,7 @@ fn in_session_pooling_plain_sessions_go_on_and_others_are_told_why_not() {
                 Ok(())
             })
         })?;
-        ensure!(b.postgres.numbers_of(99)?.contains(&1), "the write is not at b");
+        ensure!(a.postgres.numbers_of(99)?.contains(&1), "the write is not at a");
         Ok(())
     });
 }

@@ -1,6 +1,7 @@
 //! The commands beside `promote`: pause and resume, fence and unfence, switchover, rejoin, a restart of the daemon, two
 //! people at once; and a failover with the embedded witness, which dies in the middle.
 
+use crate::audit::{a_signal_is_told, commands_are_told, measured, no_secret_is_told};
 use crate::claims::ON_THE_WIRE;
 use crate::ensure;
 use crate::harness::Lab;
@@ -103,6 +104,16 @@ fn pause_restart_and_switchover() {
         }
         let missing = lost(&log, 2, &b.postgres)?;
         ensure!(missing.is_empty(), "acknowledged but missing on b: {missing:?}");
+        // Begun, refused and done alike; what was asked for on the other node says by whom there.
+        let on_a = [": rejoin a: refused: ", ": switchover --to b: refused: ", ": switchover --to b: done: "];
+        commands_are_told(a, &on_a)?;
+        commands_are_told(
+            b,
+            &[": rejoin a: refused: ", ": switchover: refused: ", " on a: switchover --to b: runs here"],
+        )?;
+        a_signal_is_told(b)?;
+        measured(b, a)?;
+        no_secret_is_told(lab)?;
         eprintln!("commands: back {back} ms after SIGTERM; switchover from a took {} ms", ms(said.started, said.ended));
         Ok(())
     });

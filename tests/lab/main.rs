@@ -7,6 +7,7 @@
 mod harness;
 
 mod alone;
+mod audit;
 mod away;
 mod behind;
 mod carried;
@@ -20,6 +21,7 @@ mod crash_points;
 mod drill;
 mod faults;
 mod forward;
+mod guide;
 mod harness_itself;
 mod ipv6;
 mod maintenance;

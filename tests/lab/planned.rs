@@ -166,6 +166,36 @@ fn while_in_service(lab: &Lab) -> Outcome {
     ensure!(lines.len() == 2, "SHOW pool_nodes: {shown:?}");
     ensure!(lines[0].contains("192.0.2.11") && lines[0].contains("primary"), "SHOW pool_nodes: {shown:?}");
     ensure!(lines[1].contains("192.0.2.12") && lines[1].contains("standby"), "SHOW pool_nodes: {shown:?}");
+    let page = lab.a.http("/pool_nodes?format=4.3")?.1;
+    // The lag of the moment apart.
+    let cells = |line: &str, separator: char| {
+        let mut cells: Vec<String> = line.split(separator).map(str::to_owned).collect();
+        cells[10].clear();
+        cells
+    };
+    let same = lines.iter().zip(page.lines()).all(|(shown, told)| cells(shown, '|') == cells(told, ','));
+    ensure!(same && page.lines().count() == 2, "/pool_nodes?format=4.3 says {page:?}, SHOW pool_nodes {lines:?}");
+    let since = lines[1].rsplit('|').next().unwrap_or_default();
+    ensure!(since.len() == "2026-11-20 15:11:00".len(), "since when the standby is one: {since:?}");
+
+    // The console, through the daemon: what it changes is the daemon's, and is noted.
+    let console = dsn.replace("dbname=app", "dbname=portcullis");
+    let psql = |sql: &str| lab.client.exec("", &[&psql, "-XAt", "-v", "ON_ERROR_STOP=1", &console, "-c", sql]);
+    let said = psql("SHOW STATUS")?;
+    ensure!(said.contains("summary|a is active: its gate is open\n"), "SHOW STATUS: {said}");
+    let said = psql("PAUSE; SHOW LEASE; RESUME; RELOAD")?;
+    ensure!(said.contains("PAUSE") && said.contains("a|") && said.contains("RELOAD"), "the console: {said}");
+    wait_until(secs(30), "the pause to be over", || Ok(lab.a.http("/active")?.0 == 200))?;
+    for verb in ["pause", "resume", "reload"] {
+        wait_until(secs(30), &format!("an event that tells of the console's {verb}"), || {
+            let events = lab.a.cli(&["events"])?.expect(0)?.out;
+            Ok(events
+                .lines()
+                .any(|line| line.contains("role app from ") && line.contains(&format!("(console): {verb}: done"))))
+        })?;
+    }
+    let said = psql("SHOW EVENTS")?;
+    ensure!(said.contains("(console): reload"), "SHOW EVENTS: {said}");
     Ok(())
 }
 

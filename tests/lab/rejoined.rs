@@ -111,6 +111,14 @@ fn made_from_nothing(lab: &Lab) -> Outcome {
 fn refused(lab: &Lab) -> Outcome {
     let (a, b) = (&lab.a, &lab.b);
     let wrong = b.cli(&["rejoin", "a"])?.expect(3)?;
+    for (node, words) in [("a", "the wrong direction"), ("nobody", "there is no node named nobody; the nodes are a, b")]
+    {
+        for side in [a, b] {
+            let refused = side.cli(&["rejoin", node])?.expect(3)?;
+            let said = refused.err.trim();
+            ensure!(said.contains(words) && said.lines().count() == 1, "{} said: {said}", side.name());
+        }
+    }
     b.postgres.stop(&b.host, "fast")?;
     let (data, mine) = (&b.postgres.data_dir, b.dir.join("pg/mine"));
     fs::rename(data, &mine)?;
@@ -127,6 +135,16 @@ fn refused(lab: &Lab) -> Outcome {
     ensure!(data.join("PG_VERSION").exists() && beside(b, ".set-aside-").is_empty(), "it touched the cluster");
     fs::remove_dir_all(data)?;
     fs::rename(&mine, data)?;
+    // A disk that is too small, where nothing is yet.
+    let disk = b.dir.join("pg").display().to_string();
+    b.host.exec("", &["mount", "-t", "tmpfs", "-o", "size=64m,mode=777", "none", &disk])?;
+    for arguments in [&["rejoin", "b", "--dry-run"][..], &["rejoin", "b"]] {
+        let small = b.cli(arguments)?.expect(3)?;
+        let said = format!("{}{}", small.out, small.err);
+        ensure!(said.contains(" has 64 MiB free, beside the old directory the copy needs "), "too small: {said}");
+    }
+    b.host.exec("", &["umount", &disk])?;
+    ensure!(lab.witness.marker()? == marker, "a rejoin without room changed the record");
     let followed = b.cli(&["rejoin", "b"])?.expect(0)?;
     ensure!(followed.out.contains("no rewind needed"), "it had only been stopped: {}", followed.out);
     ensure!(beside(b, ".set-aside-").is_empty(), "it was cloned");

@@ -1,5 +1,5 @@
-//! A node of several gigabytes rejoins: first from nothing (a clone), then rewound after a loss of power with a gigabyte
-//! written to it that nobody else has. Measured: how long, and how far each "about N left" was from what it took (C13).
+//! A node of several gigabytes rejoins: first from nothing (a clone), then rewound after a loss of power with what was
+//! written to it and nobody else has. Measured: how long, and how far each "about N left" was from what it took (C13).
 
 use crate::harness::Lab;
 use crate::harness::node::Node;
@@ -21,10 +21,9 @@ pub fn rejoins(lab: &Lab, gib: u64, mut fed: impl FnMut()) -> Outcome<Vec<String
     let (a, b) = (&lab.a, &lab.b);
     // pg_rewind reads files by SQL (docs/operations.md).
     for node in lab.nodes() {
-        node.postgres.prepend(
-            "pg_hba.conf",
-            "host postgres replicator 192.0.2.11/32 scram-sha-256\nhost postgres replicator 192.0.2.12/32 scram-sha-256\n",
-        )?;
+        let lines =
+            ["192.0.2.11/32", "192.0.2.12/32"].map(|from| format!("host postgres replicator {from} scram-sha-256\n"));
+        node.postgres.prepend("pg_hba.conf", &lines.concat())?;
         node.postgres.sql("postgres", "SELECT pg_reload_conf()")?;
     }
     long_sql(a, "CREATE TABLE big (id bigint PRIMARY KEY, n int NOT NULL, filler text NOT NULL)")?;

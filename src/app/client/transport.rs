@@ -94,9 +94,12 @@ where
 }
 
 fn build(method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>, Miss> {
-    Request::builder()
-        .method(method)
-        .uri(path)
+    let mut request = Request::builder().method(method).uri(path);
+    // For the daemon's log of who did what.
+    if let Ok(name) = std::env::var("SUDO_USER") {
+        request = request.header(crate::serve::http::SUDO_USER, name);
+    }
+    request
         .header(hyper::header::HOST, "portcullis")
         .header(hyper::header::CONTENT_TYPE, "application/json")
         .header(hyper::header::CONNECTION, "close")

@@ -12,8 +12,13 @@
 //! | passive, peer unreachable or not streaming | WARNING |
 //! | active without an open gate, lapsed, fenced, holder without proof | CRITICAL |
 //! | writable without being active, nobody known to be active | CRITICAL |
+//! | a value beyond `--warning` or `--critical` | that level |
 //! | PostgreSQL down, or without an answer for 5 s | CRITICAL |
 //! | somebody else claims the VIP, the daemon's turn does not run or nobody answers | CRITICAL |
+
+mod thresholds;
+
+pub use thresholds::{Range, Threshold, Thresholds};
 
 use super::clean;
 use crate::engine::status::{GateState, HELD, Role, Snapshot, VerdictWord, WitnessStatus, human_ms};
@@ -49,8 +54,10 @@ pub fn unanswered(text: &str) -> (Level, String) {
 }
 
 /// Level and line, a newline at its end.
-pub fn check(snapshot: &Snapshot) -> (Level, String) {
+pub fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> (Level, String) {
+    let values = thresholds::values(snapshot);
     let mut findings = findings(snapshot);
+    findings.extend(thresholds.findings(&values));
     // A stable sort: sentences of one level keep the order in which they were found.
     findings.sort_by_key(|(level, _)| std::cmp::Reverse(*level));
     let level = findings.first().map_or(Level::Ok, |(level, _)| *level);
@@ -62,7 +69,7 @@ pub fn check(snapshot: &Snapshot) -> (Level, String) {
     }
     // A bar would begin the performance data.
     let text = clean(&words.join("; ")).replace('|', "/");
-    (level, format!("PORTCULLIS {} - {text} | {}\n", level.as_str(), performance(snapshot)))
+    (level, format!("PORTCULLIS {} - {text} | {}\n", level.as_str(), thresholds.performance(&values)))
 }
 
 /// What a healthy node says of itself.
@@ -189,28 +196,4 @@ fn passive(snapshot: &Snapshot, reason: &str, found: &mut Vec<(Level, String)>) 
     if snapshot.own_row().is_some_and(|row| !row.attached) {
         found.push((Level::Warning, "the standby is detached".to_owned()));
     }
-}
-
-/// Milliseconds as seconds with two decimals, which is how performance data is read.
-fn seconds(ms: u64) -> String {
-    format!("{}.{:02}s", ms / 1000, ms % 1000 / 10)
-}
-
-/// Performance data: every value is always there, in this order, where it exists at all.
-fn performance(snapshot: &Snapshot) -> String {
-    let mut words = vec![
-        format!("lease={};;;0", seconds(snapshot.gate.lease_remaining_ms)),
-        format!("sessions={}", snapshot.gate.sessions),
-        format!("epoch={}", snapshot.epoch),
-    ];
-    if let Some(age) = snapshot.witness.as_ref().and_then(|witness| witness.age_ms) {
-        words.push(format!("witness_age={};;;0", seconds(age)));
-    }
-    if let Some(age) = snapshot.peer.as_ref().and_then(|peer| peer.age_ms) {
-        words.push(format!("peer_age={};;;0", seconds(age)));
-    }
-    if let Some(delay) = snapshot.nodes.iter().filter_map(|row| row.replication_delay_bytes).max() {
-        words.push(format!("replication_delay={delay}B;;;0"));
-    }
-    words.join(" ")
 }

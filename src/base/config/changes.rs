@@ -3,8 +3,8 @@
 //! What it is NOT: it reads no file and knows no daemon; which keys a reload can apply it says once, in [`is_live`].
 
 use super::{
-    Auth, Cluster, Config, Dns, Fence, Node, NodePostgres, Notify, Pool, Postgres, Replication, Service, Tsig, Vip,
-    Witness,
+    Auth, Cluster, Config, Console, Dns, Fence, Node, NodePostgres, Notify, Pool, Postgres, Replication, Service, Tsig,
+    Vip, Witness,
 };
 
 /// Notes the keys of one section that differ. A field that is forgotten here does not compile.
@@ -22,6 +22,7 @@ macro_rules! compare {
 pub fn is_live(key: &str) -> bool {
     key.starts_with("auth.")
         || key.starts_with("notify.")
+        || key.starts_with("console.")
         || (key.starts_with("pool.") && !matches!(key, "pool.mode" | "pool.threads"))
 }
 
@@ -84,6 +85,7 @@ impl Config {
         compare!(out, "notify", Notify, &old.notify, &new.notify, {
             command: "command", mail: "mail", sendmail: "sendmail",
         });
+        compare!(out, "console", Console, &old.console, &new.console, { admins: "admins", stats: "stats" });
         out
     }
 }
@@ -236,7 +238,7 @@ mod tests {
 
     #[test]
     fn what_a_reload_applies() {
-        for key in ["auth.hba_file", "pool.size", "pool.query_wait", "notify.mail"] {
+        for key in ["auth.hba_file", "pool.size", "pool.query_wait", "notify.mail", "console.admins"] {
             assert!(is_live(key), "{key}");
         }
         for key in ["pool.mode", "pool.threads", "status.listen", "node.alp.address"] {

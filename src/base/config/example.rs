@@ -14,10 +14,16 @@ pub struct Template {
     pub nodes: Vec<ExampleNode>,
     pub data_dir: String,
     pub bin_dir: String,
+    /// `None`: 5432.
+    pub port: Option<u16>,
+    /// `None`: Debian's.
+    pub socket_dir: Option<String>,
     /// Where `cluster.key`, `tsig.key` and `replication.pass` stand.
     pub secrets_dir: String,
     /// `address/mask`; `None`: the section is commented out.
     pub vip: Option<String>,
+    /// `None`: the card with the VIP's subnet.
+    pub vip_interface: Option<String>,
     /// Add the section that `portcullis witness` reads.
     pub witness: bool,
     /// `false`: a service with a VIP alone.
@@ -42,8 +48,11 @@ impl Default for Template {
             nodes: vec![node("alp", "192.0.2.11"), node("midna", "192.0.2.12")],
             data_dir: "/var/lib/postgresql/15/main".into(),
             bin_dir: "/usr/lib/postgresql/15/bin".into(),
+            port: None,
+            socket_dir: None,
             secrets_dir: "/etc/portcullis".into(),
             vip: None,
+            vip_interface: None,
             witness: false,
             dns: true,
         }
@@ -96,7 +105,14 @@ impl Template {
         let first = node.addresses.first().map(String::as_str).unwrap_or_default();
         let bracketed = if first.contains(':') { format!("[{first}]") } else { first.to_owned() };
         let text = if index == 0 { NODE_FIRST } else { NODE_NEXT };
+        let port = self.port.map_or_else(|| "# port = 5432".to_owned(), |port| format!("port = {port}"));
+        let sockets = match &self.socket_dir {
+            Some(dir) => format!("socket_dir = {}", quote(dir)),
+            None => "# socket_dir = \"/var/run/postgresql\"".to_owned(),
+        };
         text.replace("@NAME@", &quote(&node.name))
+            .replace("@PORT@", &port)
+            .replace("@SOCKETS@", &sockets)
             .replace("@ADDRESS@", &address)
             .replace("@HOST@", first)
             .replace("@PEER@", &format!("{bracketed}:6433"))
@@ -130,7 +146,11 @@ impl Template {
         let mut out = String::from(VIP);
         let _ = writeln!(out, "{mark}[vip]");
         let _ = writeln!(out, "{mark}address = {}    # several: a list", quote(address));
-        out.push_str("# interface = \"eth0\"               # default: the one with the address's subnet\n");
+        let interface = match &self.vip_interface {
+            Some(name) => format!("interface = {}", quote(name)),
+            None => "# interface = \"eth0\"".to_owned(),
+        };
+        let _ = writeln!(out, "{interface:<35}# default: the one with the address's subnet");
         out.push_str(
             "# witness = []                     # without [dns]: who answers ARP or NDP; default: the gateway\n",
         );
@@ -166,8 +186,8 @@ address = @ADDRESS@          # published in DNS while this node is active; a lis
 # vip_interface = "ens18"    # where this node's differs from [vip] interface
 [node.postgres]
 # host = "@HOST@"            # as the other node reaches it
-# port = 5432
-# socket_dir = "/var/run/postgresql"       # as this node's own daemon reaches it
+@PORT@
+@SOCKETS@       # as this node's own daemon reaches it
 data_dir = @DATA@
 bin_dir = @BIN@
 # start = ["/usr/bin/..."]   # default: the unit that owns data_dir, else pg_ctl
@@ -181,7 +201,8 @@ address = @ADDRESS@
 # peer_listen = "@PEER@"
 [node.postgres]
 # host = "@HOST@"
-# port = 5432
+@PORT@
+@SOCKETS@
 data_dir = @DATA@
 bin_dir = @BIN@
 "#;
@@ -269,4 +290,9 @@ password_file = @PASSWORD@    # the password alone
 # command = []               # run for every event worth waking someone for; the event as JSON on standard input
 # mail = []                  # the same as a mail: ["dba@example.org"]
 # sendmail = "/usr/sbin/sendmail"          # the program that takes it
+
+# The admin console: `psql -d portcullis` at the gate of the active node, with the same login as for any database.
+[console]
+# admins = []                # roles that may look and command there; postgres.admin_user always may
+# stats = []                 # roles that may only look
 "#;

@@ -6,6 +6,7 @@
 //! - `read.rs`: the keys and their defaults;
 //! - `proof.rs`: the relations between keys, and warnings;
 //! - `changes.rs`: which keys differ between two of them;
+//! - `rows.rs`: every key and its value as text, without secrets;
 //! - `example.rs`: the commented configuration that `init` and the package write.
 //!
 //! **Invariant:** every relation the contract names beside a key holds in every `Config` that [`Config::parse`]
@@ -15,10 +16,12 @@ mod changes;
 mod example;
 mod proof;
 mod read;
+mod rows;
 mod text;
 
 pub use changes::is_live;
 pub use example::{ExampleNode, Template};
+pub use rows::ConfigRow;
 
 use crate::base::ids::NodeName;
 use std::collections::BTreeMap;
@@ -50,6 +53,7 @@ pub struct Config {
     pub reads_balance: bool,
     pub status_listen: Option<SocketAddr>,
     pub notify: Notify,
+    pub console: Console,
     /// One sentence each: accepted, but worth saying at start and in `check-config`.
     pub warnings: Vec<String>,
 }
@@ -223,6 +227,15 @@ impl Default for Notify {
     fn default() -> Notify {
         Notify { command: Vec::new(), mail: Vec::new(), sendmail: "/usr/sbin/sendmail".into() }
     }
+}
+
+/// Who may use the admin console (database `portcullis`); `postgres.admin_user` always may.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Console {
+    /// Roles that may do everything there.
+    pub admins: Vec<String>,
+    /// Roles that may only look.
+    pub stats: Vec<String>,
 }
 
 /// When a client has a backend.

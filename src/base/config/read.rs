@@ -4,8 +4,8 @@
 
 use super::text::{self, Notes, Section};
 use super::{
-    Auth, Cluster, Config, Dns, DnsMode, Fence, FencePostgres, Node, NodePostgres, Notify, OnStandbyLoss, Passive,
-    Pool, PoolMode, Postgres, Replication, ReplicationMode, Service, Tsig, Vip, Witness,
+    Auth, Cluster, Config, Console, Dns, DnsMode, Fence, FencePostgres, Node, NodePostgres, Notify, OnStandbyLoss,
+    Passive, Pool, PoolMode, Postgres, Replication, ReplicationMode, Service, Tsig, Vip, Witness,
 };
 use crate::base::ids::NodeName;
 use std::net::{IpAddr, SocketAddr};
@@ -50,6 +50,7 @@ pub(super) fn config(notes: &Notes<'_>, table: &DeTable<'_>) -> Option<Config> {
     let reads_balance = reads(root.section("reads"));
     let status_listen = status(root.section("status"));
     let notify = notify(root.section("notify"));
+    let console = console(root.section("console"));
     root.finish();
     Some(Config {
         state_dir,
@@ -68,6 +69,7 @@ pub(super) fn config(notes: &Notes<'_>, table: &DeTable<'_>) -> Option<Config> {
         reads_balance,
         status_listen,
         notify,
+        console,
         warnings: Vec::new(),
     })
 }
@@ -392,4 +394,15 @@ fn notify(section: Section<'_>) -> Notify {
     let sendmail = section.path_of("sendmail").unwrap_or(d.sendmail);
     section.finish();
     Notify { command, mail, sendmail }
+}
+
+fn console(section: Section<'_>) -> Console {
+    let role = |text: &str| match text.is_empty() {
+        true => Err("is no name of a role".to_owned()),
+        false => Ok(text.to_owned()),
+    };
+    let admins = section.list("admins", "\"dba\"", role).unwrap_or_default();
+    let stats = section.list("stats", "\"monitoring\"", role).unwrap_or_default();
+    section.finish();
+    Console { admins, stats }
 }

@@ -109,10 +109,12 @@ impl Follower {
             (Owner::Follow(name), Ok(_)) => {
                 (self.pg.dry_since, self.pg.judged, self.pg.diverged) = (None, false, false);
                 self.pg.nudge_at = now.boot + NUDGE_EVERY;
+                self.pg.failed_as = None;
                 self.note(now, fx, "following", format!("PostgreSQL follows {name} as its standby"));
                 self.pg.follows = Some(name);
             }
             (Owner::Demotion, Ok(_)) => {
+                self.pg.failed_as = None;
                 let text = "PostgreSQL was writable on a node without a vote; it follows nobody until rejoin";
                 self.note(now, fx, "postgres_demoted", text.to_owned());
             }
@@ -123,7 +125,10 @@ impl Follower {
             (Owner::SwitchPoint, _) | (Owner::Nudge, Ok(_)) => {}
             (_, Err(why)) => {
                 self.pg.retry_at = now.boot + RETRY_AFTER;
-                self.note(now, fx, "postgres_setup_failed", why);
+                if self.pg.failed_as.as_ref() != Some(&why) {
+                    self.pg.failed_as = Some(why.clone());
+                    self.note(now, fx, "postgres_setup_failed", why);
+                }
             }
             (Owner::Rejoin, Ok(_)) => {}
         }

@@ -107,6 +107,8 @@ struct PgMemory {
     /// It is ahead of where the active node's timeline began.
     diverged: bool,
     start_refused: bool,
+    /// What its last failure was told as, while it goes on.
+    failed_as: Option<String>,
 }
 
 /// The whole node.
@@ -229,6 +231,7 @@ impl Follower {
                 self.counters.sessions_total = total;
                 self.counters.auth_failures = auth_failures;
             }
+            Event::Audited { text } => self.note(now, fx, "command", text),
             Event::ShutdownAsked => {
                 self.shutting_down = true;
                 self.note(now, fx, "shutdown", "the daemon was asked to stop".to_owned());
@@ -246,6 +249,7 @@ impl Follower {
             | Event::StonithDone { .. }
             | Event::UnitsDone { .. }
             | Event::ForeignClaim { .. }
+            | Event::VipFound { .. }
             | Event::VipIs { .. }
             | Event::Drained { .. } => {}
         }

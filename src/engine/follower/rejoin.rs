@@ -2,7 +2,8 @@
 //! voters' (`engine::guard`); only the record is not touched, because it never names this node.
 //!
 //! ```text
-//!  asking -> looking -> planning [-> proving] -> marking -> preparing -> stopping -> working -> goal -> streaming
+//!  asking -> looking -> planning [-> proving] -> marking -> preparing -> stopping -> facts -> working -> goal
+//!                                                               asked again: we received on |         -> streaming
 //! ```
 //!
 //! **Invariants:** what can be refused is refused before anything is touched. From `RejoinStarted` to `RejoinDone`
@@ -13,19 +14,12 @@ use super::{Asked, Follower, Owner, Then};
 use crate::base::ids::{Lsn, NodeName, TimelineId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
-use crate::engine::report::{Progress, RejoinHow, RejoinPlan, SourceFacts, WalTail};
+use crate::engine::rejoining::{
+    self, LOOK_AGAIN, LOOK_LIMIT, NODE_LIMIT, PREPARE_LIMIT, STREAM_LIMIT, intention, with_proof,
+};
+use crate::engine::report::{Progress, RejoinPlan, SourceFacts, WalTail};
 use crate::engine::turn::{Effect, Now, PeerAnswer, PeerQuestion, PgOutput, PgTask, ProcedureBrief, Ticket};
 
-/// How long is waited for a voter whose gate is open.
-const ACTIVE_LIMIT: Duration = Duration::from_secs(30);
-/// The active node's facts; right after a promotion a checkpoint comes first.
-const LOOK_LIMIT: Duration = Duration::from_secs(90);
-/// A question refused is asked again so much later.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// The active node's part: role and slot.
-const PREPARE_LIMIT: Duration = Duration::from_secs(30);
-/// Until the new standby streams and has caught up.
-const STREAM_LIMIT: Duration = Duration::from_secs(120);
 /// While something else is waited for than time.
 const NO_LIMIT: Duration = Duration::from_secs(86_400);
 
@@ -38,6 +32,7 @@ enum Step {
     Marking,
     Preparing { question: u64 },
     Stopping,
+    Facts { question: u64 },
     Working,
     Goal { question: Option<u64>, again: Instant },
     Streaming { goal: Lsn, timeline: TimelineId },
@@ -54,6 +49,7 @@ impl Step {
             Step::Marking => "marking this node's data as unfinished",
             Step::Preparing { .. } => "the active node makes role and slot",
             Step::Stopping => "stopping PostgreSQL",
+            Step::Facts { .. } => "looking at the active node again",
             Step::Working => "making this node a standby",
             Step::Goal { .. } => "asking the active node how far it is",
             Step::Streaming { .. } => "catching up",
@@ -69,6 +65,7 @@ pub(super) struct Rejoin {
     tickets: Vec<Ticket>,
     dry_run: bool,
     since: String,
+    began: Instant,
     step: Step,
     pub(super) deadline: Option<Instant>,
     give_up: Instant,
@@ -111,9 +108,10 @@ impl Follower {
             tickets: ticket.into_iter().collect(),
             dry_run,
             since: now.rfc3339(),
+            began: now.boot,
             step: Step::Asking,
-            deadline: Some(now.boot + ACTIVE_LIMIT),
-            give_up: now.boot + ACTIVE_LIMIT,
+            deadline: Some(now.boot + NODE_LIMIT),
+            give_up: now.boot + NODE_LIMIT,
             last_line: String::new(),
             progress: None,
             plan: None,
@@ -148,6 +146,7 @@ impl Follower {
         }
         self.last_ended = Some(ProcedureBrief { ended: Some((exit, text.to_owned())), ..r.brief() });
         if !r.dry_run {
+            self.counters.procedure_ended("rejoin", exit, now.boot.since(r.began));
             self.note(now, fx, "procedure_ended", format!("rejoin ended ({exit}): {text}"));
         }
     }
@@ -191,7 +190,7 @@ impl Follower {
                 let Some((_, Some(source))) = r.source.clone() else { return };
                 self.pg_task(Owner::Rejoin, PgTask::PlanRejoin(source), fx);
             }
-            Step::Preparing { .. } if late => {
+            Step::Preparing { .. } | Step::Facts { .. } if late => {
                 self.fail_rejoin(now, 1, "the active node did not answer in time; run rejoin again", fx);
             }
             Step::Stopping if self.pg.task.is_none() => self.pg_task(Owner::Rejoin, PgTask::Stop, fx),
@@ -278,12 +277,7 @@ impl Follower {
         fx: &mut Vec<Effect>,
     ) {
         let Some(r) = &mut self.rejoin else { return };
-        let answer = match answer {
-            Ok(PeerAnswer::Prepared { source, .. }) => Ok(source),
-            Ok(PeerAnswer::Refused { why }) | Err(why) => Err(why),
-            Ok(_) => Err("it gave an answer to another question".to_owned()),
-        };
-        match (&mut r.step, answer) {
+        match (&mut r.step, rejoining::facts(answer)) {
             (Step::Looking { question: q } | Step::Proving { question: q }, Ok(source)) if *q == question => {
                 r.source = Some((from.clone(), Some(source)));
                 self.rejoin_step(now, Step::Planning, NO_LIMIT, fx);
@@ -293,15 +287,20 @@ impl Follower {
                 self.end_rejoin(now, 1, &text, fx);
             }
             (Step::Preparing { question: q }, Ok(source)) if *q == question => {
-                // What was proven when it was planned stays proven; the answer is fresher in everything else.
                 let planned = r.source.take().and_then(|(_, facts)| facts);
-                let same_tail = planned.and_then(|facts| facts.same_tail);
-                r.source = Some((from.clone(), Some(SourceFacts { same_tail, ..source })));
+                r.source = Some((from.clone(), Some(with_proof(planned.as_ref(), source))));
                 r.touched = true;
                 fx.push(Effect::FollowFrom { node: from.clone() });
                 self.rejoin_step(now, Step::Stopping, NO_LIMIT, fx);
             }
-            (Step::Preparing { question: q }, Err(why)) if *q == question => {
+            (Step::Facts { question: q }, Ok(source)) if *q == question => {
+                let prepared = r.source.take().and_then(|(_, facts)| facts);
+                let source = with_proof(prepared.as_ref(), source);
+                r.source = Some((from.clone(), Some(source.clone())));
+                self.rejoin_step(now, Step::Working, NO_LIMIT, fx);
+                self.pg_task(Owner::Rejoin, PgTask::Rejoin(source), fx);
+            }
+            (Step::Preparing { question: q } | Step::Facts { question: q }, Err(why)) if *q == question => {
                 self.fail_rejoin(now, 1, &format!("{from}: {why}; run rejoin again"), fx);
             }
             (Step::Goal { question: q, .. }, Ok(source)) if *q == Some(question) => {
@@ -322,21 +321,16 @@ impl Follower {
         let (id, dry_run) = (r.id, r.dry_run);
         let proven = facts.is_some_and(|facts| facts.same_tail.is_some()) || r.plan.is_some();
         r.plan = Some(plan.clone());
-        if let Some(why) = plan.refusal {
+        if let Some(why) = &plan.refusal {
             self.end_rejoin(now, 3, &format!("refused: {why}"), fx);
             return;
         }
-        if let Some(tail) = plan.tail.filter(|_| !proven) {
+        if let Some(tail) = plan.tail.clone().filter(|_| !proven) {
             let question = self.look_at(&source, Some(tail), fx);
             self.rejoin_step(now, Step::Proving { question }, LOOK_LIMIT, fx);
             return;
         }
-        let (would, aside) = match plan.how {
-            RejoinHow::Follow => ("follow", ""),
-            RejoinHow::Rewind => ("rewind to", ""),
-            RejoinHow::Clone => ("clone", "; an old data directory is set aside"),
-        };
-        let text = format!("{would} {source}: {}{aside}", plan.why);
+        let text = intention(&plan, &source);
         if dry_run {
             self.end_rejoin(now, 0, &format!("would {text}; nothing was changed"), fx);
             return;
@@ -358,9 +352,10 @@ impl Follower {
                 self.end_rejoin(now, 1, &format!("{why}; nothing was changed, run rejoin again"), fx);
             }
             (Step::Stopping, Ok(_)) => {
-                let Some((_, Some(source))) = r.source.clone() else { return };
-                self.rejoin_step(now, Step::Working, NO_LIMIT, fx);
-                self.pg_task(Owner::Rejoin, PgTask::Rejoin(source), fx);
+                let Some((source, _)) = r.source.clone() else { return };
+                // It received until it stopped: what the active node said before would call it ahead.
+                let question = self.look_at(&source, None, fx);
+                self.rejoin_step(now, Step::Facts { question }, LOOK_LIMIT, fx);
             }
             (Step::Working, Ok(_)) => {
                 self.pg.follows = r.source.as_ref().map(|(name, _)| name.clone());

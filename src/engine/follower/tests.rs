@@ -121,6 +121,10 @@ struct Play {
     /// What the source says to an end of WAL, and where its own is.
     same_tail: Option<bool>,
     source_lsn: u64,
+    /// It writes so much between two answers.
+    grows: u64,
+    /// The voters serve until PostgreSQL here is stopped.
+    gone_after_stop: bool,
     /// What was asked of whom for a rejoin: `look`, `prove` or `prepare`.
     asked: Vec<String>,
     upstream: Option<NodeName>,
@@ -130,6 +134,7 @@ struct Play {
 
 fn standby(system: u64, timeline: u32, lsn: u64, streaming: bool) -> PgReport {
     PgReport {
+        next_xid: None,
         start: 1,
         system_id: SystemId(system),
         in_recovery: true,
@@ -182,6 +187,8 @@ impl Play {
             work: Ok(()),
             same_tail,
             source_lsn,
+            grows: 0,
+            gone_after_stop: false,
             asked,
             upstream,
             fx,
@@ -220,6 +227,8 @@ impl Play {
                                 (false, _) => "prepare",
                             };
                             self.asked.push(format!("{what} {node}"));
+                            self.source_lsn += self.grows;
+                            let stopped = self.tasks.iter().any(|(_, task)| *task == PgTask::Stop);
                             let source = SourceFacts {
                                 system_id: SystemId(77),
                                 bytes: 1,
@@ -232,7 +241,10 @@ impl Play {
                                 oldest: Lsn(0),
                                 same_tail: tail.and(self.same_tail),
                             };
-                            Ok(PeerAnswer::Prepared { id, source })
+                            match self.gone_after_stop && stopped {
+                                true => Ok(PeerAnswer::Refused { why: "a test serves not".to_owned() }),
+                                false => Ok(PeerAnswer::Prepared { id, source }),
+                            }
                         }
                         (_, other) => panic!("a node without a vote asked {other:?}"),
                     };
@@ -472,7 +484,7 @@ fn a_rejoin_marks_prepares_stops_clones_and_ends_when_it_streams() {
     let kinds: Vec<&PgTask> = play.tasks.iter().map(|(_, task)| task).collect();
     assert!(matches!(kinds.as_slice(), [PgTask::PlanRejoin(_), PgTask::Stop, PgTask::Rejoin(_)]), "{kinds:?}");
     assert!(play.tasks[1..].iter().all(|(from, _)| from == &Some(name("a"))));
-    assert_eq!(play.asked, ["look a", "prepare a", "look a"], "facts, role and slot, and after the work the goal");
+    assert_eq!(play.asked, ["look a", "prepare a", "look a", "look a"], "facts, role and slot, facts, the goal");
     assert!(Durable::replay(&play.disk).rejoining && ended(21).is_none());
     // The service moves while it catches up: it goes along.
     play.voters = [(name("a"), None), (name("b"), Some(voter("b", 2)))].into();

@@ -3,6 +3,7 @@
 use super::{Follower, NO_VOTE};
 use crate::base::time::millis;
 use crate::engine::evidence;
+use crate::engine::outlook::{Facts, Outlook, Serving, Standing, outlook};
 use crate::engine::report::StandbyRow;
 use crate::engine::setup::NodeSetup;
 use crate::engine::status::{
@@ -52,13 +53,14 @@ impl Follower {
         let alone = marker.filter(|m| m.sync.is_none() && self.update_mode()).map(|m| m.since.clone());
         let nets = self.setup.vips.iter();
         let vips: Vec<VipStatus> =
-            nets.map(|net| VipStatus { address: net.to_string(), bound: false, conflict: None }).collect();
+            nets.map(|net| VipStatus { address: net.to_string(), bound: false, conflict: None, mac: None }).collect();
         Snapshot {
             node: self.setup.me.clone(),
             version: self.setup.version.clone(),
             role: Role::Passive,
             gate: GateStatus {
                 forwarded: 0,
+                waiting: 0,
                 open: false,
                 state: GateState::Shut,
                 reason: Some(NO_VOTE.to_owned()),
@@ -118,7 +120,33 @@ impl Follower {
             vip_witness: None,
             counters: self.counters.clone(),
             turn_running: true,
+            proofs: Vec::new(),
+            at: now.rfc3339(),
+            outlook: self.outlook(),
+            next: None,
+            lag: None,
+            lease_ms: 0,
+            next_xid: None,
         }
+    }
+
+    /// As the active node tells it; this one could not take over.
+    fn outlook(&self) -> Outlook {
+        let Some(facts) = self.active() else {
+            return Outlook::unknown("no voter is known to serve; ask on one of them what a failover would lose");
+        };
+        let active = &facts.state.node;
+        let Some(taker) = self.setup.voters.iter().find(|name| *name != active) else { return Outlook::default() };
+        let alone = self.servers.first().and_then(|s| s.seen.as_ref()).and_then(evidence::marker_of);
+        let standing = match alone {
+            _ if !self.setup.synchronous => Standing::Asynchronous,
+            _ if facts.state.in_sync => Standing::InSync,
+            Some(marker) if marker.sync.is_none() => Standing::Alone { since: marker.since.clone() },
+            _ => Standing::NotInSync,
+        };
+        // Whether the voters could prove it without a marker is theirs to say.
+        let provable = true;
+        outlook(&Facts { active: active.clone(), taker: taker.clone(), serving: Serving::Heard, provable, standing })
     }
 
     /// It streams from the active node, on its timeline.
@@ -198,6 +226,7 @@ impl Follower {
                 sync_state: seen.row.filter(|_| !is_primary).map(|row| row.sync_state.clone()),
                 select_count: 0,
                 last_status_change: None,
+                replication_delay_seconds: None,
             }
         })
         .collect()

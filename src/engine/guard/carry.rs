@@ -108,6 +108,7 @@ impl Guard {
         self.gate.state = GateState::Fenced;
         self.gate.reason = self.fenced().unwrap_or_default();
         self.counters.gate_cuts += 1;
+        *self.counters.cuts.entry("switchover".to_owned()).or_default() += 1;
         fx.retain(|effect| !matches!(effect, Effect::Suspend { .. }));
         fx.insert(0, Effect::CarryOver { epoch, reason });
         let text = format!(

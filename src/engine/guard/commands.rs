@@ -195,7 +195,7 @@ impl Guard {
         let text = format!("{} is asked to do it", self.setup.peer);
         fx.push(Effect::Say { ticket, text });
         self.watch(now, ticket, command.clone(), None, limit);
-        let ask = PeerQuestion::Run { command };
+        let ask = PeerQuestion::Run { command, by: String::new() };
         self.ask_peer(now, PeerAskedFor::Forward { ticket }, ask, super::proofs::PEER_LIMIT, fx);
     }
 
@@ -295,7 +295,7 @@ impl Guard {
             }
         });
         for (ticket, command) in again {
-            let ask = PeerQuestion::Run { command };
+            let ask = PeerQuestion::Run { command, by: String::new() };
             self.ask_peer(now, PeerAskedFor::Forward { ticket }, ask, super::proofs::PEER_LIMIT, fx);
         }
     }

@@ -35,6 +35,7 @@ impl Guard {
         self.pg.demoted_to_start = false;
         self.pg.following = false;
         self.pg.retry_at = now.boot;
+        self.pg.failed_as = None;
         self.note(now, fx, "fenced", format!("fenced at {number}: {reason}"));
         let entry = Entry::Fenced { number, reason, at: now.rfc3339() };
         self.record(fx, vec![entry], Then::Fenced { tries: 0 });
@@ -155,6 +156,7 @@ impl Guard {
         match result {
             Ok(_) => {
                 self.pg.demoted = true;
+                self.pg.failed_as = None;
                 self.pg.following = owner == PgOwner::Follow;
                 self.pg.adopted = self.pg.adopted || owner == PgOwner::Follow;
                 let text = match (owner, self.setup.fence_postgres) {
@@ -167,8 +169,16 @@ impl Guard {
             Err(why) => {
                 self.pg.retry_at = now.boot + RETRY_AFTER;
                 let seconds = Duration::as_secs(&RETRY_AFTER);
-                self.note(now, fx, "demotion_failed", format!("{why}; trying again in {seconds} s"));
+                self.note_failure(now, "demotion_failed", format!("{why}; trying again every {seconds} s"), fx);
             }
+        }
+    }
+
+    /// One event for a failure that goes on, however often it is tried again.
+    pub(super) fn note_failure(&mut self, now: Now, kind: &'static str, text: String, fx: &mut Vec<Effect>) {
+        if self.pg.failed_as.as_ref() != Some(&text) {
+            self.pg.failed_as = Some(text.clone());
+            self.note(now, fx, kind, text);
         }
     }
 }

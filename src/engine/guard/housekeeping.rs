@@ -5,14 +5,14 @@
 
 use super::durability::Phase;
 use super::record::Purpose;
-use super::{Guard, PgOwner, Then};
+use super::{Guard, PgOwner, RETRY_AFTER, Then};
 use crate::base::ids::Epoch;
 use crate::base::time::Duration;
 use crate::engine::durable::Entry;
 use crate::engine::evidence::Seen;
 use crate::engine::setup::Mode;
 use crate::engine::status::Role;
-use crate::engine::turn::{Effect, Now, PgTask};
+use crate::engine::turn::{Effect, Now, PgOutput, PgTask};
 
 /// How often a standby that does not stream is told to look for its primary.
 const NUDGE_EVERY: Duration = Duration::from_secs(1);
@@ -64,6 +64,18 @@ impl Guard {
             self.pg_task(PgOwner::Housekeeping, PgTask::Nudge, fx);
         } else if report.in_recovery && report.streaming && self.slots_may_be_left(now) {
             self.pg_task(PgOwner::Housekeeping, PgTask::DropIdleSlots, fx);
+        }
+    }
+
+    pub(super) fn on_housekeeping_pg(&mut self, now: Now, result: Result<PgOutput, String>, fx: &mut Vec<Effect>) {
+        match result {
+            Ok(_) => self.pg.failed_as = None,
+            Err(why) => {
+                self.pg.retry_at = now.boot + RETRY_AFTER;
+                self.pg.prepared_start = None;
+                self.pg.adopted = false;
+                self.note_failure(now, "postgres_setup_failed", why, fx);
+            }
         }
     }
 

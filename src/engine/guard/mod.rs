@@ -159,6 +159,8 @@ struct PgMemory {
     /// `may-start-primary` refused it: the daemon starts it once proof has come (R6).
     start_refused: bool,
     silence: silence::Silence,
+    /// What its last failure was told as, while it goes on.
+    failed_as: Option<String>,
 }
 
 /// The gate as the guard last set it.
@@ -217,7 +219,7 @@ pub struct Guard {
     last_ended: Option<crate::engine::turn::ProcedureBrief>,
     shutting_down: bool,
     /// The epoch at which the other node is known to serve, as last said.
-    forwards: Option<Epoch>,
+    forwards: forward::Forwards,
     events: VecDeque<EventRow>,
     counters: Counters,
 }
@@ -267,7 +269,7 @@ impl Guard {
             units: units::UnitsMemory::new(now.boot + setup.timing.lease),
             last_ended: None,
             shutting_down: false,
-            forwards: None,
+            forwards: forward::Forwards::default(),
             events: VecDeque::new(),
             counters: Counters::default(),
             setup,
@@ -336,6 +338,7 @@ impl Guard {
                 self.counters.sessions_total = total;
                 self.counters.auth_failures = auth_failures;
             }
+            Event::Audited { text } => self.note(now, fx, "command", text),
             Event::ShutdownAsked => {
                 self.shutting_down = true;
                 self.note(now, fx, "shutdown", "the daemon was asked to stop".to_owned());
@@ -345,6 +348,7 @@ impl Guard {
             | Event::VipProbed { .. }
             | Event::VipRemoved { .. }
             | Event::ForeignClaim { .. }
+            | Event::VipFound { .. }
             | Event::VipIs { .. }
             | Event::LinkDown
             | Event::LinkUp) => self.on_vip(now, vip, fx),
@@ -568,14 +572,7 @@ impl Guard {
             PgOwner::Followers => self.on_followers_pg(result, fx),
             PgOwner::FollowerLook => self.on_follower_looked(result, fx),
             PgOwner::Demotion | PgOwner::Follow => self.on_demoted(now, owner, result, fx),
-            PgOwner::Housekeeping => {
-                if let Err(why) = result {
-                    self.pg.retry_at = now.boot + RETRY_AFTER;
-                    self.pg.prepared_start = None;
-                    self.pg.adopted = false;
-                    self.note(now, fx, "postgres_setup_failed", why);
-                }
-            }
+            PgOwner::Housekeeping => self.on_housekeeping_pg(now, result, fx),
         }
     }
 

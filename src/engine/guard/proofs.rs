@@ -545,7 +545,7 @@ impl Guard {
             PeerQuestion::PrepareRejoin { id, look: true, tail } => self.on_look(ticket, id, tail, fx),
             PeerQuestion::PrepareRejoin { id, .. } => self.on_prepare_rejoin(now, ticket, id, fx),
             PeerQuestion::GoingAlone { epoch, since } => self.on_going_alone(now, ticket, epoch, since, fx),
-            PeerQuestion::Run { command } => self.on_run_for_peer(now, ticket, command, fx),
+            PeerQuestion::Run { command, .. } => self.on_run_for_peer(now, ticket, command, fx),
             PeerQuestion::Follow { .. } | PeerQuestion::PrepareFollower { .. } => {
                 let why = format!("{} has a vote and does not ask like a node without one", self.setup.peer);
                 fx.push(Effect::AnswerPeer { ticket, answer: Box::new(PeerAnswer::Refused { why }) });

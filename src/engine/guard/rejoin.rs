@@ -15,22 +15,17 @@ use super::{Guard, PgOwner, Then};
 use crate::base::ids::{Lsn, NodeName, OpId, TimelineId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
-use crate::engine::report::{Progress, RejoinHow, RejoinPlan, SourceFacts, WalTail};
+use crate::engine::rejoining::{
+    self, LOOK_AGAIN, LOOK_LIMIT, NODE_LIMIT, PREPARE_LIMIT, STREAM_LIMIT, intention, with_proof,
+};
+use crate::engine::report::{Progress, RejoinPlan, SourceFacts, WalTail};
 use crate::engine::status::Role;
 use crate::engine::turn::{
     Command, Effect, Now, PeerAnswer, PeerQuestion, PeerState, PgOutput, PgTask, ProcedureBrief, Ticket,
 };
 
-/// How long the daemon of the node to bring back is waited for (the contract).
-const NODE_LIMIT: Duration = Duration::from_secs(30);
-/// The active node's part: record, list, role, slot.
-const PREPARE_LIMIT: Duration = Duration::from_secs(30);
-/// The active node's facts; right after a promotion a checkpoint comes first.
-const LOOK_LIMIT: Duration = Duration::from_secs(90);
 /// An active node that does not serve, or does not answer, for so long ends a rejoin that waits for it.
 const LOST_LIMIT: Duration = Duration::from_secs(20);
-/// Until the new standby streams and has caught up.
-const STREAM_LIMIT: Duration = Duration::from_secs(120);
 /// How long is waited for synchronous again before the rejoin ends without it.
 const SYNC_LIMIT: Duration = Duration::from_secs(20);
 
@@ -78,6 +73,7 @@ pub(super) struct Rejoin {
     tickets: Vec<Ticket>,
     pub(super) dry_run: bool,
     since: String,
+    began: Instant,
     step: Step,
     pub(super) deadline: Option<Instant>,
     give_up: Instant,
@@ -118,6 +114,7 @@ impl Guard {
             tickets: ticket.into_iter().collect(),
             dry_run,
             since: now.rfc3339(),
+            began: now.boot,
             step: Step::Asking { question: None, again: now.boot },
             deadline: Some(now.boot),
             give_up: now.boot + NODE_LIMIT,
@@ -177,6 +174,7 @@ impl Guard {
         }
         self.last_ended = Some(ProcedureBrief { ended: Some((exit, text.to_owned())), ..r.brief() });
         if !r.dry_run {
+            self.counters.procedure_ended("rejoin", exit, now.boot.since(r.began));
             self.note(now, fx, "procedure_ended", format!("rejoin ended ({exit}): {text}"));
         }
     }
@@ -226,7 +224,7 @@ impl Guard {
             }
             (Step::Goal { question: q, again }, _) if *q == Some(question) => {
                 *q = None;
-                *again = now.boot + Duration::from_secs(1);
+                *again = now.boot + LOOK_AGAIN;
                 r.deadline = Some(*again);
             }
             (Step::Looking { question: q } | Step::Proving { question: q }, answer) if *q == question => {
@@ -235,16 +233,13 @@ impl Guard {
                 self.end_rejoin(now, 1, &text, fx);
             }
             (Step::Preparing { question: q }, Ok(PeerAnswer::Prepared { source, .. })) if *q == question => {
-                // What was proven when it was planned stays proven; the answer is fresher in everything else.
-                let same_tail = r.source.as_ref().and_then(|before| before.same_tail);
-                r.source = Some(SourceFacts { same_tail, ..source });
+                r.source = Some(with_proof(r.source.as_ref(), source));
                 r.touched = true;
                 self.rejoin_step(now, Step::Stopping, None, fx);
                 self.pg_task_next(PgOwner::Rejoin, PgTask::Stop, fx);
             }
             (Step::Facts { question: q }, Ok(PeerAnswer::Prepared { source, .. })) if *q == question => {
-                let same_tail = r.source.as_ref().and_then(|before| before.same_tail);
-                let source = SourceFacts { same_tail, ..source };
+                let source = with_proof(r.source.as_ref(), source);
                 r.source = Some(source.clone());
                 self.rejoin_step(now, Step::Working, None, fx);
                 self.pg_task_next(PgOwner::Rejoin, PgTask::Rejoin(source), fx);
@@ -336,21 +331,16 @@ impl Guard {
         let (id, dry_run) = (r.id, r.dry_run);
         let proven = r.source.as_ref().is_some_and(|source| source.same_tail.is_some()) || r.plan.is_some();
         r.plan = Some(plan.clone());
-        if let Some(why) = plan.refusal {
+        if let Some(why) = &plan.refusal {
             self.end_rejoin(now, 3, &format!("refused: {why}"), fx);
             return;
         }
-        if let Some(tail) = plan.tail.filter(|_| !proven) {
+        if let Some(tail) = plan.tail.clone().filter(|_| !proven) {
             let question = self.look_at_source(now, Some(tail), fx);
             self.rejoin_step(now, Step::Proving { question }, Some(LOOK_LIMIT), fx);
             return;
         }
-        let (would, aside) = match plan.how {
-            RejoinHow::Follow => ("follow", ""),
-            RejoinHow::Rewind => ("rewind to", ""),
-            RejoinHow::Clone => ("clone", "; an old data directory is set aside"),
-        };
-        let text = format!("{would} {}: {}{aside}", self.setup.peer, plan.why);
+        let text = intention(&plan, &self.setup.peer);
         if dry_run {
             self.end_rejoin(now, 0, &format!("would {text}; nothing was changed"), fx);
             return;
@@ -519,8 +509,5 @@ impl Guard {
 }
 
 fn refusal(answer: Result<PeerAnswer, String>) -> String {
-    match answer {
-        Ok(PeerAnswer::Refused { why }) | Err(why) => why,
-        Ok(_) => "it gave an answer to another question".to_owned(),
-    }
+    rejoining::facts(answer).err().unwrap_or_default()
 }

@@ -131,6 +131,20 @@ impl Guard {
         self.proofs.last().map_or(0, |asked| crate::base::time::millis(now.boot.since(asked)))
     }
 
+    /// What a cut into this state is for, in one word of few.
+    fn cut_cause(&self, state: GateState) -> &'static str {
+        match state {
+            _ if self.shutting_down => "shutdown",
+            GateState::Fenced => "fenced",
+            GateState::Lapsed if self.against().is_some() => "record",
+            GateState::Lapsed => "lease",
+            _ if self.handover.is_some() || self.hold_over.is_some() => "switchover",
+            _ if self.postgres_serves().is_err() => "postgres",
+            _ if !self.vips.is_empty() => "vip",
+            _ => "other",
+        }
+    }
+
     /// Cuts when open, and remembers why it is not.
     pub(super) fn shut(&mut self, now: Now, state: GateState, reason: String, fx: &mut Vec<Effect>) {
         if self.keeps_clients() {
@@ -138,6 +152,7 @@ impl Guard {
             self.gate.suspended = None;
             self.gate.until = Instant::ZERO;
             self.counters.gate_cuts += 1;
+            *self.counters.cuts.entry(self.cut_cause(state).to_owned()).or_default() += 1;
             // Nothing that was granted earlier in this turn may be executed after the cut.
             let granted = |effect: &Effect| {
                 matches!(effect, Effect::Extend { .. } | Effect::Suspend { .. } | Effect::KernelGate { .. })

@@ -337,6 +337,7 @@ impl Guard {
                 ended: brief.ended.clone(),
             };
             self.record(fx, vec![entry], Then::Nothing);
+            self.counters.procedure_ended(&brief.kind, exit, now.boot.since(t.started));
             self.note(now, fx, "procedure_ended", format!("{} ended ({exit}): {text}", brief.kind));
         }
         self.last_ended = Some(brief);

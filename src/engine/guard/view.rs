@@ -1,11 +1,13 @@
 //! The read-only snapshot: what HTTP and the command line show, and nothing they could not.
 
+mod outlook;
+
 use super::Guard;
 use crate::base::time::millis;
 use crate::engine::evidence::{self, Seen, Verdict};
 use crate::engine::setup::Mode;
 use crate::engine::status::{
-    GateState, GateStatus, HELD, JournalStatus, NodeRow, PeerStatus, PostgresStatus, ProcedureStatus,
+    GateState, GateStatus, HELD, JournalStatus, NodeRow, PeerStatus, PostgresStatus, ProcedureStatus, ProofStatus,
     ReplicationStatus, Role, ServerStatus, Snapshot, VerdictWord, VipStatus, VipWitnessStatus, WitnessStatus,
 };
 use crate::engine::turn::{Now, PeerPg};
@@ -27,6 +29,8 @@ impl Guard {
     pub fn snapshot(&self, now: Now) -> Snapshot {
         let report = self.pg.report.as_ref().filter(|_| self.pg.up);
         let open = self.gate.open && self.gate.until > now.boot;
+        let replication = self.replication_status(now);
+        let outlook = self.outlook(now, &replication);
         Snapshot {
             node: self.setup.me.clone(),
             version: self.setup.version.clone(),
@@ -42,6 +46,7 @@ impl Guard {
                 lease_remaining_ms: millis(self.lease_deadline().since(now.boot)),
                 sessions: self.gate.sessions,
                 forwarded: 0,
+                waiting: 0,
             },
             epoch: self.durable.won.max(self.durable.seen).0,
             witness: (!self.setup.servers.is_empty()).then(|| self.witness_status(now)),
@@ -57,7 +62,7 @@ impl Guard {
                 same_configuration: self.peer.state.as_ref().map(|p| p.digest == self.setup.digest),
                 nodes: self.peer.state.as_ref().map(|p| p.nodes.clone()).unwrap_or_default(),
             }),
-            replication: self.replication_status(now),
+            replication,
             procedure: self.procedure_status(now),
             nodes: self.node_rows(now),
             events: self.events.iter().cloned().collect(),
@@ -84,6 +89,17 @@ impl Guard {
             }),
             counters: self.counters.clone(),
             turn_running: true,
+            proofs: self
+                .proofs
+                .each()
+                .map(|(kind, asked)| ProofStatus { kind: kind.to_owned(), age_ms: millis(now.boot.since(asked)) })
+                .collect(),
+            at: now.rfc3339(),
+            outlook,
+            next: None,
+            lag: None,
+            lease_ms: millis(self.setup.timing.lease),
+            next_xid: report.and_then(|r| r.next_xid),
         }
     }
 
@@ -164,6 +180,7 @@ impl Guard {
                 address: net.to_string(),
                 bound: vip.is_bound(),
                 conflict: vip.conflict.clone(),
+                mac: if vip.is_bound() { vip.own_mac.clone() } else { vip.holder_mac.clone() },
             })
             .collect()
     }
@@ -306,6 +323,7 @@ impl Guard {
                     sync_state: view.map(|row| row.sync_state.clone()),
                     select_count: 0,
                     last_status_change: None,
+                    replication_delay_seconds: None,
                 }
             })
             .collect()

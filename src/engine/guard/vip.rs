@@ -47,6 +47,9 @@ pub(super) struct VipMemory {
     phase: Phase,
     /// MAC of somebody else who claims it.
     pub(super) conflict: Option<String>,
+    /// Only shown: the MAC of our own interface, and of who last announced the address while it was not ours.
+    pub(super) own_mac: Option<String>,
+    pub(super) holder_mac: Option<String>,
     /// Removed by an operator: not bound again by habit.
     pub(super) obeyed: bool,
     expires: Instant,
@@ -78,6 +81,8 @@ impl VipMemory {
             address,
             phase: Phase::Unbound,
             conflict: None,
+            own_mac: None,
+            holder_mac: None,
             obeyed: false,
             expires: Instant::ZERO,
             set_at: Instant::ZERO,
@@ -237,6 +242,11 @@ impl Guard {
             Event::VipRemoved { address } | Event::VipIs { address, bound: false } => {
                 self.on_vip_gone(now, address, fx)
             }
+            Event::VipFound { address, mac } => {
+                if let Some(vip) = self.vips.iter_mut().find(|v| v.address == address) {
+                    vip.own_mac = Some(mac);
+                }
+            }
             Event::ForeignClaim { address, mac } => {
                 // Longer than a holder keeps silent (it asks its witnesses once a poll): one that does not hear our
                 // probe (a one-way partition) must not look like nobody.
@@ -246,6 +256,8 @@ impl Guard {
                 let again = if vip.is_bound() { now.boot + PROBE_AGAIN } else { quiet };
                 vip.probe_from = vip.probe_from.max(again);
                 if vip.phase == Phase::Unbound {
+                    // It is not ours: this is how its holder is seen.
+                    vip.holder_mac = Some(mac);
                     return;
                 }
                 let news = vip.conflict.as_ref() != Some(&mac);

@@ -14,29 +14,35 @@
 //! marker says when all are out: until then a retry goes on into the same directory, from then on what stands in DATA
 //! is of the copy that was moved in.
 //!
+//! Where `pg_wal` leads out of DATA, the copy's WAL gets a directory beside that one, which is set aside like a
+//! tablespace ([`super::spaces`]). A DATA that is a symbolic link stays one: what it leads to is set aside beside
+//! itself. A DATA that is a mount point is refused: what is set aside inside it would be copied along by every base
+//! backup of this node, and emptied by the next `pg_rewind`.
+//!
 //! What belongs to one machine stays that machine's ([`super::own`]).
 
 use super::own::{AUTO_CONF, MACHINE_FILES, MACHINE_FOLDER};
+use super::paths::{dated_name, is_mount_point, may_move_between, may_write, with_suffix};
 use super::progress::{self, Tick};
-use super::{Cluster, Peer, PgError, SourceFacts, files, postmaster, rewind, spaces, tool};
-use rustix::fs::{Access, AtFlags, CWD, StatxAttributes, StatxFlags};
+use super::{Cluster, Peer, PgError, SourceFacts, files, kept, paths, postmaster, rewind, room, spaces, tool};
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Stands between the data directory's name and the time in the name of a directory that was set aside.
 pub const SET_ASIDE_INFIX: &str = ".set-aside-";
 /// Ends the name of the directory a copy is made in.
 const FRESH_SUFFIX: &str = ".portcullis-new";
-/// The file in it that proves it ours; its second line says where the old directory goes, its third that it is there.
+/// The file in it that proves it ours; its second line says where the old directory goes, its third that it is there,
+/// its fourth where the WAL is, if that is elsewhere.
 const MARKER: &str = "PORTCULLIS-CLONE";
 const MARKER_HEAD: &str = "A clone under way, made by portcullis; may be removed when portcullis does not run.\n";
 const MOVED_OUT: &str = "moved out";
-/// Free space beyond the source's size that must be there: the WAL of the copy's own duration.
-const SPACE_MARGIN: u64 = 256 * 1024 * 1024;
 /// A connection of the copy must not pass for the standby itself, or commits would be acknowledged by it.
 const APPLICATION: &str = "portcullis-clone";
+/// What a clone needs, before the number.
+const NEEDS: &str = "beside the old directory the copy needs";
 /// Says which data directory is a cluster's; moved out first and in last.
 const VERSION_FILE: &str = "PG_VERSION";
 
@@ -49,6 +55,8 @@ struct Places {
     base: PathBuf,
     /// The directory that holds marker and copy.
     fresh: PathBuf,
+    /// Where the WAL is, links resolved, if not in `target`.
+    wal: Option<PathBuf>,
     /// Where the old cluster is now: `target`, or set aside by a clone that crashed.
     old: Option<PathBuf>,
     /// All of the old cluster is there.
@@ -64,8 +72,8 @@ impl Cluster {
     /// bytes done and in all. Returns where the old directory was set aside.
     ///
     /// # Errors
-    /// `Refused` (nothing touched): PostgreSQL runs here, not enough space, a data directory that is a
-    /// mount point or whose `pg_wal` is elsewhere. Anything else leaves the old directory as it was; call again.
+    /// `Refused` (nothing touched): PostgreSQL runs here, not enough space, a directory that is a mount point or beside
+    /// which nothing can be put. Anything else leaves the old directory as it was; call again.
     pub async fn clone_from(
         &self,
         peer: &Peer,
@@ -76,14 +84,15 @@ impl Cluster {
         let places = self.places()?;
         self.refuse_clone(&places, source)?;
         let copy = prepare_apart(&places).await?;
-        let facts = source.clone();
-        files::apart(move || spaces::clear(&facts)).await?;
+        let (facts, wal) = (source.clone(), places.wal.clone());
+        files::apart(move || spaces::clear(&facts, wal.as_deref())).await?;
         let made = self.make_copy(&places, &copy, peer, source, tell).await;
         if made.is_err() {
             // It may be large, and the next attempt begins anew. The marker stays: it may know where the old one is.
             let _next_attempt_removes_it = remove_copy(&places).await;
         }
         made?;
+        rewind::Mark::ends_in_a_clone(&self.state_dir)?;
         let source = source.clone();
         // Removes what is left of a copy.
         files::apart(move || swap(&places, &copy, &source)).await
@@ -97,9 +106,11 @@ impl Cluster {
         source: &SourceFacts,
         tell: &mut impl FnMut(Tick),
     ) -> Result<(), PgError> {
-        refuse_without_space(&places.base, source, 0)?;
+        if let Some(short) = places.short(source, 0)? {
+            return Err(short.refusal(NEEDS));
+        }
         self.write_passfile()?;
-        self.base_backup(peer, copy, source, tell).await?;
+        self.base_backup(peer, copy, places, source, tell).await?;
         let data = self.control_data_of(copy).await?;
         if data.system_id != source.system_id {
             return Err(PgError::Refused(format!(
@@ -108,13 +119,13 @@ impl Cluster {
             )));
         }
         self.make_own(places.own.as_deref(), copy, peer).await?;
-        spaces::settle_links(copy, source)?;
+        spaces::settle_links(copy, source, places.wal.as_deref())?;
         make_private(copy, places.mode)
     }
 
     fn places(&self) -> Result<Places, PgError> {
         let data_dir = &self.settings.data_dir;
-        let target = fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.clone());
+        let target = paths::resolved(data_dir);
         let parent = target.parent().unwrap_or(Path::new("/"));
         let base = match target.file_name() {
             Some(name) if !is_mount_point(&target) && !may_write(parent) => self.state_dir.join(name),
@@ -123,42 +134,55 @@ impl Cluster {
         let fresh = with_suffix(&base, FRESH_SUFFIX);
         let is_cluster = |dir: &Path| dir.join(VERSION_FILE).exists();
         // A clone that crashed between the two renames, or while it moved entries, says where it put the old one.
-        let marker = read_marker(&fresh).filter(|(dir, _)| *dir != target);
-        let (old, moved_out) = match marker {
-            _ if is_cluster(&target) => (Some(target.clone()), false),
-            Some((dir, moved_out)) if is_cluster(&dir) => (Some(dir), moved_out),
-            _ => (None, false),
+        let marker = read_marker(&fresh);
+        let wal = marker.as_ref().and_then(|marker| marker.wal.clone());
+        let (old, moved_out, wal) = match marker.filter(|marker| marker.old != target) {
+            _ if is_cluster(&target) => (Some(target.clone()), false, spaces::wal_dir(&target)),
+            Some(marker) if is_cluster(&marker.old) => (Some(marker.old), marker.moved_out, wal),
+            _ => (None, false, None),
         };
-        let broken = old.as_deref().is_some_and(rewind::is_half_rewound);
+        let here = old.as_ref() == Some(&target);
+        let broken = old.as_deref().is_some_and(rewind::is_half_rewound) || (here && self.is_rewind_broken());
         let mark = rewind::Mark::read(&self.state_dir).filter(|_| broken);
         let mode = mark.as_ref().map(|mark| mark.mode).or_else(|| rewind::mode_of(old.as_deref()?));
         let own = if broken { mark.map(|mark| mark.own()) } else { old.clone() };
-        Ok(Places { target, base, fresh, old, moved_out, own, mode })
+        Ok(Places { target, base, fresh, wal, old, moved_out, own, mode })
     }
 
     /// Why a clone could not be made here, PostgreSQL running or not; nothing is touched.
-    /// `keeping`: so many bytes are put beside the data directory before.
-    pub(super) async fn clone_refusal(&self, source: &SourceFacts, keeping: u64) -> Result<(), PgError> {
-        let (places, state_dir) = (self.places()?, self.state_dir.clone());
-        let mut source = source.clone();
+    pub(super) async fn clone_refusal(&self, source: &SourceFacts) -> Result<(), PgError> {
+        match self.clone_obstacle(source, None).await? {
+            Some(short) => Err(short.refusal(NEEDS)),
+            None => Ok(()),
+        }
+    }
+
+    /// The same with too little room apart, after `keeping` was put where it goes.
+    pub(super) async fn clone_obstacle(
+        &self,
+        source: &SourceFacts,
+        keeping: Option<kept::Keeping>,
+    ) -> Result<Option<room::Short>, PgError> {
+        let (places, state_dir, source) = (self.places()?, self.state_dir.clone(), source.clone());
         files::apart(move || {
             refuse_places(&places, &state_dir, &source)?;
-            let left_over = files::size(&places.fresh.join("data")) + spaces::left_over(&source);
-            source.bytes = source.bytes.saturating_add(keeping);
-            refuse_without_space(&places.base, &source, left_over)
+            let wal = places.wal.as_deref();
+            let left_over = files::size(&places.fresh.join("data")) + spaces::left_over(&source, wal);
+            let kept = keeping.map(|keeping| (keeping.dir.clone(), keeping.bytes(&places.target)));
+            let wanted = spaces::growth(&source, wal, &places.base).into_iter().chain(kept).collect();
+            room::short(wanted, left_over)
         })
         .await
     }
 
-    /// A name for a directory beside the data directory that is free: `DATA`, `infix` and the time; under `state_dir`
-    /// where nothing can be put beside it.
-    pub(super) fn kept_name(&self, infix: &str) -> Result<PathBuf, PgError> {
+    /// What a name that is free begins with, for a directory beside the data directory; under `state_dir` where nothing
+    /// can be put beside it.
+    pub(super) fn kept_base(&self) -> Result<PathBuf, PgError> {
         let places = self.places()?;
-        let base = match places.target.file_name() {
+        Ok(match places.target.file_name() {
             Some(name) if is_mount_point(&places.target) => self.state_dir.join(name),
             _ => places.base,
-        };
-        Ok(dated_name(&base, infix))
+        })
     }
 
     /// Everything that can be known to fail, before anything is touched.
@@ -174,13 +198,14 @@ impl Cluster {
         &self,
         peer: &Peer,
         copy: &Path,
+        places: &Places,
         source: &SourceFacts,
         tell: &mut impl FnMut(Tick),
     ) -> Result<(), PgError> {
         let mut command = tool::command(self.bin("pg_basebackup"));
         command.arg("-D").arg(copy).arg("-d").arg(self.tool_conninfo(peer, APPLICATION)?);
         command.args(["--wal-method=stream", "--checkpoint=fast", "--progress", "--verbose", "--no-password"]);
-        command.args(spaces::mapping(source));
+        command.args(spaces::mapping(source, places.wal.as_deref()));
         progress::watched(command, &format!("pg_basebackup from {}:{}", peer.host, peer.port), tell).await
     }
 }
@@ -190,13 +215,24 @@ impl Places {
     fn in_place(&self) -> bool {
         self.base != self.target
     }
+
+    fn short(&self, source: &SourceFacts, left_over: u64) -> Result<Option<room::Short>, PgError> {
+        room::short(spaces::growth(source, self.wal.as_deref(), &self.base), left_over)
+    }
 }
 
 fn refuse_places(places: &Places, state_dir: &Path, source: &SourceFacts) -> Result<(), PgError> {
     let target = &places.target;
-    spaces::refuse(source, target)?;
+    spaces::refuse(source, places.wal.as_deref(), target)?;
     if is_mount_point(target) {
         return Err(mount_point(target));
+    }
+    if is_mount_point(&target.join(spaces::WAL)) {
+        return Err(PgError::Refused(format!(
+            "{}/pg_wal is a mount point, which a clone would leave with the old directory; mount that file system \
+             elsewhere and let pg_wal be a symbolic link to a directory in it",
+            target.display()
+        )));
     }
     if places.in_place() && !may_move_between(state_dir, target) {
         let parent = target.parent().unwrap_or(Path::new("/"));
@@ -205,33 +241,6 @@ fn refuse_places(places: &Places, state_dir: &Path, source: &SourceFacts) -> Res
              give it to that user (chown)",
             parent.display()
         )));
-    }
-    if fs::symlink_metadata(target.join("pg_wal")).is_ok_and(|meta| meta.is_symlink()) {
-        return Err(PgError::Refused(format!(
-            "{}/pg_wal is a symbolic link, and a clone would put the WAL back into the data directory; clone by \
-             hand with pg_basebackup --waldir",
-            target.display()
-        )));
-    }
-    Ok(())
-}
-
-/// The copy needs its room beside the old directory. Asked when a left-over copy is removed, which may be that room.
-fn refuse_without_space(base: &Path, source: &SourceFacts, left_over: u64) -> Result<(), PgError> {
-    for (dir, bytes) in spaces::room(source, base) {
-        let space =
-            rustix::fs::statvfs(&dir).map_err(|error| files::failed("examined", &dir, &std::io::Error::from(error)))?;
-        let free = space.f_bavail.saturating_mul(space.f_frsize).saturating_add(left_over);
-        let needed = bytes.saturating_add(bytes / 20).saturating_add(SPACE_MARGIN);
-        if free < needed {
-            return Err(PgError::Refused(format!(
-                "{} has {} MiB free, the copy needs {} MiB beside the old directory; make room, for instance by \
-                 removing directories named *{SET_ASIDE_INFIX}*",
-                dir.display(),
-                free >> 20,
-                needed >> 20
-            )));
-        }
     }
     Ok(())
 }
@@ -281,22 +290,32 @@ fn remove_data(places: &Places) -> Result<(), PgError> {
 
 /// The marker names the old directory from the moment the copy begins, so that it is found again after any crash.
 fn write_marker(places: &Places, old: Option<&Path>, moved_out: bool) -> Result<(), PgError> {
-    let old = old.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
-    let last = if moved_out { MOVED_OUT } else { "" };
-    files::replace(&places.fresh.join(MARKER), format!("{MARKER_HEAD}{old}\n{last}\n").as_bytes(), 0o600)
+    let text = |path: Option<&Path>| path.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+    let (old, wal, last) = (text(old), text(places.wal.as_deref()), if moved_out { MOVED_OUT } else { "" });
+    files::replace(&places.fresh.join(MARKER), format!("{MARKER_HEAD}{old}\n{last}\n{wal}\n").as_bytes(), 0o600)
 }
 
-/// Where the old directory goes or went, and whether all of it is there.
-fn read_marker(fresh: &Path) -> Option<(PathBuf, bool)> {
+/// What a marker says.
+struct Marked {
+    /// Where the old directory goes or went.
+    old: PathBuf,
+    /// All of it is there.
+    moved_out: bool,
+    wal: Option<PathBuf>,
+}
+
+fn read_marker(fresh: &Path) -> Option<Marked> {
     let marker = fs::read_to_string(fresh.join(MARKER)).ok()?;
     let mut lines = marker.strip_prefix(MARKER_HEAD)?.lines();
     let old = lines.next().filter(|line| !line.is_empty())?;
-    Some((PathBuf::from(old), lines.next() == Some(MOVED_OUT)))
+    let moved_out = lines.next() == Some(MOVED_OUT);
+    let wal = lines.next().filter(|line| !line.is_empty()).map(PathBuf::from);
+    Some(Marked { old: PathBuf::from(old), moved_out, wal })
 }
 
 /// An exchange that crashed before `PG_VERSION` was out took the machine's own files: they go back.
 fn take_back(places: &Places) -> Result<(), PgError> {
-    let Some((aside, false)) = read_marker(&places.fresh) else { return Ok(()) };
+    let Some(Marked { old: aside, moved_out: false, .. }) = read_marker(&places.fresh) else { return Ok(()) };
     let begun = places.in_place() && aside != places.target && aside.is_dir() && !aside.join(VERSION_FILE).exists();
     if !begun || places.old.as_ref() != Some(&places.target) {
         return Ok(());
@@ -307,7 +326,10 @@ fn take_back(places: &Places) -> Result<(), PgError> {
 
 /// Sets the old directory aside and puts the copy into its place.
 fn swap(places: &Places, copy: &Path, source: &SourceFacts) -> Result<Option<PathBuf>, PgError> {
-    let target = &places.target;
+    let (target, wal) = (&places.target, places.wal.as_deref());
+    if places.old.as_ref() == Some(target) {
+        spaces::settle_wal(target, wal)?;
+    }
     if places.in_place() {
         return exchange(places, copy, source);
     }
@@ -324,16 +346,16 @@ fn swap(places: &Places, copy: &Path, source: &SourceFacts) -> Result<Option<Pat
     }
     // Set aside just now, or by a clone that crashed.
     let old = aside.as_deref().or(places.old.as_deref());
-    if let Err(error) = spaces::swap(source, old).and_then(|()| renamed(copy, target)) {
+    if let Err(error) = spaces::swap(source, wal, old).and_then(|()| renamed(copy, target)) {
         if let Some(aside) = &aside {
             // Nothing to fall back to where its tablespaces have gone with it.
-            let _best_effort = source.spaces.is_empty().then(|| fs::rename(aside, target));
+            let _best_effort = (source.spaces.is_empty() && wal.is_none()).then(|| fs::rename(aside, target));
         }
         return Err(error);
     }
     files::sync_parent(target)?;
     let _left_over_is_harmless = fs::remove_dir_all(&places.fresh);
-    Ok(aside)
+    Ok(aside.or_else(|| places.old.clone().filter(|old| old != target)))
 }
 
 /// [`swap`] where the data directory must stay: its entries go out one by one, the copy's come in.
@@ -360,7 +382,7 @@ fn exchange(places: &Places, copy: &Path, source: &SourceFacts) -> Result<Option
         }
     }
     write_marker(places, aside.as_deref(), true)?;
-    spaces::swap(source, aside.as_deref())?;
+    spaces::swap(source, places.wal.as_deref(), aside.as_deref())?;
     let mode = rewind::mode_of(copy).unwrap_or(rewind::PRIVATE);
     move_entries(copy, target, false)?;
     make_private(target, Some(mode))?;
@@ -390,27 +412,9 @@ fn move_entries(from: &Path, to: &Path, version_first: bool) -> Result<(), PgErr
     files::sync_parent(&to.join("."))
 }
 
-/// Whether entries can be made in and taken out of the directory.
-pub(super) fn may_write(dir: &Path) -> bool {
-    rustix::fs::accessat(CWD, dir, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_ok()
-}
-
-/// Whether a rename from one directory to the other can do: both writable, one file system.
-fn may_move_between(a: &Path, b: &Path) -> bool {
-    let device = |dir: &Path| fs::metadata(dir).ok().map(|meta| meta.dev());
-    may_write(a) && may_write(b) && device(a).is_some() && device(a) == device(b)
-}
-
 /// A name beside `target` that is free.
 fn set_aside_name(target: &Path) -> PathBuf {
     dated_name(target, SET_ASIDE_INFIX)
-}
-
-pub(super) fn dated_name(target: &Path, infix: &str) -> PathBuf {
-    let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
-    let first = with_suffix(target, &format!("{infix}{time}"));
-    let further = (2_u32..).map(|n| with_suffix(&first, &format!("-{n}")));
-    std::iter::once(first.clone()).chain(further).find(|name| fs::symlink_metadata(name).is_err()).unwrap_or(first)
 }
 
 /// Gives it the mode of what it replaces; where that is not known, as little of its own as PostgreSQL wants.
@@ -420,21 +424,10 @@ pub(super) fn make_private(dir: &Path, mode: Option<u32>) -> Result<(), PgError>
         .map_err(|error| files::failed("made private", dir, &error))
 }
 
-pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
-/// statx(2): the root of a mount, also of a bind mount within one file system.
-pub(super) fn is_mount_point(path: &Path) -> bool {
-    rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)
-        .is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
-}
-
 fn mount_point(target: &Path) -> PgError {
     PgError::Refused(format!(
-        "{} is a mount point and cannot be set aside; mount one level higher and put data_dir into a directory there",
+        "{} is a mount point, which cannot be set aside; mount that file system one level higher, so that data_dir is \
+         a directory in it",
         target.display()
     ))
 }
@@ -452,137 +445,4 @@ fn rename_failed(target: &Path, error: &std::io::Error) -> PgError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn nothing_outside() -> SourceFacts {
-        SourceFacts {
-            system_id: crate::base::ids::SystemId(1),
-            bytes: 0,
-            tablespaces: 0,
-            spaces: Vec::new(),
-            timeline: crate::base::ids::TimelineId(1),
-            history: Vec::new(),
-            control_timeline: crate::base::ids::TimelineId(1),
-            lsn: crate::base::ids::Lsn(0),
-            oldest: crate::base::ids::Lsn(0),
-            same_tail: None,
-        }
-    }
-
-    #[test]
-    fn a_directory_that_is_not_ours_is_not_removed() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let target = dir.path().join("main");
-        let fresh = with_suffix(&target, FRESH_SUFFIX);
-        let places = Places {
-            base: target.clone(),
-            target,
-            fresh: fresh.clone(),
-            old: None,
-            moved_out: false,
-            own: None,
-            mode: None,
-        };
-        fs::create_dir_all(fresh.join("data")).expect("mkdir");
-        fs::write(fresh.join("data/precious"), "x").expect("write");
-        assert!(matches!(prepare(&places), Err(PgError::Refused(_))));
-        assert!(fresh.join("data/precious").exists());
-        fs::write(fresh.join(MARKER), MARKER_HEAD).expect("write");
-        assert!(prepare(&places).is_ok());
-        assert!(!fresh.join("data/precious").exists());
-    }
-
-    #[test]
-    fn an_exchange_keeps_the_directory_and_sets_all_its_entries_aside() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let (target, base) = (dir.path().join("pg/main"), dir.path().join("state/main"));
-        let places = Places {
-            target: target.clone(),
-            fresh: with_suffix(&base, FRESH_SUFFIX),
-            base,
-            old: Some(target.clone()),
-            moved_out: false,
-            own: None,
-            mode: None,
-        };
-        fs::create_dir_all(target.join("base/1")).expect("mkdir");
-        for name in [VERSION_FILE, "postgresql.conf"] {
-            fs::write(target.join(name), "old").expect("write");
-        }
-        let copy = prepare(&places).expect("prepared");
-        fs::create_dir_all(copy.join("base/2")).expect("mkdir");
-        fs::write(copy.join(VERSION_FILE), "new").expect("write");
-        let inode = fs::metadata(&target).expect("stat").ino();
-        let aside = swap(&places, &copy, &nothing_outside()).expect("swapped").expect("something was set aside");
-        assert_eq!(fs::metadata(&target).expect("stat").ino(), inode, "the directory itself stayed");
-        assert!(aside.starts_with(dir.path().join("state")) && aside.join("base/1").is_dir());
-        assert_eq!(fs::read_to_string(aside.join("postgresql.conf")).expect("read"), "old");
-        assert_eq!(fs::read_to_string(target.join(VERSION_FILE)).expect("read"), "new");
-        assert!(target.join("base/2").is_dir() && !target.join("base/1").exists());
-        assert!(!places.fresh.exists());
-    }
-
-    #[test]
-    fn an_exchange_that_crashed_anywhere_keeps_the_old_cluster_in_one_place() {
-        // Entries moved out, then in, before the crash.
-        for (out, into) in [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (4, 1), (4, 2)] {
-            let dir = tempfile::tempdir().expect("tempdir");
-            let (target, base) = (dir.path().join("pg/main"), dir.path().join("state/main"));
-            let fresh = with_suffix(&base, FRESH_SUFFIX);
-            let find = || {
-                let old = if target.join(VERSION_FILE).exists() { Some((target.clone(), false)) } else { None };
-                let (old, moved_out) = old.or_else(|| read_marker(&fresh)).expect("it is known where it is");
-                let (target, base, fresh) = (target.clone(), base.clone(), fresh.clone());
-                Places { target, base, fresh, old: Some(old), moved_out, own: None, mode: None }
-            };
-            let names = ["postgresql.conf", VERSION_FILE, "base", "global"];
-            fs::create_dir_all(target.join("base/1")).expect("mkdir");
-            fs::create_dir_all(target.join("global/1")).expect("mkdir");
-            for name in [VERSION_FILE, "postgresql.conf"] {
-                fs::write(target.join(name), "old").expect("write");
-            }
-            prepare(&find()).expect("prepared");
-            let to = set_aside_name(&base);
-            fs::create_dir(&to).expect("mkdir");
-            write_marker(&find(), Some(&to), false).expect("marked");
-            for name in &names[..out] {
-                fs::rename(target.join(name), to.join(name)).expect("moved out");
-            }
-            if into > 0 {
-                write_marker(&find(), Some(&to), true).expect("marked");
-                for name in &names[2..2 + into] {
-                    fs::create_dir_all(target.join(name).join("2")).expect("moved in");
-                }
-            }
-
-            let places = find();
-            let copy = prepare(&places).expect("prepared again");
-            let own = places.old.clone().expect("old").join("postgresql.conf");
-            assert!(own.exists(), "{out} {into}: this machine's files are found");
-            for name in ["base/2", "global/2"] {
-                fs::create_dir_all(copy.join(name)).expect("mkdir");
-            }
-            fs::write(copy.join(VERSION_FILE), "new").expect("write");
-            // And a crash during this copy.
-            assert_eq!(find().moved_out, places.moved_out);
-            let aside = swap(&places, &copy, &nothing_outside()).expect("swapped").expect("set aside");
-            for name in ["postgresql.conf", VERSION_FILE, "base/1", "global/1"] {
-                assert!(aside.join(name).exists(), "{out} {into}: {name} is elsewhere");
-            }
-            assert!(!aside.join("base/2").exists() && !target.join("base/1").exists(), "{out} {into}");
-            assert_eq!(fs::read_to_string(target.join(VERSION_FILE)).expect("read"), "new");
-            assert!(target.join("base/2").exists() && target.join("global/2").exists(), "{out} {into}");
-        }
-    }
-
-    #[test]
-    fn names_set_aside_never_collide() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let target = dir.path().join("main");
-        let first = set_aside_name(&target);
-        fs::create_dir(&first).expect("mkdir");
-        // Possibly in the next second: free either way.
-        assert!(!set_aside_name(&target).exists());
-    }
-}
+mod tests;

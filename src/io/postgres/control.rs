@@ -7,7 +7,7 @@
 //! the owner lacks, it can be bounded, and a unit whose postmaster ends so is simply inactive.
 
 use super::postmaster::{self, Phase, Postmaster};
-use super::{Cluster, PgError, autoconf, errand, files, rewind, standby, tool};
+use super::{Cluster, PgError, autoconf, errand, files, standby, tool};
 use crate::base::ids::{Lsn, SystemId};
 use crate::base::time::Instant;
 use crate::engine::report::ControlData;
@@ -28,7 +28,7 @@ const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// How much of PostgreSQL's log is searched for the reason of a failed start.
 const LOG_TAIL: usize = 64 * 1024;
 /// Where Debian keeps the configuration of its clusters.
-const DEBIAN_ETC: &str = "/etc/postgresql";
+pub(super) const DEBIAN_ETC: &str = "/etc/postgresql";
 
 /// How hard to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,8 +139,8 @@ impl Cluster {
             return Err(PgError::Refused(format!("there is no cluster in {}; rejoin makes one", data_dir.display())));
         }
         self.undo_rewind_not_begun().await?;
-        if rewind::is_half_rewound(data_dir) {
-            return Err(PgError::Refused(format!("a rewind of {} did not end; run rejoin again", data_dir.display())));
+        if self.is_rewind_broken() {
+            return Err(self.refuses_half());
         }
         if !self.processes()?.is_empty() {
             // Backends that outlived a killed postmaster; a new one beside them would be refused, or worse.

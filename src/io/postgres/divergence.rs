@@ -9,6 +9,7 @@ use super::history::{self, History, Span};
 use super::{Cluster, PgError, SourceFacts, own, tool};
 use crate::base::ids::{Lsn, SystemId, TimelineId};
 use crate::engine::report::{RejoinHow, RejoinPlan, WalTail};
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
@@ -35,7 +36,7 @@ pub(super) struct Local {
 }
 
 /// Where this node left the source's history.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Divergence {
     pub(super) at: Lsn,
     pub(super) timeline: TimelineId,
@@ -43,6 +44,9 @@ pub(super) struct Divergence {
     pub(super) transactions: u64,
     /// WAL from there on is here to the end.
     pub(super) whole: bool,
+    /// The WAL here ends before; `None`: not known.
+    #[serde(default)]
+    pub(super) before: Option<Lsn>,
 }
 
 /// What is to be done, and with what.
@@ -78,13 +82,14 @@ impl Cluster {
     /// # Errors
     /// It cannot be looked at.
     pub async fn plan_rejoin(&self, source: &SourceFacts) -> Result<RejoinPlan, PgError> {
+        let rewind = |why: &str| RejoinPlan { how: RejoinHow::Rewind, why: why.to_owned(), refusal: None, tail: None };
+        if self.rewound().is_some() {
+            return Ok(rewind("a rewind was done here, and has to be finished"));
+        }
+        if self.is_rewind_broken() && self.may_rewind_again(source).is_ok() {
+            return Ok(rewind("a rewind was interrupted here, and is done again"));
+        }
         let way = self.way(source).await?;
-        // Also behind a rewind: one that breaks off ends in a clone.
-        let room = match &way {
-            Way::Rewind(diverged) => self.rewind_refusal(source, diverged).await,
-            Way::Clone { .. } => self.clone_refusal(source, 0).await.map_err(|error| error.to_string()).err(),
-            Way::Follow { .. } | Way::Refuse(_) => None,
-        };
         let mib = source.bytes >> 20;
         let lost = |d: &Divergence| match (d.transactions, d.whole) {
             (count, true) => format!("{count} transactions were committed here alone since {}", d.at),
@@ -99,19 +104,21 @@ impl Cluster {
                 refusal: None,
                 tail,
             },
-            Way::Rewind(diverged) => RejoinPlan {
-                how: RejoinHow::Rewind,
-                why: format!("{}; their WAL is kept beside the data directory", lost(&diverged)),
-                refusal: room,
-                tail: None,
-            },
+            Way::Rewind(diverged) => {
+                let keeping = self.keeping(&diverged, None)?;
+                let refusal = self.rewind_refusal(source, &keeping).await;
+                let but = self.without_way_back(source, keeping).await.map(|but| format!("; {but}"));
+                let but = but.unwrap_or_default();
+                let why = format!("{}; their WAL is kept beside the data directory{but}", lost(&diverged));
+                RejoinPlan { refusal, ..rewind(&why) }
+            }
             Way::Clone { why, diverged } => RejoinPlan {
                 how: RejoinHow::Clone,
                 why: match &diverged {
                     Some(diverged) => format!("{why}; {}; {mib} MiB to copy", lost(diverged)),
                     None => format!("{why}; {mib} MiB to copy"),
                 },
-                refusal: room,
+                refusal: self.clone_refusal(source).await.map_err(|error| error.to_string()).err(),
                 tail: None,
             },
             Way::Refuse(why) => {
@@ -127,7 +134,8 @@ impl Cluster {
             return clone(format!("there is no cluster in {}", data_dir.display()));
         }
         if self.is_rewind_broken() {
-            return clone("a rewind was interrupted here".to_owned());
+            let why = self.may_rewind_again(source).err().unwrap_or("it is not known how it began");
+            return clone(format!("a rewind was interrupted here, and cannot be done again ({why})"));
         }
         let local = match self.local().await {
             Ok(local) => local,
@@ -159,13 +167,19 @@ impl Cluster {
         let at = common.end.unwrap_or(source.lsn);
         let left = local.history.current() != common.timeline;
         let scan = self.scan(local, at).await?;
-        let diverged =
-            Divergence { at, timeline: common.timeline, transactions: scan.transactions, whole: !scan.missing };
+        let before = scan.last.filter(|_| !scan.missing).map(|(_, begin, length)| {
+            // Not less: page headers in the middle of a record are not part of its length.
+            Lsn(begin.0 + length + length / 64 + PAGE)
+        });
+        let (timeline, transactions, whole) = (common.timeline, scan.transactions, !scan.missing);
+        let diverged = Divergence { at, timeline, transactions, whole, before };
         let clone = |why: String| Ok(Way::Clone { why, diverged: Some(diverged.clone()) });
         // One that streams goes on receiving after the source was asked; then the end of its WAL decides.
         let receives = common.end.is_none() && self.is_running();
-        if !left && (scan.after == 0 || receives) {
-            return self.follow_or_clone(local, source, &common, &scan);
+        // A checkpoint of its own past it: whatever WAL is left to be read.
+        let past = common.end.is_some() && local.checkpoint >= at;
+        if !left && !past && (scan.after == 0 || receives) {
+            return self.follow_or_clone(local, source, &common, &scan).await;
         }
         if source.timeline == local.history.current() {
             let why = match common.end {
@@ -180,23 +194,26 @@ impl Cluster {
         if !local.hints {
             return clone("pg_rewind needs data checksums or wal_log_hints = on here".to_owned());
         }
-        if scan.missing {
+        if scan.missing && !self.can_restore_for_rewind().await {
             return clone("WAL that pg_rewind needs is not here any more".to_owned());
         }
-        if let Some(name) = own::mounted(&self.settings.data_dir) {
-            let name = name.display();
-            return clone(format!(
-                "something is mounted on {name} in the data directory, and pg_rewind would empty it"
-            ));
+        if let Some(why) = own::unfit_for_rewind(&self.settings.data_dir) {
+            return clone(why);
         }
         Ok(Way::Rewind(diverged))
     }
 
-    fn follow_or_clone(&self, local: &Local, source: &SourceFacts, common: &Span, scan: &Scan) -> Result<Way, PgError> {
+    async fn follow_or_clone(
+        &self,
+        local: &Local,
+        source: &SourceFacts,
+        common: &Span,
+        scan: &Scan,
+    ) -> Result<Way, PgError> {
         let clone = |why: &str| Ok(Way::Clone { why: why.to_owned(), diverged: None });
         let Some((timeline, begin, length)) = scan.last else { return clone("its WAL cannot be read") };
         let segment = Lsn(begin.0 - begin.0 % local.segment_size.max(1));
-        if segment < source.oldest && !self.has_restore_command() {
+        if segment < source.oldest && !self.has_restore_command().await {
             return clone("the active node has not got the WAL any more that comes next here");
         }
         let tail = self.tail(local, timeline, begin, length);
@@ -273,28 +290,36 @@ impl Cluster {
     async fn scan(&self, local: &Local, parted: Lsn) -> Result<Scan, PgError> {
         let mut scan = Scan::default();
         for span in local.history.from(parted.min(local.checkpoint)) {
-            self.scan_span(span, parted, &mut scan).await?;
+            self.scan_span(span, parted, local.segment_size, &mut scan).await?;
         }
         Ok(scan)
     }
 
-    async fn scan_span(&self, span: Span, parted: Lsn, scan: &mut Scan) -> Result<(), PgError> {
+    async fn scan_span(&self, span: Span, parted: Lsn, segment_size: u64, scan: &mut Scan) -> Result<(), PgError> {
+        // The first and the last file are named: else it takes any of the folder to learn their size from, and one made
+        // in advance is all zeros. With them a file that is not found is a gap.
+        let Some((newest, name)) = self.newest_segment(span, segment_size)? else {
+            scan.missing = true;
+            return Ok(());
+        };
+        let reached = span.end.filter(|end| newest.0 + segment_size >= end.0);
+        scan.missing |= span.end != reached;
         let mut command = tool::command(self.bin("pg_waldump"));
         command.arg("-p").arg(self.settings.data_dir.join("pg_wal"));
         command.args(["-t", &span.timeline.to_string(), "-s", &span.begin.to_string()]);
-        if let Some(end) = span.end {
+        if let Some(end) = reached {
             command.args(["-e", &end.to_string()]);
         }
+        command.arg(history::segment_name(span.timeline, span.begin, segment_size)).arg(name);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|error| tool::not_started("pg_waldump", &error))?;
         let mut group = tool::Group::of(&child);
         let (Some(out), Some(mut err)) = (child.stdout.take(), child.stderr.take()) else { return Ok(()) };
         let mut lines = BufReader::new(out).lines();
-        let (mut records, mut said) = (0_u64, Vec::new());
+        let mut said = Vec::new();
         let stalled = || PgError::TimedOut(format!("pg_waldump said nothing for {SCAN_STALL:?} and was killed"));
         while let Ok(Some(line)) = tokio::time::timeout(SCAN_STALL, lines.next_line()).await.map_err(|_| stalled())? {
             let Some(record) = read_record(&line) else { continue };
-            records += 1;
             scan.last = Some((span.timeline, record.begin, record.length));
             if record.begin >= parted {
                 scan.after += 1;
@@ -305,12 +330,23 @@ impl Cluster {
         let _status_says_only_that_the_wal_ended =
             tokio::time::timeout(SCAN_STALL, child.wait()).await.map_err(|_| stalled())?;
         group.reaped();
-        // The end of the WAL is an error to it, an end that was asked for is none; without one record it is that the
-        // file is not there.
+        // The end of the WAL is an error to it, too.
         let complaint = String::from_utf8_lossy(&said);
-        let no_file = complaint.contains("could not find file") || complaint.contains("could not open file");
-        scan.missing |= no_file && (records == 0 || span.end.is_some());
+        let no_file = ["could not find file", "could not open file", "could not locate WAL file"];
+        scan.missing |= no_file.iter().any(|words| complaint.contains(words));
         Ok(())
+    }
+
+    /// The last segment file with WAL of `span`, or made for it: its first byte, and its name.
+    fn newest_segment(&self, span: Span, segment_size: u64) -> Result<Option<(Lsn, String)>, PgError> {
+        let dir = self.settings.data_dir.join("pg_wal");
+        let names = fs::read_dir(&dir).map_err(|error| super::files::failed("read", &dir, &error))?;
+        let of_span = |name: String| {
+            let (timeline, first) = history::segment_of(&name, segment_size)?;
+            let inside = first.0 + segment_size > span.begin.0 && span.end.is_none_or(|end| first < end);
+            (timeline == span.timeline && inside).then_some((first, name))
+        };
+        Ok(names.flatten().filter_map(|entry| of_span(entry.file_name().to_str()?.to_owned())).max())
     }
 }
 

@@ -83,6 +83,15 @@ pub(super) fn size(dir: &Path) -> u64 {
     entries.flatten().map(of).sum()
 }
 
+/// [`size`] of a directory; of anything else its own.
+pub(super) fn size_of(path: &Path) -> u64 {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => size(path),
+        Ok(meta) => meta.len(),
+        Err(_) => 0,
+    }
+}
+
 /// Text of a log from byte `from` on, at most its last `limit` bytes; empty when it cannot be read.
 pub(super) fn tail_from(path: &Path, from: u64, limit: usize) -> String {
     let read = || -> io::Result<Vec<u8>> {

@@ -1,8 +1,9 @@
 //! The hand and the sense on the local PostgreSQL: watch, start, stop, promote, demote, follow, clone, and the few
 //! settings the daemon owns.
 //!
-//! What it is NOT: it decides nothing (when to promote is the engine's), it serves no client, and it never touches
-//! `postgresql.conf` or `pg_hba.conf`. Everything here runs as the owner of the data directory.
+//! What it is NOT: it decides nothing (when to promote is the engine's), it serves no client, and the daemon never
+//! touches `postgresql.conf` or `pg_hba.conf` (`prepare` does, for the person who says `init --postgres`). Everything
+//! here runs as the owner of the data directory.
 //!
 //! | file | is |
 //! |---|---|
@@ -14,31 +15,38 @@
 //! | `role` | the replication role, slots, facts for a clone |
 //! | `divergence`, `history` | where the cluster here left the source's history, and what follows from it |
 //! | `replayed` | which timeline a standby has replayed, when nobody tells it |
-//! | `rewind` | a rejoin: follow, `pg_rewind`, or clone |
+//! | `rewind`, `kept`, `again` | a rejoin: follow, `pg_rewind`, or clone; what is kept before; one interrupted |
 //! | `clone` | a fresh copy beside the old directory, then the swap |
-//! | `spaces` | a clone's tablespaces |
+//! | `spaces`, `room` | what lies outside the data directory; what a copy or a rewind needs on disk |
 //! | `own` | what belongs to one machine and survives both |
 //! | `progress` | a long tool watched while it runs |
 //! | `survey` | the facts that `doctor` judges |
-//! | `tool`, `files` | child processes with a time limit; durable writes |
+//! | `found`, `prepare` | for `init`: the clusters of this machine; what an administrator has written for one |
+//! | `tool`, `files`, `paths` | child processes with a time limit; durable writes; names of directories |
 //!
 //! **Invariants:** a child process always has a time limit; no secret is in an argument, an environment variable, an
 //! SQL text or a log; every action may be repeated after a crash at any point; what the daemon itself commits never
 //! waits for a standby (`synchronous_commit = local`).
 
+mod again;
 mod autoconf;
 mod clone;
 mod control;
 mod divergence;
 mod errand;
 mod files;
+mod found;
 mod history;
+mod kept;
 mod own;
+mod paths;
 mod postmaster;
+mod prepare;
 mod progress;
 mod replayed;
 mod rewind;
 mod role;
+mod room;
 mod session;
 mod settings;
 mod spaces;
@@ -49,8 +57,11 @@ pub(in crate::io) mod tool;
 pub use clone::SET_ASIDE_INFIX;
 pub use control::{StopHow, StopMode, Stopped};
 pub use errand::start_was_ordered;
+pub use found::{FoundCluster, cluster_in, clusters, set_aside_fresh};
+pub use kept::DIVERGED_INFIX;
+pub use prepare::Preparation;
 pub use progress::Tick;
-pub use rewind::{DIVERGED_INFIX, Rejoined};
+pub use rewind::{Rejoined, is_rewind_broken};
 pub use role::SourceFacts;
 pub use session::{PgLost, Watcher, watch};
 pub use settings::slot_name;

@@ -2,9 +2,9 @@
 //! configuration and key files that live in the data directory, and [`MACHINE_KEYS`] of `postgresql.auto.conf`.
 
 use super::autoconf::{AutoConf, value_in};
-use super::clone::{is_mount_point, with_suffix};
+use super::paths::{is_mount_point, with_suffix};
 use super::settings::read_or_empty;
-use super::{Cluster, Peer, PgError, control, files, standby, tool};
+use super::{Cluster, Peer, PgError, control, files, paths, spaces, standby, tool};
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -114,22 +114,49 @@ impl Cluster {
     }
 }
 
+/// Where a file system keeps what it found at a check, at the top of a mount.
+pub(super) const LOST_FOUND: &str = "lost+found";
 /// Ends the name of what is being copied or removed.
 const PART_SUFFIX: &str = ".portcullis-part";
 
-/// What PostgreSQL itself keeps at the top of a data directory, apart from `pg_...`.
-const POSTGRES_OWN: [&str; 11] = [
+/// What PostgreSQL itself, from 13 to 17, keeps at the top of a data directory, beside the machine's own: what `initdb`
+/// makes, and what a server, a base backup or `pg_rewind` leaves. A name that only begins with `pg_` is nobody's.
+const POSTGRES_OWN: [&str; 35] = [
     "base",
     "global",
+    "pg_commit_ts",
+    "pg_dynshmem",
+    "pg_logical",
+    "pg_multixact",
+    "pg_notify",
+    "pg_replslot",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_stat",
+    "pg_stat_tmp",
+    "pg_subtrans",
+    "pg_tblspc",
+    "pg_twophase",
+    "pg_wal",
+    "pg_xact",
     "PG_VERSION",
+    "postgresql.auto.conf.tmp",
+    "postmaster.opts",
+    "postmaster.pid",
+    "standby.signal",
+    "recovery.signal",
+    "recovery.done",
+    "promote",
+    "logrotate",
     "backup_label",
     "backup_label.old",
+    "backup_label.tmp",
     "tablespace_map",
     "tablespace_map.old",
     "backup_manifest",
-    "postmaster.opts",
-    "standby.signal",
+    "backup_manifest.tmp",
     "current_logfiles",
+    "current_logfiles.tmp",
 ];
 
 /// What somebody else put into a data directory (logs, keys): `pg_rewind` would remove it, for the source has it not.
@@ -138,18 +165,38 @@ fn foreign(data_dir: &Path) -> Result<Vec<OsString>, PgError> {
     let known = |name: &str| {
         MACHINE_FILES.contains(&name)
             || POSTGRES_OWN.contains(&name)
-            || [MACHINE_FOLDER, AUTO_CONF, "postmaster.pid", "recovery.signal"].contains(&name)
-            || name.starts_with("pg_")
+            || [MACHINE_FOLDER, AUTO_CONF].contains(&name)
             || name.ends_with(PART_SUFFIX)
             // A file system's own; root's, as a rule.
-            || name == "lost+found"
+            || name == LOST_FOUND
     };
     Ok(entries.flatten().map(|entry| entry.file_name()).filter(|name| !name.to_str().is_some_and(known)).collect())
 }
 
-/// What is foreign there and cannot be moved: something is mounted on it, and `pg_rewind` would empty it.
-pub(super) fn mounted(data_dir: &Path) -> Option<OsString> {
-    foreign(data_dir).ok()?.into_iter().find(|name| is_mount_point(&data_dir.join(name)))
+/// What is foreign there, in bytes; links are not followed.
+pub(super) fn foreign_bytes(data_dir: &Path) -> u64 {
+    let names = foreign(data_dir).unwrap_or_default();
+    names.iter().map(|name| files::size_of(&data_dir.join(name))).sum()
+}
+
+/// Why `pg_rewind` would stop in it, or empty what it must not.
+pub(super) fn unfit_for_rewind(data_dir: &Path) -> Option<String> {
+    let mounted = foreign(data_dir).ok()?.into_iter().find(|name| is_mount_point(&data_dir.join(name)));
+    if let Some(name) = mounted {
+        let name = name.display();
+        return Some(format!("something is mounted on {name} in the data directory, and pg_rewind would empty it"));
+    }
+    let lost = data_dir.join(LOST_FOUND);
+    let real = paths::resolved(data_dir);
+    if let Some(inside) = spaces::led_to(data_dir).into_iter().find(|to| to.starts_with(&real)) {
+        let inside = inside.display();
+        return Some(format!(
+            "a link leads to {inside}, inside the data directory, and pg_rewind would find that twice"
+        ));
+    }
+    (lost.exists() && fs::read_dir(&lost).is_err()).then(|| {
+        format!("{} may not be read by the owner of the data directory, and pg_rewind stops at it", lost.display())
+    })
 }
 
 /// Moves what is foreign to PostgreSQL out of `data_dir`, into `to`.
@@ -274,11 +321,32 @@ mod tests {
     }
 
     #[test]
+    fn a_link_into_the_data_directory_is_unfit_and_one_out_of_it_is_not() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let data = dir.path().join("data");
+        for name in ["data/pg_tblspc", "data/inside", "wal"] {
+            fs::create_dir_all(dir.path().join(name)).expect("mkdir");
+        }
+        symlink("../wal", data.join("pg_wal")).expect("symlink");
+        assert_eq!(unfit_for_rewind(&data), None);
+        symlink(data.join("inside"), data.join("pg_tblspc/16384")).expect("symlink");
+        assert!(unfit_for_rewind(&data).is_some_and(|why| why.contains("inside the data directory")));
+    }
+
+    #[test]
     fn what_belongs_to_the_file_system_or_is_half_copied_stays() {
         let dir = tempfile::tempdir().expect("tempdir");
         for name in ["lost+found", "log", "log.portcullis-part", "pg_wal", "base"] {
             fs::create_dir(dir.path().join(name)).expect("mkdir");
         }
         assert_eq!(foreign(dir.path()).expect("read"), ["log"]);
+        // Named like PostgreSQL's, and not PostgreSQL's: before version 10, an administrator's, pg_upgrade's, ours.
+        let others = ["pg_audit", "pg_clog", "pg_log", "pg_upgrade_output.d", "pg_wal.set-aside-20260101T000000Z"];
+        for name in others {
+            fs::create_dir(dir.path().join(name)).expect("mkdir");
+        }
+        let mut found = foreign(dir.path()).expect("read");
+        found.sort();
+        assert_eq!(found, [&["log"], &others[..]].concat());
     }
 }

@@ -3,31 +3,34 @@
 //! ```text
 //!  look (divergence) -> follow:  settings, standby.signal
 //!                    -> rewind:  recovered read-only if it crashed -> pg_rewind --dry-run, WAL it misses fetched
-//!                                -> DATA.diverged-TIME/{wal/, own/, pg_control, report.json}
+//!                                -> DATA.diverged-TIME/{wal/, own/, pg_control, report.json, begun.json}
 //!                                -> mark "moving", foreign files moved out -> mode 0701, mark "rewinding"
 //!                                -> pg_rewind -> own files and settings, standby.signal -> old mode, mark gone
+//!       interrupted: again       -> what is kept put back -> pg_rewind --dry-run -> pg_rewind -> ... (`again`)
 //!                    -> clone:   whenever anything of that cannot be had
 //! ```
 //!
 //! **Invariants:** `pg_rewind` changes DATA in place, so what only this node has (the diverged WAL) is kept first, and
-//! a half-rewound directory is never started: until the end its mode is one that PostgreSQL refuses to start with. It
-//! is set aside by the clone that follows, and where a clone is refused no rewind begins. What was moved before
-//! `pg_rewind` ran is moved back when it then does not run. Nobody but `pg_rewind` itself says how it ended; that it
-//! was needed is our finding, and when it then says that it was not, that is a fault.
+//! a half-rewound directory is never started: until the end its mode is one that PostgreSQL refuses to start with, and
+//! the mark keeps the daemon and `may-start-primary` from it if a person mends that mode. It is rewound again, or set
+//! aside by a clone. What was moved before `pg_rewind` ran is moved back when it then does not run. Nobody but
+//! `pg_rewind` itself says how it ended; that it was needed is our finding, and when it then says that it was not, that
+//! is a fault.
 
 use super::control::StopMode;
 use super::divergence::{Divergence, Way};
+use super::kept::Keeping;
 use super::progress::{self, Tick};
-use super::{Cluster, Peer, PgError, SourceFacts, autoconf, files, history, own, postmaster, settings, tool};
+use super::{
+    Cluster, Peer, PgError, SourceFacts, control, files, history, own, paths, postmaster, settings, spaces, tool,
+};
+use crate::base::ids::Lsn;
 use crate::engine::report::RejoinHow;
-use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Stands between the data directory's name and the time in the name of what is kept of a diverged end.
-pub const DIVERGED_INFIX: &str = ".diverged-";
 /// Under `state_dir` from before a rewind changes anything until all is in order again.
 const MARK: &str = "rewind-under-way";
 /// Of the data directory meanwhile: PostgreSQL starts only with 0700 or 0750 (`checkDataDir`), and nobody else may look
@@ -55,24 +58,40 @@ pub struct Rejoined {
     pub aside: Option<PathBuf>,
 }
 
+impl Rejoined {
+    /// Where a clone put what was here: the directory, and what lies outside it.
+    pub fn set_aside(&self) -> Option<String> {
+        let aside = self.aside.as_ref().filter(|_| self.how == RejoinHow::Clone)?;
+        let outside: Vec<String> = spaces::led_to(aside).iter().map(|dir| dir.display().to_string()).collect();
+        let with = if outside.is_empty() { String::new() } else { format!(", with {}", outside.join(", ")) };
+        Some(format!("the old data directory is kept as {}{with}", aside.display()))
+    }
+}
+
 /// How far a rewind is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     /// What is not PostgreSQL's is moved out; the cluster is what it was.
     Moving,
     Rewinding,
     Rewound,
+    /// The copy is complete that takes the half-rewound one's place.
+    Cloning,
 }
 
 impl Phase {
-    const ALL: [(Phase, &'static str); 3] =
-        [(Phase::Moving, "moving"), (Phase::Rewinding, "rewinding"), (Phase::Rewound, "rewound")];
+    const ALL: [(Phase, &'static str); 4] = [
+        (Phase::Moving, "moving"),
+        (Phase::Rewinding, "rewinding"),
+        (Phase::Rewound, "rewound"),
+        (Phase::Cloning, "cloning"),
+    ];
 }
 
 /// What stands in `state_dir` while a rewind is under way.
 pub(super) struct Mark {
-    kept: PathBuf,
-    phase: Phase,
+    pub(super) kept: PathBuf,
+    pub(super) phase: Phase,
     /// The data directory's before.
     pub(super) mode: u32,
 }
@@ -88,10 +107,15 @@ impl Mark {
         Some(Mark { kept: PathBuf::from(kept), phase, mode })
     }
 
-    fn write(&self, state_dir: &Path) -> Result<(), PgError> {
+    pub(super) fn write(&self, state_dir: &Path) -> Result<(), PgError> {
         let word = Phase::ALL.into_iter().find(|(phase, _)| *phase == self.phase).map_or("rewinding", |(_, word)| word);
         let text = format!("{word} {:o} {}\n", self.mode, self.kept.display());
         files::replace(&state_dir.join(MARK), text.as_bytes(), 0o600)
+    }
+
+    /// From now on the data directory may be a copy, with nothing half about it.
+    pub(super) fn ends_in_a_clone(state_dir: &Path) -> Result<(), PgError> {
+        Mark::read(state_dir).map_or(Ok(()), |mark| Mark { phase: Phase::Cloning, ..mark }.write(state_dir))
     }
 
     /// This machine's own files as they were before.
@@ -103,6 +127,16 @@ impl Mark {
 /// A rewind of this directory began and did not end.
 pub(super) fn is_half_rewound(data_dir: &Path) -> bool {
     fs::metadata(data_dir).is_ok_and(|meta| meta.permissions().mode() & 0o777 == POISON)
+}
+
+/// A `pg_rewind` may have begun here and did not end, or all that comes after it did not. Where a person has given the
+/// directory its old mode, the mark still says so.
+pub fn is_rewind_broken(state_dir: &Path, data_dir: &Path) -> bool {
+    match Mark::read(state_dir).map(|mark| mark.phase) {
+        Some(Phase::Moving) => false,
+        Some(Phase::Rewinding) => data_dir.join("PG_VERSION").exists(),
+        Some(Phase::Rewound | Phase::Cloning) | None => is_half_rewound(data_dir),
+    }
 }
 
 /// The mode of a directory that PostgreSQL would start in.
@@ -141,16 +175,22 @@ impl Cluster {
         // Of a daemon that was killed meanwhile.
         postmaster::kill_tool("pg_rewind", data_dir);
         self.undo_rewind_not_begun().await?;
-        let rewound = |mark: &Mark| mark.phase == Phase::Rewound && is_half_rewound(data_dir);
-        if let Some(mark) = Mark::read(&self.state_dir).filter(rewound) {
+        if let Some(mark) = self.rewound() {
             self.finish_rewind(&mark, peer).await?;
             return Ok(Rejoined { how: RejoinHow::Rewind, aside: Some(mark.kept) });
+        }
+        if !self.is_rewind_broken() {
+            // Of one that ended just before a crash.
+            files::remove(&self.state_dir.join(MARK))?;
         }
         match self.gentle(peer, source, tell).await? {
             Ok(done) => Ok(done),
             Err(why) => {
                 tell(Tick::Words(format!("cloning: {why}")));
-                let aside = self.clone_from(peer, source, tell).await?;
+                let aside = self.clone_from(peer, source, tell).await.map_err(|error| match error {
+                    PgError::Refused(refusal) => PgError::Refused(format!("{why}; and a clone is refused: {refusal}")),
+                    error => error,
+                })?;
                 files::remove(&self.state_dir.join(MARK))?;
                 Ok(Rejoined { how: RejoinHow::Clone, aside })
             }
@@ -164,6 +204,12 @@ impl Cluster {
         source: &SourceFacts,
         tell: &mut impl FnMut(Tick),
     ) -> Result<Result<Rejoined, String>, PgError> {
+        if self.is_rewind_broken() {
+            // Somebody may have given it its old mode.
+            poison(&self.settings.data_dir)?;
+            let again = self.rewind_again(peer, source, tell).await?;
+            return Ok(again.map_err(|why| format!("a rewind was interrupted here, and cannot be done again ({why})")));
+        }
         let mut way = match self.way(source).await {
             Ok(way) => way,
             Err(error) => return Ok(Err(error.to_string())),
@@ -209,25 +255,52 @@ impl Cluster {
         tell: &mut impl FnMut(Tick),
     ) -> Result<Result<Rejoined, String>, PgError> {
         self.write_passfile()?;
-        let restore = self.has_restore_command();
-        if let Err(why) = self.rehearse(peer, diverged, restore, tell).await {
-            return Ok(Err(format!("pg_rewind is not possible ({why})")));
+        let restore = self.can_restore_for_rewind().await;
+        let common = match self.rehearse(peer, diverged, restore, tell).await {
+            Ok(common) => common,
+            Err(why) => return Ok(Err(format!("pg_rewind is not possible ({why})"))),
+        };
+        let mut diverged = diverged.clone();
+        if !diverged.whole
+            && let Ok(Way::Rewind(fetched)) = self.way(source).await
+        {
+            // The rehearsal may have brought what was missing.
+            diverged = fetched;
         }
-        if let Some(why) = self.rewind_refusal(source, diverged).await {
+        let keeping = self.keeping(&diverged, common.map(|common| (common, source.oldest)))?;
+        if let Some(why) = self.rewind_refusal(source, &keeping).await {
             return Err(PgError::Refused(why));
         }
         let command = self.pg_rewind(peer, restore)?;
-        let kept = self.keep_diverged(diverged).await?;
-        tell(told(diverged, &format!("their WAL is kept in {}", kept.display())));
+        let kept = self.keep_diverged(peer, source, keeping).await?;
+        tell(told(&diverged, &format!("their WAL is kept in {}", kept.display())));
         let mode = mode_of(&self.settings.data_dir).unwrap_or(PRIVATE);
         let mut mark = Mark { kept, phase: Phase::Moving, mode };
-        if let Err(error) = self.make_ready(&mut mark).await {
+        if let Err(error) = self.make_ready(&mut mark, source).await {
             self.undo(&mark).await?;
             return Ok(Err(format!("a rewind cannot be made ready ({error})")));
         }
+        match self.run_rewind(command, mark, peer, tell).await? {
+            Ok(done) => Ok(Ok(done)),
+            Err(why) => {
+                tell(Tick::Words(format!("{why}: once more")));
+                let again = self.rewind_again(peer, source, tell).await?;
+                Ok(again.map_err(|again| format!("{why}, and again: {again}")))
+            }
+        }
+    }
+
+    /// The one step that leaves a half-rewound directory when it breaks off.
+    pub(super) async fn run_rewind(
+        &self,
+        command: tokio::process::Command,
+        mut mark: Mark,
+        peer: &Peer,
+        tell: &mut impl FnMut(Tick),
+    ) -> Result<Result<Rejoined, String>, PgError> {
         tell(Tick::Phase("rewinding"));
         if let Err(error) = progress::watched(command, "pg_rewind", tell).await {
-            return Ok(Err(format!("{error}; what it left is set aside")));
+            return Ok(Err(error.to_string()));
         }
         mark.phase = Phase::Rewound;
         mark.write(&self.state_dir)?;
@@ -251,7 +324,8 @@ impl Cluster {
     }
 
     /// All that comes before `pg_rewind`; until the last line it can be undone.
-    async fn make_ready(&self, mark: &mut Mark) -> Result<(), PgError> {
+    async fn make_ready(&self, mark: &mut Mark, source: &SourceFacts) -> Result<(), PgError> {
+        spaces::make_missing(source)?;
         mark.write(&self.state_dir)?;
         let (own, data_dir) = (mark.own(), self.settings.data_dir.clone());
         files::apart(move || own::move_foreign(&data_dir, &own)).await?;
@@ -278,30 +352,52 @@ impl Cluster {
 
     /// A `pg_rewind` may have begun here, and did not end.
     pub(super) fn is_rewind_broken(&self) -> bool {
-        is_half_rewound(&self.settings.data_dir)
-            && Mark::read(&self.state_dir).is_none_or(|mark| mark.phase != Phase::Moving)
+        is_rewind_broken(&self.state_dir, &self.settings.data_dir)
     }
 
-    /// A `pg_rewind` that breaks off can only be followed by a clone: one that would be refused then is asked for now.
-    pub(super) async fn rewind_refusal(&self, source: &SourceFacts, diverged: &Divergence) -> Option<String> {
-        let (data_dir, diverged) = (self.settings.data_dir.clone(), diverged.clone());
-        let keeping = files::apart(move || Ok(diverged_wal(&data_dir, &diverged)?.iter().map(|(_, size)| size).sum()));
-        let refused = match keeping.await {
-            Ok(keeping) => self.clone_refusal(source, keeping).await.err(),
-            Err(error) => Some(error),
-        };
-        refused
-            .map(|why| format!("a pg_rewind that breaks off needs a clone after it, which is not possible here: {why}"))
+    /// It is no cluster now.
+    pub(super) fn refuses_half(&self) -> PgError {
+        let dir = self.settings.data_dir.display();
+        PgError::Refused(format!(
+            "a rewind of {dir} did not end, and PostgreSQL is not started in it; run rejoin again, it goes on"
+        ))
     }
 
-    /// `pg_rewind --dry-run` until it has all the WAL it asks for.
-    async fn rehearse(
+    /// The mark of a `pg_rewind` that ended, when what comes after it did not.
+    pub(super) fn rewound(&self) -> Option<Mark> {
+        let rewound = |mark: &Mark| mark.phase == Phase::Rewound && is_half_rewound(&self.settings.data_dir);
+        Mark::read(&self.state_dir).filter(rewound)
+    }
+
+    /// Why a rewind must not begin here; nothing is touched.
+    pub(super) async fn rewind_refusal(&self, source: &SourceFacts, keeping: &Keeping) -> Option<String> {
+        if let Err(why) = spaces::refuse_inside(source, &paths::resolved(&self.settings.data_dir)) {
+            return Some(why.to_string());
+        }
+        match self.rewind_room(source, keeping).await {
+            Ok(short) => short.map(|short| short.refusal("the rewind needs about").to_string()),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
+    /// What a person should know before: whether a clone could follow a rewind that cannot be done again.
+    pub(super) async fn without_way_back(&self, source: &SourceFacts, keeping: Keeping) -> Option<String> {
+        let but = "should this machine crash in the middle of it, only a clone helps";
+        match self.clone_obstacle(source, Some(keeping)).await {
+            Ok(None) => None,
+            Ok(Some(short)) => Some(format!("{but}, for which {}", short.words())),
+            Err(why) => Some(format!("{but}, which as things stand is refused: {why}")),
+        }
+    }
+
+    /// `pg_rewind --dry-run` until it has all the WAL it asks for; gives the checkpoint it goes back to.
+    pub(super) async fn rehearse(
         &self,
         peer: &Peer,
         diverged: &Divergence,
         restore: bool,
         tell: &mut impl FnMut(Tick),
-    ) -> Result<(), String> {
+    ) -> Result<Option<Lsn>, String> {
         let size = self.local().await.map_err(|error| error.to_string())?.segment_size;
         let wal = self.settings.data_dir.join("pg_wal");
         for _ in 0..FETCH_MAX {
@@ -309,7 +405,7 @@ impl Cluster {
             command.arg("--dry-run");
             let output = tool::run(command, "pg_rewind", DRY_LIMIT).await.map_err(|error| error.to_string())?;
             if output.ok && !output.err.contains("no rewind required") {
-                return Ok(());
+                return Ok(common_checkpoint(&output.err));
             }
             let reason =
                 output.err.lines().find(|line| line.contains("error:")).unwrap_or(&output.err).trim().to_owned();
@@ -357,7 +453,7 @@ impl Cluster {
         .await
     }
 
-    fn pg_rewind(&self, peer: &Peer, restore: bool) -> Result<tokio::process::Command, PgError> {
+    pub(super) fn pg_rewind(&self, peer: &Peer, restore: bool) -> Result<tokio::process::Command, PgError> {
         let mut command = tool::command(self.bin("pg_rewind"));
         command.arg("--target-pgdata").arg(&self.settings.data_dir);
         command.arg("--source-server").arg(self.source_conninfo(peer)?);
@@ -377,69 +473,29 @@ impl Cluster {
         Ok(format!("{} dbname=postgres", self.tool_conninfo(peer, APPLICATION)?))
     }
 
-    /// The administrator's `restore_command`, which `pg_rewind` can use: with a configuration apart from the data
-    /// directory only from 15 on (`--config-file`).
-    pub(super) fn has_restore_command(&self) -> bool {
-        let data_dir = &self.settings.data_dir;
-        let text = |path: PathBuf| settings::read_or_empty(&path).unwrap_or_default();
-        let version = text(data_dir.join("PG_VERSION")).trim().parse::<u32>().unwrap_or(0);
-        let debian = self.debian();
-        if debian.is_some() && version < 15 {
-            return false;
+    /// The administrator has a `restore_command`.
+    pub(super) async fn has_restore_command(&self) -> bool {
+        let mut command = tool::command(self.bin("postgres"));
+        command.arg("-D").arg(&self.settings.data_dir).args(["-C", "restore_command"]);
+        if let Some(debian) = self.debian() {
+            command.arg("-c").arg(format!("config_file={}", debian.config.display()));
         }
-        let main = debian.map_or_else(|| data_dir.join("postgresql.conf"), |debian| debian.config);
-        let auto = autoconf::value_in(&text(data_dir.join(own::AUTO_CONF)), "restore_command");
-        let value = auto.or_else(|| autoconf::value_in(&text(main), "restore_command"));
-        value.is_some_and(|value| !value.trim().is_empty())
+        let output = tool::run(command, "postgres -C", control::LOOK_LIMIT).await;
+        output.is_ok_and(|output| output.ok && !output.out.trim().is_empty())
     }
 
-    /// What only this node has, in a dated directory, before anything of it is changed.
-    async fn keep_diverged(&self, diverged: &Divergence) -> Result<PathBuf, PgError> {
-        let (data_dir, kept) = (self.settings.data_dir.clone(), self.kept_name(DIVERGED_INFIX)?);
-        let report = serde_json::json!({
-            "node": self.node.as_str(),
-            "diverged_at": diverged.at.to_string(),
-            "timeline": diverged.timeline.0,
-            "diverged_transactions": diverged.transactions,
-            "all_wal_kept": diverged.whole,
-            "look": format!("pg_waldump -p wal -s {}", diverged.at),
-        });
-        let report = format!("{report:#}\n");
-        let diverged = diverged.clone();
-        files::apart(move || keep_in(&kept, &data_dir, &diverged, &report).map(|()| kept)).await
+    /// `pg_rewind` can use it: with a configuration apart from the data directory only from 15 on (`--config-file`).
+    pub(super) async fn can_restore_for_rewind(&self) -> bool {
+        let text = settings::read_or_empty(&self.settings.data_dir.join("PG_VERSION")).unwrap_or_default();
+        let version = text.trim().parse::<u32>().unwrap_or(0);
+        (self.debian().is_none() || version >= 15) && self.has_restore_command().await
     }
 }
 
-fn keep_in(kept: &Path, data_dir: &Path, diverged: &Divergence, report: &str) -> Result<(), PgError> {
-    for dir in [kept.to_owned(), kept.join("wal"), kept.join("own")] {
-        fs::DirBuilder::new().mode(0o700).create(&dir).map_err(|error| files::failed("made", &dir, &error))?;
-    }
-    own::keep(data_dir, &kept.join("own"))?;
-    files::copy(&data_dir.join("global/pg_control"), &kept.join("pg_control"))?;
-    for (name, _) in diverged_wal(data_dir, diverged)? {
-        files::copy(&data_dir.join("pg_wal").join(&name), &kept.join("wal").join(&name))?;
-    }
-    files::sync_parent(&kept.join("wal/."))?;
-    files::replace(&kept.join("report.json"), report.as_bytes(), 0o600)
-}
-
-/// The files of `pg_wal` that tell what diverged, with their sizes.
-fn diverged_wal(data_dir: &Path, diverged: &Divergence) -> Result<Vec<(OsString, u64)>, PgError> {
-    let wal = data_dir.join("pg_wal");
-    let entries = fs::read_dir(&wal).map_err(|error| files::failed("read", &wal, &error))?.flatten();
-    let wanted = |entry: fs::DirEntry| {
-        let (name, meta) = (entry.file_name(), entry.metadata().ok()?);
-        let text = name.to_str()?;
-        let tells = text.ends_with(".history") || is_diverged_segment(text, diverged, meta.len());
-        (tells && meta.is_file()).then(|| (name.clone(), meta.len()))
-    };
-    Ok(entries.filter_map(wanted).collect())
-}
-
-/// A segment with WAL from where the histories part. `size` is the file's, which is the segment size.
-fn is_diverged_segment(name: &str, diverged: &Divergence, size: u64) -> bool {
-    history::segment_of(name, size.max(1))
-        .is_some_and(|(timeline, first)| timeline >= diverged.timeline && first.0 + size > diverged.at.0)
+/// `pg_rewind: rewinding from last common checkpoint at 0/3000060 on timeline 1`
+fn common_checkpoint(said: &str) -> Option<Lsn> {
+    let (_, rest) = said.split_once("last common checkpoint at ")?;
+    rest.split_whitespace().next()?.parse().ok()
 }
 
 fn told(diverged: &Divergence, kept: &str) -> Tick {
@@ -452,7 +508,7 @@ fn told(diverged: &Divergence, kept: &str) -> Tick {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::ids::{Lsn, TimelineId};
+    use crate::base::ids::Lsn;
 
     #[test]
     fn a_mark_is_read_as_it_was_written() {
@@ -478,17 +534,10 @@ mod tests {
     }
 
     #[test]
-    fn diverged_segments_are_those_from_the_fork_on() {
-        let diverged = Divergence { at: Lsn(0x500_0098), timeline: TimelineId(2), transactions: 0, whole: true };
-        let size = 16 << 20;
-        for (name, wanted) in [
-            ("000000020000000000000004", false),
-            ("000000020000000000000005", true),
-            ("000000030000000000000006", true),
-            ("000000010000000000000005", false),
-            ("00000003.history", false),
-        ] {
-            assert_eq!(is_diverged_segment(name, &diverged, size), wanted, "{name}");
-        }
+    fn a_rehearsal_tells_where_it_goes_back_to() {
+        let said = "pg_rewind: servers diverged at WAL location 0/5000098 on timeline 2\n\
+                    pg_rewind: rewinding from last common checkpoint at 0/3000060 on timeline 2\n";
+        assert_eq!(common_checkpoint(said), Some(Lsn(0x300_0060)));
+        assert_eq!(common_checkpoint("pg_rewind: error: x"), None);
     }
 }

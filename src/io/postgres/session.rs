@@ -46,7 +46,8 @@ const LOOK: &str = "WITH r AS MATERIALIZED (SELECT pg_is_in_recovery() AS rec), 
       current_setting('default_transaction_read_only'), \
       CASE WHEN NOT r.rec THEN pg_current_wal_flush_lsn() END, \
       CASE WHEN r.rec AND current_setting('recovery_target_timeline') = 'latest' \
-        THEN pg_size_bytes(current_setting('wal_segment_size')) END FROM r; \
+        THEN pg_size_bytes(current_setting('wal_segment_size')) END, \
+      CASE WHEN NOT r.rec THEN pg_snapshot_xmax(pg_current_snapshot()) END FROM r; \
     SELECT application_name, state, sync_state, flush_lsn, replay_lsn, pid FROM pg_stat_replication";
 
 /// The end of the last record, asked of a primary; for [`last_record_end`].
@@ -353,6 +354,7 @@ fn read_report(start: u64, messages: Vec<SimpleQueryMessage>) -> Option<(PgRepor
         conf_loaded_us: text(&head, 9)?.parse().ok()?,
         read_only: text(&head, 10)? == "on",
         standbys,
+        next_xid: text(&head, 13).and_then(|xid| xid.parse().ok()),
     };
     Some((report, segment_size))
 }

@@ -121,6 +121,12 @@ impl Cluster {
             self.follow(peer, start_limit).await?;
             return Ok(Stopped { how: super::StopHow::AlreadyDown, took: Duration::ZERO });
         }
+        self.undo_rewind_not_begun().await?;
+        if self.is_rewind_broken() {
+            // Nothing runs in it, unless by a person's hand.
+            self.stop(StopMode::Immediate, stop_limit).await?;
+            return Err(self.refuses_half());
+        }
         // Before the stop, so that whoever restarts it gets a standby; but the stop waits for no disk.
         let signal = write_signal(&self.settings.data_dir);
         let stopped = self.stop(StopMode::Fast, stop_limit).await?;

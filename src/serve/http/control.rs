@@ -15,8 +15,9 @@
 use super::{Views, harden, pages};
 use axum::Router;
 use axum::body::{Body, Bytes};
+use axum::extract::Extension;
 use axum::extract::{DefaultBodyLimit, Path, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use futures_util::stream;
@@ -42,7 +43,33 @@ pub struct ControlRequest {
     pub verb: String,
     /// A JSON object; `{}` when the client sent nothing.
     pub args: Value,
+    pub from: Credentials,
 }
+
+/// Who is at the other end of the control socket.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// The kernel's word (SO_PEERCRED); `None`: not over the socket.
+    pub uid: Option<u32>,
+    pub pid: Option<i32>,
+    /// The client's word, which only root's is believed: who became root by sudo.
+    pub said: Option<String>,
+    /// Of the admin console, in words: it asked for a proof of who this is. The socket never sets it.
+    pub console: Option<String>,
+}
+
+impl Credentials {
+    /// Of the process that connected.
+    pub(super) fn of(stream: &tokio::net::UnixStream) -> Credentials {
+        let Ok(known) = stream.peer_cred() else { return Credentials::default() };
+        Credentials { uid: Some(known.uid()), pid: known.pid(), ..Credentials::default() }
+    }
+}
+
+/// The header in which a client of root's says who became root.
+pub const SUDO_USER: &str = "portcullis-sudo-user";
+/// Names of users are at most this long.
+const MAX_NAME_BYTES: usize = 64;
 
 /// What the driver answers: lines while it works, and `End` once.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,7 +96,13 @@ pub fn control_router(views: Views, commands: mpsc::Sender<Command>) -> Router {
     harden(control.merge(pages().with_state(views)))
 }
 
-async fn command(State(commands): State<Commands>, Path(verb): Path<String>, body: Bytes) -> Response {
+async fn command(
+    State(commands): State<Commands>,
+    Path(verb): Path<String>,
+    from: Option<Extension<Credentials>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let known_form = verb.len() <= MAX_VERB_BYTES && verb.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
     if !known_form {
         return refuse(StatusCode::NOT_FOUND, "this is no verb; see portcullis --help");
@@ -79,8 +112,13 @@ async fn command(State(commands): State<Commands>, Path(verb): Path<String>, bod
         Ok(args) if args.is_object() => args,
         _ => return refuse(StatusCode::BAD_REQUEST, "the command's body is no JSON object; client and daemon differ"),
     };
+    let mut from = from.map(|Extension(from)| from).unwrap_or_default();
+    if from.uid == Some(0) {
+        let said = headers.get(SUDO_USER).and_then(|name| name.to_str().ok());
+        from.said = said.filter(|name| !name.is_empty() && name.len() <= MAX_NAME_BYTES).map(str::to_owned);
+    }
     let (reply, replies) = mpsc::channel(MAX_REPLIES);
-    match commands.0.try_send((ControlRequest { verb, args }, reply)) {
+    match commands.0.try_send((ControlRequest { verb, args, from }, reply)) {
         Ok(()) => {}
         Err(mpsc::error::TrySendError::Full(_)) => {
             return refuse(StatusCode::SERVICE_UNAVAILABLE, "the daemon has too many commands waiting; try again");

@@ -3,8 +3,9 @@
 //! NOT here: what is answered. **Invariant:** at no moment can somebody outside the socket's owner and group connect
 //! to the control socket: it is bound under another name, given its mode, and only then put in place.
 
+use super::control::Credentials;
 use crate::base::fault::{ExitCode, Fault};
-use axum::Router;
+use axum::{Extension, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustix::fs::{FileType, Mode};
@@ -81,7 +82,10 @@ impl ControlSocket {
         loop {
             let slot = slot(&slots).await;
             match self.listener.accept().await {
-                Ok((stream, _)) => drop(tokio::spawn(serve_one(stream, router.clone(), None, slot))),
+                Ok((stream, _)) => {
+                    let router = router.clone().layer(Extension(Credentials::of(&stream)));
+                    drop(tokio::spawn(serve_one(stream, router, None, slot)));
+                }
                 Err(error) => refused(&error).await,
             }
         }

@@ -359,7 +359,7 @@ impl Link<'_> {
                 return;
             }
             // To what was never asked here.
-            Reply::Pong | Reply::Tunnelled => return,
+            Reply::Pong | Reply::Tunnelled | Reply::Framed => return,
         };
         // No such question: its asker's time was up.
         if let Some(waiting) = self.pending.remove(&id) {

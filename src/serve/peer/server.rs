@@ -278,9 +278,9 @@ async fn receive<Q, A, F, Fut>(
     let first = timeout(FIRST_CALL, reader.next()).await.ok();
     drop(handshake);
     if let Some(Ok(frame)) = &first
-        && let Ok(Call::Tunnel { octets }) = peer::decode(frame)
+        && let Ok(Call::Tunnel { octets, returns }) = peer::decode(frame)
     {
-        if let Err((refusal, detail)) = tunnel::receive(&house, &node, reader, octets).await {
+        if let Err((refusal, detail)) = tunnel::receive(&house, &node, reader, (octets, returns)).await {
             house.refusals.refuse(from, refusal, &detail);
         }
         return;

@@ -56,7 +56,7 @@ pub(super) async fn receive(
     house: &House,
     node: &NodeName,
     reader: FrameReader<ServerTls<Moving>>,
-    octets: usize,
+    (octets, returns): (usize, bool),
 ) -> Result<(), Refused> {
     let entrance = &house.entrance;
     let FrameReader { mut stream, mut received } = reader;
@@ -94,9 +94,10 @@ pub(super) async fn receive(
         return Err((Refusal::Malformed, "octets before the answer to a tunnel's opening".to_owned()));
     }
     let tuned = stream.get_ref().0.0.as_ref().map(tune);
-    let said = timeout(OPENING_TIME, say(&mut stream, &Reply::Tunnelled)).await;
+    let answer = if returns { Reply::Framed } else { Reply::Tunnelled };
+    let said = timeout(OPENING_TIME, say(&mut stream, &answer)).await;
     if matches!((tuned, said), (Some(Ok(())), Ok(Ok(())))) {
-        tunnels.enter(Tunnel::new(stream, place), ticket);
+        tunnels.enter(Tunnel::new(stream, place, returns), ticket);
     }
     Ok(())
 }
@@ -142,6 +143,8 @@ pub(crate) struct OpenTunnel {
     stream: Box<ClientTls<TcpStream>>,
     /// Octets that came with the answer.
     ahead: BytesMut,
+    /// What comes out of it are frames: its client may be given back.
+    pub(crate) framed: bool,
 }
 
 impl PeerClient {
@@ -157,7 +160,7 @@ async fn open(dial: &Dial, opening: &Opening) -> Result<OpenTunnel, PeerError> {
     let json = tunnel::encode(opening)?;
     let mut reader = dial.connect().await?;
     let broken = |error: io::Error| PeerError::Broken(error.to_string());
-    let call = peer::encode(&Call::Tunnel { octets: json.len() })?;
+    let call = peer::encode(&Call::Tunnel { octets: json.len(), returns: true })?;
     let stream = &mut reader.stream;
     let written = async {
         stream.write_all(&call).await?;
@@ -175,15 +178,22 @@ async fn open(dial: &Dial, opening: &Opening) -> Result<OpenTunnel, PeerError> {
         }
         (Err(ReadError::Io(error)), _) => return Err(broken(error)),
     };
-    match peer::decode::<Reply>(&frame)? {
-        Reply::Tunnelled => {}
+    let framed = match peer::decode::<Reply>(&frame)? {
+        // It knows no TLS but its own, and would judge this client as one without.
+        Reply::Tunnelled if matches!(opening, Opening::Connection { tls: Some(_), .. }) => {
+            return Err(PeerError::Refused(
+                "its version takes no client whose TLS ends elsewhere; upgrade it".to_owned(),
+            ));
+        }
+        Reply::Tunnelled => false,
+        Reply::Framed => true,
         Reply::Refused { reason, .. } => return Err(PeerError::Refused(reason)),
         _ => return Err(PeerError::Malformed("another answer than one to a tunnel".to_owned())),
-    }
+    };
     tune(reader.stream.get_ref().0).map_err(broken)?;
     let FrameReader { stream, received } = reader;
     debug_assert!(received.len() <= FRAME_LIMIT);
-    Ok(OpenTunnel { stream: Box::new(stream), ahead: received })
+    Ok(OpenTunnel { stream: Box::new(stream), ahead: received, framed })
 }
 
 impl OpenTunnel {

@@ -5,17 +5,23 @@
 //! **Invariants:** a session says that it has come to rest only when nothing of it is in flight and it begins nothing
 //! more in that pause. Taken apart is only who has no backend, with a message of the client's at the front or nothing.
 
+use super::super::backend::Proof;
 use super::super::chores::{self, Survey};
+use super::super::data::Data;
 use super::super::end::{End, Mode};
 use super::super::gate::Pass;
 use super::super::pool::{Lent, Pairs};
+use super::super::session::BOUND_HERE;
 use super::super::tls::ClientStream;
 use super::{Done, Pump};
 use crate::base::ids::Epoch;
 use crate::wire::pg::options::{Effect, Options};
 use crate::wire::pg::statements::Names;
-use crate::wire::pg::{HEADER, Header};
-use crate::wire::tunnel::{Carried, Prepared};
+use crate::wire::pg::{HEADER, Header, Startup};
+use crate::wire::tunnel::{Carried, Prepared, Proven};
+use bytes::Bytes;
+use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
@@ -30,7 +36,7 @@ pub(super) struct Kept {
 #[derive(Default)]
 pub(super) struct Baggage {
     /// Customized options, as far as its statements show them.
-    options: Options,
+    pub(super) options: Options,
     /// Looked into in this pause of the gate, and nothing passed since.
     survey: Option<(u64, Survey)>,
     /// It has no backend now.
@@ -156,9 +162,9 @@ impl Pump {
     /// ends where that has what cannot be made again.
     pub(super) fn let_go_for_switchover(&mut self) -> Result<(), End> {
         let gate = self.gate();
-        if self.client.is_tunnelled() && gate.is_suspended() && gate.is_to_carry() && self.is_quiet() {
+        if self.client.is_bound_here() && gate.is_suspended() && gate.is_to_carry() && self.is_quiet() {
             // One hop (S13): the node that takes over is the one it came through.
-            return Err(End::Kept("come through the other node".to_owned()));
+            return Err(End::Kept(BOUND_HERE.to_owned()));
         }
         let is_of_before = self.link.as_ref().is_some_and(|lease| lease.suspensions != gate.suspensions());
         if self.mode != Mode::Session || !is_of_before || !self.is_quiet() {
@@ -222,7 +228,24 @@ impl Pump {
         };
         let at_boundary = self.is_quiet() && !self.client_eof && !self.up_done;
         let own = self.console.as_ref().is_some_and(|console| console.has_statements());
-        at_boundary && !has_backend && !own && !self.client.is_tunnelled() && !self.slot().doubt.load(Ordering::SeqCst)
+        at_boundary && !has_backend && !own && !self.client.is_bound_here() && !self.slot().doubt.load(Ordering::SeqCst)
+    }
+
+    /// It was shut before its client was told that it is in, and may be let in later or elsewhere.
+    pub(crate) fn is_unheard(&self) -> bool {
+        self.unheard && (self.pass.stands() || self.pass.carried().is_some())
+    }
+
+    /// The client as it was when it had proven itself.
+    pub(crate) fn undo(self) -> (Rc<Data>, ClientStream, Startup, SocketAddr, Proof, Pass) {
+        let early = Bytes::copy_from_slice(self.up.bytes().get(self.up.parsed..).unwrap_or_default());
+        let mut startup = Startup::clone(&self.shape);
+        // In transaction mode it is no parameter of a backend.
+        let first = self.sharing.as_ref().and_then(|sharing| sharing.first.as_deref());
+        let first = first.into_iter().flatten().map(|(name, value)| (name.clone().into_bytes(), value.clone().into()));
+        startup.parameters.extend(first);
+        let peer = self.slot().peer;
+        (self.data, self.client.with_ahead(early), startup, peer, self.pool.proof(), self.pass)
     }
 
     /// All that the other node needs to go on with the session. The session is out of the book with this.
@@ -235,7 +258,7 @@ impl Pump {
             user: self.shape.user.clone(),
             database: self.shape.database.clone(),
             parameters: self.shape.parameters.clone(),
-            proven: self.pool.proven(),
+            proven: Proven::from(&self.pool.proof()),
             pid: slot.pid,
             key: slot.key,
             settings: Vec::new(),

@@ -74,6 +74,7 @@ impl Pump {
         }
         let bytes = if own { &self.answer[..] } else { self.down.passing() };
         let written = ready!(Pin::new(&mut self.client).poll_write(cx, bytes));
+        self.unheard = false;
         self.unflushed = self.client.holds_back();
         Poll::Ready(written.ok().filter(|n| *n > 0).ok_or(End::ClientGone))
     }

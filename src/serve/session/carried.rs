@@ -20,7 +20,7 @@ use crate::wire::tunnel::{Carried, Prepared};
 use bytes::BytesMut;
 use std::sync::Arc;
 
-/// What a client that shares backends brings along.
+/// What a client brings along: settings, and where it shares backends its statements too.
 pub(crate) struct Resumed {
     pub(crate) settings: Settings,
     pub(crate) statements: Vec<Prepared>,
@@ -35,19 +35,36 @@ pub(crate) fn admit(
     pass: Pass,
     (seat, passage): (Seat, Passage),
 ) {
-    let startup = Startup {
+    let startup = startup_of(&carried);
+    let (peer, carried) = (carried.client, Some(Box::new(carried)));
+    threads.admit(Newcomer { client, peer, startup, proof, pass, seat, passage, carried });
+}
+
+/// The same for a client that has proven itself at the other node, and is greeted here.
+pub(crate) fn admit_proven(
+    client: Parked,
+    carried: &Carried,
+    proof: Proof,
+    threads: &Threads,
+    pass: Pass,
+    (seat, passage): (Seat, Passage),
+) {
+    let (startup, peer) = (startup_of(carried), carried.client);
+    threads.admit(Newcomer { client, peer, startup, proof, pass, seat, passage, carried: None });
+}
+
+fn startup_of(carried: &Carried) -> Startup {
+    Startup {
         minor: 0,
         user: carried.user.clone(),
         database: carried.database.clone(),
         parameters: carried.parameters.clone(),
         options: Vec::new(),
-    };
-    let (peer, carried) = (carried.client, Some(Box::new(carried)));
-    threads.admit(Newcomer { client, peer, startup, proof, pass, seat, passage, carried });
+    }
 }
 
 /// What the client of a session hears that cannot go on here.
-pub(super) fn failed(proxy: &Proxy, why: &str) -> Stop {
+pub(crate) fn failed(proxy: &Proxy, why: &str) -> Stop {
     let node = &proxy.options.node;
     let hint = "Connect again: the service is there.";
     Refusal::new("57P01", format!("portcullis: this session could not go on at node {node}: {why}")).hint(hint).into()
@@ -92,8 +109,10 @@ impl Opening<'_> {
             }
             Mode::Session | Mode::Apart => {
                 let lease = self.lease(&shape, mode).await?;
-                let replayed = chores::replay(lease, self.pool.settings(settings), &statements).await;
-                (Some(replayed.map_err(|why| Refusal::new("57P01", why))?), None, None)
+                let settings = self.pool.settings(settings);
+                let replayed = chores::replay(lease, settings.clone(), &statements).await;
+                let resumed = Resumed { settings, statements: Vec::new() };
+                (Some(replayed.map_err(|why| Refusal::new("57P01", why))?), None, Some(resumed))
             }
         };
         if !self.pass.stands() {

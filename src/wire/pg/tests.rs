@@ -212,17 +212,10 @@ fn own_queries_are_recognised_as_people_type_them() {
     for text in ["SHOW pool_nodes", "show\n POOL_NODES ;\n", "  Show Pool_nodes;"] {
         assert_eq!(own_query(format!("{text}\0").as_bytes()), Some(OwnQuery::Show(Shown::Nodes)), "{text}");
     }
-    let others = [
-        ("pools", Shown::Pools),
-        ("PROCESSES", Shown::Processes),
-        ("stats", Shown::Stats),
-        ("version", Shown::Version),
-    ];
-    for (name, shown) in others {
-        assert_eq!(own_query(format!("show pool_{name};\0").as_bytes()), Some(OwnQuery::Show(shown)), "{name}");
+    for (name, shown) in Shown::ALL {
+        assert_eq!(own_query(format!("show {name};\0").as_bytes()), Some(OwnQuery::Show(shown)), "{name}");
     }
-    for text in
-        ["SHOW pool_nodes x", "SHOW all", "SHOW pool_status", "SHOW pools", "SHOW pool_nodes; select 1", "", ";"]
+    for text in ["SHOW pool_nodes x", "SHOW all", "SHOW pool_stats", "SHOW pools", "SHOW pool_nodes; select 1", "", ";"]
     {
         assert_eq!(own_query(format!("{text}\0").as_bytes()), None, "{text}");
     }

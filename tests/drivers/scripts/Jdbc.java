@@ -33,8 +33,8 @@ public class Jdbc {
         List<Method> tests = new ArrayList<>();
         for (Method method : Jdbc.class.getDeclaredMethods()) {
             String name = method.getName();
-            boolean chosen = names.length == 0 || Arrays.asList(names).contains(name);
-            if (name.startsWith("test") && method.getParameterCount() == 0 && chosen) {
+            boolean chosen = names.length == 0 ? name.startsWith("test") : Arrays.asList(names).contains(name);
+            if (method.getParameterCount() == 0 && chosen) {
                 tests.add(method);
             }
         }
@@ -61,6 +61,56 @@ public class Jdbc {
         }
         System.out.flush();
         Runtime.getRuntime().halt(0);
+    }
+
+    /** The admin console: run by its name, because PostgreSQL itself has none. */
+    static void console() throws Exception {
+        for (String mode : new String[] {"extended", "simple", "extendedForPrepared"}) {
+            Properties all = new Properties();
+            all.setProperty("user", "trusty");
+            all.setProperty("sslmode", "disable");
+            all.setProperty("preferQueryMode", mode);
+            all.setProperty("prepareThreshold", "2");
+            try (Connection connection = DriverManager.getConnection("jdbc:postgresql://" + HOST + "/portcullis", all)) {
+                for (int round = 0; round < 4; round++) {
+                    try (PreparedStatement nodes = connection.prepareStatement("SHOW NODES");
+                            ResultSet rows = nodes.executeQuery()) {
+                        rows.next();
+                        if (!rows.getString("name").equals("alp") || rows.getDouble("weight") != 0.5
+                                || !rows.getBoolean("attached") || rows.getLong("port") != 5432) {
+                            throw new AssertionError(mode + ": " + rows.getString("name"));
+                        }
+                    }
+                }
+                try (Statement statement = connection.createStatement()) {
+                    statement.execute("RESUME");
+                    if (statement.getWarnings() == null) {
+                        throw new AssertionError(mode + ": nothing was said");
+                    }
+                    statement.setFetchSize(2);
+                    connection.setAutoCommit(false);
+                    int count = 0;
+                    try (ResultSet rows = statement.executeQuery("SHOW LISTS")) {
+                        while (rows.next()) {
+                            count++;
+                        }
+                    }
+                    connection.commit();
+                    connection.setAutoCommit(true);
+                    if (count < 5 || !connection.isValid(10)) {
+                        throw new AssertionError(mode + ": " + count);
+                    }
+                    try {
+                        statement.execute("select now()");
+                        throw new AssertionError(mode + ": SQL was run");
+                    } catch (PSQLException error) {
+                        if (!error.getSQLState().equals("0A000")) {
+                            throw error;
+                        }
+                    }
+                }
+            }
+        }
     }
 
     // What tests are made of.

@@ -4,6 +4,7 @@ use crate::control::{daemon, daemon_as, end, line};
 use crate::states::{active, fenced, passive, serve};
 use portcullis::app::client::{Out, PromoteArgs, Target, check, events, nodes, parse_since, promote, run, status};
 use portcullis::app::render::Style;
+use portcullis::app::render::check::Thresholds;
 use portcullis::base::fault::{ExitCode, Fault};
 use portcullis::engine::status::Snapshot;
 use portcullis::serve::http::{Command, ControlReply};
@@ -37,18 +38,18 @@ async fn reading_goes_over_the_socket_and_falls_back_to_tcp() {
     assert!(text.starts_with("midna is active; alp is fenced: midna won epoch 8\n"), "{text}");
     // A dead daemon's socket.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    let (code, text) = printed!(out => check(&fallback, out));
+    let (code, text) = printed!(out => check(&fallback, &Thresholds::default(), out));
     assert_eq!(code, 2);
     assert!(text.starts_with("PORTCULLIS CRITICAL - alp is fenced"), "{text}");
     // A live one is asked first: its snapshot is the active one.
     let daemon = daemon(&path, |_| async {}).await;
-    let (code, text) = printed!(out => check(&fallback, out));
+    let (code, text) = printed!(out => check(&fallback, &Thresholds::default(), out));
     assert_eq!((code, text.starts_with("PORTCULLIS OK - alp active")), (0, true), "{text}");
     let (_, text) = printed!(out => status(&fallback, true, false, out));
     assert_eq!(serde_json::from_str::<portcullis::engine::status::Snapshot>(&text).unwrap(), active());
     let (_, text) = printed!(out => nodes(&fallback, true, out));
     assert_eq!(serde_json::from_str::<Value>(&text).unwrap()[1]["name"], "midna");
-    let (_, text) = printed!(out => portcullis::app::client::cgi(&fallback, out));
+    let (_, text) = printed!(out => portcullis::app::client::cgi(&fallback, None, out));
     assert_eq!(text.lines().next().unwrap(), "Content-Type: text/plain");
     assert_eq!(text.lines().nth(2).unwrap(), "0,192.0.2.11,5432,2,0.500000,primary");
     daemon.abort();
@@ -62,7 +63,7 @@ async fn no_daemon_is_exit_1_and_critical_for_check() {
     let fault = result.unwrap_err();
     assert_eq!(fault.exit, ExitCode::Failed);
     assert!(fault.text.contains("the daemon does not answer") && fault.text.contains("start it"), "{fault}");
-    let (code, text) = printed!(out => check(&nobody, out));
+    let (code, text) = printed!(out => check(&nobody, &Thresholds::default(), out));
     assert_eq!(code, 2);
     assert!(text.starts_with("PORTCULLIS CRITICAL - the daemon does not answer"), "{text}");
     let (result, _) = printed!(out => run(&nobody, "pause", &json!({}), false, out));

@@ -164,3 +164,31 @@ async fn the_pages_are_on_the_socket_too() {
     assert!(text.starts_with("HTTP/1.0 200"), "{text}");
     daemon.abort();
 }
+
+#[tokio::test]
+async fn the_kernel_says_who_commands_and_only_root_may_say_for_whom() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control.sock");
+    let daemon = daemon(&path, |(request, reply)| async move {
+        let from = request.from;
+        reply.send(end(0, &format!("{:?} {:?} {:?}", from.uid, from.pid, from.said))).await.unwrap();
+    })
+    .await;
+    let own = (rustix::process::geteuid().as_raw(), i32::try_from(std::process::id()).unwrap());
+    let said = async |header: &str| {
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        let head = format!("POST /control/fence HTTP/1.0\r\n{header}Content-Length: 0\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        let line: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        line["text"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(said("").await, format!("Some({}) Some({}) None", own.0, own.1));
+    let believed = if own.0 == 0 { "Some(\"ann\")" } else { "None" };
+    let header = "Portcullis-Sudo-User: ann\r\n";
+    assert_eq!(said(header).await, format!("Some({}) Some({}) {believed}", own.0, own.1));
+    let long = format!("Portcullis-Sudo-User: {}\r\n", "x".repeat(65));
+    assert!(said(&long).await.ends_with(" None"), "no name is so long");
+    daemon.abort();
+}

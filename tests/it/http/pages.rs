@@ -1,7 +1,8 @@
 //! What the read-only HTTP server answers in each state, over loopback.
 
 use crate::states::{active, fenced, lapsed, passive, paused, serve};
-use portcullis::engine::status::Snapshot;
+use portcullis::engine::outlook::Next;
+use portcullis::engine::status::{EventRow, GateState, Role, Snapshot, VerdictWord, VipWitnessStatus};
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -118,6 +119,29 @@ async fn pool_nodes_are_what_monitoring_for_pgpool_matches() {
     }
 }
 
+/// As `psql -t -A -F,` prints `SHOW pool_nodes` of pgpool-II 4.3 (reference-pgpool.md 1.9).
+#[tokio::test]
+async fn pool_nodes_are_told_in_the_columns_of_pgpool_4_3_where_asked_for() {
+    let mut snapshot = active();
+    snapshot.nodes[1].attached = false;
+    snapshot.nodes[1].last_status_change = None;
+    let (at, _switches, _publish) = serve(snapshot).await;
+    for version in ["4.3", "4.7"] {
+        let (code, headers, body) = ask(at, "GET", &format!("/pool_nodes?format={version}"), "").await;
+        assert_eq!((code, headers["content-type"].as_str()), (200, "text/plain; charset=utf-8"));
+        assert_eq!(
+            body,
+            "0,192.0.2.11,5432,up,up,0.500000,primary,primary,0,true,0,,,2026-11-20 15:11:00\n\
+             1,192.0.2.12,5432,down,up,0.500000,standby,standby,0,false,0,streaming,sync,\n"
+        );
+    }
+    for wrong in ["4.2", "", "json", "4.3&format=4.4", "%ff"] {
+        let (code, text) = get(at, &format!("/pool_nodes?format={wrong}")).await;
+        assert!(code == 400 && text.contains("4.3") && text.ends_with('\n'), "{wrong}: {code} {text}");
+    }
+    assert_eq!(get(at, "/pool_nodes?other=1").await.0, 200, "unknown words are nobody's business");
+}
+
 #[tokio::test]
 async fn only_reading_is_possible_and_only_what_there_is() {
     let (at, _switches, _publish) = serve(active()).await;
@@ -133,41 +157,87 @@ async fn only_reading_is_possible_and_only_what_there_is() {
     assert_eq!(ask(at, "POST", "/control/promote", "Content-Length: 0\r\n").await.0, 404);
 }
 
+/// What is to be read, a line for each piece: neither the drawings nor the tags.
+fn words(page: &str) -> String {
+    let body = page.split_once("<section").unwrap().1.split_once("<script>").unwrap().0;
+    let drawing = regex::Regex::new("(?s)<svg.*?</svg>").unwrap().replace_all(body, "");
+    let inline = regex::Regex::new("</?(strong|span|b|time|code|a)( [^>]*)?>").unwrap().replace_all(&drawing, "");
+    let text = regex::Regex::new("<[^>]*>|^[^>]*>").unwrap().replace_all(&inline, "\n");
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).map(|line| format!("{line}\n")).collect()
+}
+
 #[tokio::test]
 async fn golden_pages() {
     for (name, snapshot) in [("active", active()), ("passive", passive()), ("fenced", fenced())] {
         let (at, _switches, _publish) = serve(snapshot).await;
         let (_, page) = get(at, "/").await;
-        let body = page.split_once("<body>").unwrap().1;
-        crate::render::golden(&format!("page-{name}.html"), body);
+        crate::render::golden(&format!("page-{name}.txt"), &words(&page));
     }
+}
+
+/// What the policy allows is that very text between the tags, or browsers drop it.
+fn is_allowed(policy: &str, body: &str, tag: &str) {
+    let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
+    let text = body.split_once(&open).unwrap().1.split_once(&close).unwrap().0;
+    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    let source = format!("{tag}-src 'sha256-{}'", data_encoding::BASE64.encode(digest.as_ref()));
+    assert!(policy.contains(&source), "{policy} lacks {source}");
 }
 
 #[tokio::test]
 async fn the_page_needs_nothing_but_itself_and_escapes_what_it_shows() {
+    let evil = || "<script>alert('x')</script><img src=x onerror=y>\"'".to_owned();
     let mut snapshot = lapsed();
-    snapshot.gate.reason = Some("<script>alert('x')</script>".into());
-    let (at, _switches, _publish) = serve(snapshot).await;
-    let (code, headers, body) = ask(at, "GET", "/", "").await;
-    assert_eq!((code, headers["content-type"].as_str()), (200, "text/html; charset=utf-8"));
-    assert!(!body.contains("<script"), "{body}");
-    assert!(body.contains("http-equiv=\"refresh\"") && body.contains("192.0.2.53:53") && body.contains("midna"));
-    for foreign in ["http://", "https://", "src=", "href=", "@import", "url(", " style=", "onload"] {
-        assert!(!body.contains(foreign), "the page asks for {foreign}");
-    }
-    let policy = &headers["content-security-policy"];
-    assert!(policy.starts_with("default-src 'none'; style-src 'sha256-") && !policy.contains("unsafe"), "{policy}");
-    // The policy's hash is that of the very text between the tags, or browsers drop the style sheet.
-    let style = body.split_once("<style>").unwrap().1.split_once("</style>").unwrap().0;
-    let digest = ring::digest::digest(&ring::digest::SHA256, style.as_bytes());
-    assert!(policy.contains(&data_encoding::BASE64.encode(digest.as_ref())), "{policy}");
-    for (header, value) in [("cache-control", "no-store"), ("x-content-type-options", "nosniff")] {
-        assert_eq!(headers[header], value);
+    snapshot.gate.reason = Some(evil());
+    snapshot.advice = Some(evil());
+    snapshot.outlook.text = evil();
+    snapshot.next = Some(Next { command: evil(), why: evil(), on: "alp".parse().unwrap() });
+    snapshot.events.push(EventRow { at: evil(), kind: "gate_cut".into(), text: evil() });
+    snapshot.replication.alone_since = Some(evil());
+    snapshot.replication.mode = evil();
+    snapshot.witness.as_mut().unwrap().servers[0].server = evil();
+    snapshot.witness.as_mut().unwrap().servers[0].error = Some(evil());
+    snapshot.postgres.error = Some(evil());
+    snapshot.vips[0].conflict = Some(evil());
+    snapshot.at = evil();
+    let mut serving = snapshot.clone();
+    serving.role = Role::Active;
+    serving.gate.open = true;
+    serving.gate.state = GateState::Open;
+    serving.witness.as_mut().unwrap().servers[0].verdict = VerdictWord::Here;
+    serving.vip_witness = Some(VipWitnessStatus { witness: Some(evil()), age_ms: None, error: None });
+    serving.events.push(EventRow { at: evil(), kind: "gate_opened".into(), text: evil() });
+    for snapshot in [snapshot, serving] {
+        let (at, _switches, _publish) = serve(snapshot).await;
+        let (code, headers, body) = ask(at, "GET", "/", "").await;
+        assert_eq!((code, headers["content-type"].as_str()), (200, "text/html; charset=utf-8"));
+        assert_eq!(body.matches("<script").count(), 1, "{body}");
+        assert!(!body.contains("<img"), "{body}");
+        assert!(body.contains("http-equiv=\"refresh\"") && body.contains("midna"));
+        for foreign in ["http://", "https://", " src=", "@import", "url(", " style=", "onload"] {
+            let shown = body.replace(" src=x onerror", "");
+            assert!(!shown.contains(foreign), "the page asks for {foreign}");
+        }
+        let policy = &headers["content-security-policy"];
+        assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
+        assert!(!policy.contains("unsafe") && policy.contains("frame-ancestors 'none'"), "{policy}");
+        is_allowed(policy, &body, "style");
+        is_allowed(policy, &body, "script");
+        let wanted = [
+            ("cache-control", "no-store"),
+            ("x-content-type-options", "nosniff"),
+            ("referrer-policy", "no-referrer"),
+            ("x-frame-options", "DENY"),
+            ("cross-origin-resource-policy", "same-origin"),
+        ];
+        for (header, value) in wanted {
+            assert_eq!(headers[header], value);
+        }
     }
 }
 
 /// A small reader of the classic text form: every sample has its HELP and TYPE before it, and parses.
-fn parse_metrics(text: &str) -> BTreeMap<String, f64> {
+pub fn parse_metrics(text: &str) -> BTreeMap<String, f64> {
     let (mut helped, mut typed, mut samples) = (String::new(), String::new(), BTreeMap::new());
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
@@ -175,13 +245,14 @@ fn parse_metrics(text: &str) -> BTreeMap<String, f64> {
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').expect("type");
             assert_eq!(name, helped, "TYPE follows its HELP");
-            assert!(matches!(kind, "gauge" | "counter"), "{line}");
+            assert!(matches!(kind, "gauge" | "counter" | "histogram"), "{line}");
             assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
             typed = name.to_owned();
         } else {
             let (series, value) = line.rsplit_once(' ').expect("value");
             let name = series.split('{').next().unwrap();
-            assert_eq!(name, typed, "a sample without TYPE");
+            let parts = ["_bucket", "_sum", "_count"].map(|part| format!("{typed}{part}"));
+            assert!(name == typed || parts.iter().any(|part| part == name), "a sample without TYPE: {line}");
             assert!(name.starts_with("portcullis_"), "{line}");
             let again = samples.insert(series.to_owned(), value.parse().expect("number"));
             assert!(again.is_none(), "twice: {series}");

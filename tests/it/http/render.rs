@@ -1,7 +1,7 @@
 //! What people see of each state, against golden files; `UPDATE_GOLDEN=1` writes them.
 
 use crate::states::{active, fenced, lapsed, passive, paused};
-use portcullis::app::render::check::{Level, check};
+use portcullis::app::render::check::{self, Level, Thresholds};
 use portcullis::app::render::{Style, cgi, nodes, status};
 use portcullis::engine::status::{Role, Snapshot, VerdictWord};
 
@@ -66,6 +66,59 @@ fn what_came_over_the_wire_cannot_write_to_the_terminal() {
         assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
         assert!(text.lines().all(|line| !line.starts_with('b')), "{text:?}");
     }
+}
+
+fn check(snapshot: &Snapshot) -> (Level, String) {
+    check::check(snapshot, &Thresholds::default())
+}
+
+#[test]
+fn check_compares_values_with_thresholds() {
+    let thresholds = |warning: &[&str], critical: &[&str]| {
+        let all = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        Thresholds { warning: all(warning), critical: all(critical) }
+    };
+    let mut lagging = active();
+    lagging.nodes[1].replication_delay_bytes = Some(5_000_000);
+    lagging.gate.waiting = 7;
+    let table = [
+        (active(), thresholds(&["replication_delay=1000", "lease=1:"], &["sessions=13"]), Level::Ok, ""),
+        (active(), thresholds(&["lease=5:"], &[]), Level::Warning, "lease is 4.21s, outside of 5:"),
+        (active(), thresholds(&["sessions=5"], &["sessions=10"]), Level::Critical, "sessions is 12, outside of 10"),
+        (active(), thresholds(&["sessions=20", "sessions=5"], &[]), Level::Warning, "outside of 5"),
+        (active(), thresholds(&["sessions=@10:20"], &[]), Level::Warning, "inside of @10:20"),
+        (
+            lagging.clone(),
+            thresholds(&["replication_delay=1000000"], &["replication_delay=9000000"]),
+            Level::Warning,
+            "replication_delay is 5000000B",
+        ),
+        (lagging, thresholds(&[], &["waiting=5"]), Level::Critical, "waiting is 7, outside of 5"),
+        // A passive node holds no lease: that is as it should be.
+        (passive(), thresholds(&[], &["lease=1:"]), Level::Ok, ""),
+        (passive(), thresholds(&["peer_age=0.05"], &[]), Level::Warning, "peer_age is 0.09s"),
+        // What is worse comes first.
+        (fenced(), thresholds(&["sessions=1:"], &[]), Level::Critical, "CRITICAL - alp is fenced"),
+    ];
+    for (snapshot, thresholds, level, words) in table {
+        let (found, line) = check::check(&snapshot, &thresholds);
+        assert_eq!(found, level, "{line}");
+        assert!(line.contains(words), "{line}");
+        is_performance_data(&line);
+    }
+    let (_, line) = check::check(&active(), &thresholds(&["lease=2:", "sessions=100"], &["lease=1:"]));
+    assert!(line.contains("| lease=4.21s;2:;1:;0 sessions=12;100;;0 "), "{line}");
+    for wrong in ["lease", "nothing=1", "lease=x", "lease=2:1"] {
+        assert!(wrong.parse::<check::Threshold>().is_err(), "{wrong}");
+    }
+}
+
+/// `label=value[UOM];warn;crit;min;max`, as the Monitoring Plugins' guidelines have it.
+fn is_performance_data(line: &str) {
+    let range = r"@?(?:[~0-9.]+:)?[0-9.]*:?";
+    let one = format!(r"[a-z_]+=[0-9]+(?:\.[0-9]+)?(?:s|B|c|%)?;{range};{range};[0-9]*(?:;[0-9]*)?");
+    let form = regex::Regex::new(&format!(r"^PORTCULLIS [A-Z]+ - [^|]+ \| {one}(?: {one})*\n$")).unwrap();
+    assert!(form.is_match(line), "{line}");
 }
 
 fn with(mut snapshot: Snapshot, change: impl FnOnce(&mut Snapshot)) -> Snapshot {
@@ -178,6 +231,7 @@ fn check_has_one_level_for_every_state() {
         assert!(line.contains(words), "{name}: {line}");
         assert_eq!(line.matches('|').count(), 1, "{name}: {line}");
         assert_eq!(line.matches('\n').count(), 1, "{name}: {line}");
+        is_performance_data(&line);
         assert!(line.contains(" | lease=") && line.contains(";;;0 sessions="), "{name}: {line}");
     }
     assert_eq!([Level::Ok, Level::Warning, Level::Critical, Level::Unknown].map(Level::exit), [0, 1, 2, 3]);

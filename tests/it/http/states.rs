@@ -1,9 +1,12 @@
 //! Snapshots by hand, one for each state, and a server over them.
 
 use axum::Router;
+use portcullis::base::tally::LATENCIES;
+use portcullis::engine::outlook::{Lag, Outlook};
 use portcullis::engine::status::*;
 use portcullis::serve::command::Figures;
-use portcullis::serve::http::{Views, router, serve_listener};
+use portcullis::serve::http::{History, Live, Views, router, serve_listener};
+use portcullis::serve::tally::Latencies;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +30,7 @@ pub fn row(node_id: u32, name: &str, role: &str) -> NodeRow {
         sync_state: standby.then(|| "sync".into()),
         select_count: 0,
         last_status_change: Some("2026-11-20T15:11:00Z".into()),
+        replication_delay_seconds: None,
     }
 }
 
@@ -34,7 +38,12 @@ pub fn row(node_id: u32, name: &str, role: &str) -> NodeRow {
 pub fn active() -> Snapshot {
     let server =
         ServerStatus { server: "192.0.2.53:53".into(), verdict: VerdictWord::Here, age_ms: Some(312), error: None };
-    let vip = VipStatus { address: "192.0.2.100/24".into(), bound: true, conflict: None };
+    let vip = VipStatus {
+        address: "192.0.2.100/24".into(),
+        bound: true,
+        conflict: None,
+        mac: Some("52:54:00:12:34:0a".into()),
+    };
     Snapshot {
         node: "alp".parse().unwrap(),
         version: "0.1.0".into(),
@@ -46,6 +55,7 @@ pub fn active() -> Snapshot {
             lease_remaining_ms: 4210,
             sessions: 12,
             forwarded: 0,
+            waiting: 0,
         },
         epoch: 7,
         witness: Some(WitnessStatus {
@@ -100,6 +110,18 @@ pub fn active() -> Snapshot {
         vip_witness: None,
         counters: Counters { gate_openings: 2, gate_cuts: 1, witness_proofs: 4711, ..Counters::default() },
         turn_running: true,
+        proofs: Vec::new(),
+        at: "2026-11-20T15:42:07Z".into(),
+        outlook: Outlook {
+            safe: true,
+            lost: Some(0),
+            lost_bytes: Some(0),
+            text: "if alp died now, nothing would be lost: midna has all that was acknowledged".into(),
+        },
+        next: None,
+        lag: Some(Lag { node: "midna".parse().unwrap(), bytes: 0, ms: Some(0), away: false }),
+        lease_ms: 5000,
+        next_xid: Some(81_234),
     }
 }
 
@@ -115,10 +137,12 @@ pub fn passive() -> Snapshot {
         lease_remaining_ms: 0,
         sessions: 0,
         forwarded: 0,
+        waiting: 0,
     };
     s.witness.as_mut().unwrap().servers[0].verdict = VerdictWord::Elsewhere;
     s.vip.as_mut().unwrap().bound = false;
     s.vips[0].bound = false;
+    s.lag.as_mut().unwrap().node = "midna".parse().unwrap();
     s.peer = Some(PeerStatus {
         name: "alp".parse().unwrap(),
         reachable: true,
@@ -145,6 +169,7 @@ pub fn lapsed() -> Snapshot {
         lease_remaining_ms: 0,
         sessions: 0,
         forwarded: 0,
+        waiting: 0,
     };
     let witness = s.witness.as_mut().unwrap();
     witness.age_ms = Some(6100);
@@ -176,6 +201,7 @@ pub fn fenced() -> Snapshot {
         lease_remaining_ms: 0,
         sessions: 0,
         forwarded: 0,
+        waiting: 0,
     };
     let witness = s.witness.as_mut().unwrap();
     witness.points_at = Some("midna".parse().unwrap());
@@ -183,6 +209,8 @@ pub fn fenced() -> Snapshot {
     witness.servers[0].verdict = VerdictWord::Elsewhere;
     s.vip.as_mut().unwrap().bound = false;
     s.vips[0].bound = false;
+    s.vips[0].mac = Some("52:54:00:12:34:0b".into());
+    s.vip = s.vips.first().cloned();
     let peer = s.peer.as_mut().unwrap();
     peer.role = Some(Role::Active);
     peer.epoch = Some(8);
@@ -229,10 +257,25 @@ fn pools() -> Vec<Figures> {
         bytes_in: 10,
         bytes_out: 20,
         waited: Duration::from_millis(1500),
+        waits: 3,
+        queries: 9000,
+        ended: 4100,
     }]
 }
 
+/// One request of a fifth of a millisecond, and one transaction that was longer than any bound.
+fn latencies() -> Latencies {
+    let mut all = Latencies::default();
+    all.queries.add(&LATENCIES, Duration::from_micros(200));
+    all.transactions.add(&LATENCIES, Duration::from_secs(90));
+    all
+}
+
 pub fn views(snapshot: Snapshot) -> (Views, Switches, watch::Sender<Arc<Snapshot>>) {
+    views_with(snapshot, History::default())
+}
+
+pub fn views_with(snapshot: Snapshot, history: History) -> (Views, Switches, watch::Sender<Arc<Snapshot>>) {
     let switches =
         Switches { beat: Arc::new(AtomicBool::new(true)), gate: Arc::new(AtomicBool::new(snapshot.gate.open)) };
     let (publish, receiver) = watch::channel(Arc::new(snapshot));
@@ -242,6 +285,9 @@ pub fn views(snapshot: Snapshot) -> (Views, Switches, watch::Sender<Arc<Snapshot
         beat: Arc::new(move || beat.load(Ordering::SeqCst)),
         gate_passes: Arc::new(move || gate.load(Ordering::SeqCst)),
         pools: Arc::new(pools),
+        latencies: Arc::new(latencies),
+        started: 1_763_651_460.25,
+        live: Live::new(history),
     };
     (views, switches, publish)
 }

@@ -27,9 +27,14 @@ pub const PASSWORD: &str = r"s3cr:et\of-the-test";
 
 /// Runs `body` as user postgres with a directory of its own.
 pub fn as_postgres<F: Future<Output = ()>>(name: &str, body: impl FnOnce(Base) -> F) {
+    as_postgres_on(name, &[], body);
+}
+
+/// The same with file systems of their own at `mounts`, each a directory below the test's and a size.
+pub fn as_postgres_on<F: Future<Output = ()>>(name: &str, mounts: &[(&str, &str)], body: impl FnOnce(Base) -> F) {
     match std::env::var_os(BASE_VARIABLE) {
         Some(dir) => inner(PathBuf::from(dir), body),
-        None => outer(name),
+        None => outer(name, mounts),
     }
 }
 
@@ -42,7 +47,7 @@ fn inner<F: Future<Output = ()>>(dir: PathBuf, body: impl FnOnce(Base) -> F) {
     runtime.block_on(body(base));
 }
 
-fn outer(name: &str) {
+fn outer(name: &str, mounts: &[(&str, &str)]) {
     install();
     set_child_subreaper(Some(getpid())).expect("subreaper");
     // Short: a socket's path has at most 107 bytes.
@@ -60,7 +65,16 @@ fn outer(name: &str) {
     // What it says is printed here, so that it stands beside the name of a test that fails.
     let said = dir.join("said");
     let out = fs::File::create(&said).expect("file");
-    let mut child = Command::new("setpriv")
+    // They are gone with the last process that sees them.
+    let mut script = String::new();
+    for (sub, size) in mounts {
+        let at = dir.join(sub);
+        let (at, options) = (at.display(), format!("size={size},mode=700,uid={uid},gid={gid}"));
+        script += &format!("setpriv --reuid {uid} --regid {gid} --clear-groups mkdir -p {at} && ");
+        script += &format!("mount -t tmpfs -o {options} none {at} && ");
+    }
+    let mut child = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &format!("{script}exec \"$@\""), "sh", "setpriv"])
         .args(["--reuid", "postgres", "--regid", "postgres", "--init-groups", "--pdeathsig", "KILL"])
         .arg(&binary)
         .args(["--exact", name, "--nocapture", "--test-threads=1"])

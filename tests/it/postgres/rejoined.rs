@@ -3,7 +3,7 @@
 use super::pair::{Base, LIMIT, as_postgres, clone, peer, sql, until, wait_streaming};
 use portcullis::base::ids::TimelineId;
 use portcullis::engine::report::{RejoinHow, SourceFacts};
-use portcullis::io::postgres::{Cluster, PgError, Rejoined, StopMode, Tick, slot_name};
+use portcullis::io::postgres::{Cluster, PgError, Rejoined, StopMode, Tick, is_rewind_broken, slot_name};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -57,7 +57,7 @@ pub async fn rejoin(target: &Cluster, source: &Cluster, facts: &SourceFacts) -> 
 }
 
 /// It follows, has the other's rows alone, and its own port, socket and name.
-async fn is_standby_of(target: &Cluster, source: &Cluster, rows: &str) {
+pub async fn is_standby_of(target: &Cluster, source: &Cluster, rows: &str) {
     target.start(LIMIT).await.expect("start");
     wait_streaming(source, target.node.as_str()).await;
     caught_up(target, source).await;
@@ -132,61 +132,158 @@ fn a_diverged_node_is_rewound_and_what_it_had_alone_is_kept() {
     });
 }
 
+/// The same rejoin again and again, broken off at the first thing it says, then at the second, ...; how it ended, and
+/// whether it ever left a half-rewound directory.
+pub async fn broken_off_everywhere(alp: &Cluster, midna: &Cluster, facts: &SourceFacts) -> (Rejoined, bool) {
+    let data = &alp.settings.data_dir;
+    let (mut half, mut broken) = (false, 0_u32);
+    let last = loop {
+        let (mut seen, enough) = (0_u32, tokio::sync::Notify::new());
+        let mut tell = |_| {
+            seen += 1;
+            if seen > broken {
+                enough.notify_one();
+            }
+        };
+        let peer = peer(midna);
+        let done = tokio::select! {
+            biased;
+            () = enough.notified() => None,
+            done = alp.rejoin(&peer, facts, &mut tell) => Some(done),
+        };
+        if let Some(done) = done {
+            break done.expect("at last");
+        }
+        broken += 1;
+        assert!(broken < 1000, "it never ends");
+        // What a person or a unit would do now: it starts as what it was, or not at all.
+        let mode = fs::metadata(data).map(|meta| meta.permissions().mode() & 0o777);
+        if matches!(mode, Ok(0o701)) {
+            half = true;
+            let refused = alp.start(LIMIT).await;
+            assert!(matches!(&refused, Err(PgError::Refused(why)) if why.contains("rejoin")), "{refused:?}");
+            let demoted = alp.demote(None, LIMIT, LIMIT).await;
+            assert!(matches!(&demoted, Err(PgError::Refused(why)) if why.contains("rejoin")), "{demoted:?}");
+            let said = std::process::Command::new(format!("{}/postgres", super::pair::BIN))
+                .arg("-D")
+                .arg(data)
+                .output()
+                .expect("postgres");
+            let said = String::from_utf8_lossy(&said.stderr).into_owned();
+            assert!(said.contains("invalid permissions"), "{said}");
+            // A person reads that, and obeys.
+            fs::set_permissions(data, fs::Permissions::from_mode(0o700)).expect("chmod");
+            assert!(is_rewind_broken(&alp.state_dir, data), "the unit is told");
+            let refused = alp.start(LIMIT).await;
+            assert!(matches!(&refused, Err(PgError::Refused(why)) if why.contains("rejoin")), "{refused:?}");
+            let plan = alp.plan_rejoin(facts).await.expect("a plan");
+            assert!(plan.refusal.is_none() && plan.why.starts_with("a rewind was "), "{plan:?}");
+        } else if alp.is_running() {
+            alp.stop(StopMode::Fast, LIMIT).await.expect("stop");
+        }
+    };
+    println!("broken off {broken} times, half-rewound: {half}; ended as {:?}", last.how);
+    assert!(broken > 3, "broken off {broken} times");
+    (last, half)
+}
+
+/// Rows that both had, changed on both sides since: by blocks, by whole files, and by what only one side did.
+pub async fn diverge_much(alp: &Cluster, midna: &Cluster) {
+    sql(alp, "CREATE TABLE big AS SELECT i, repeat('x', 100) AS t FROM generate_series(1, 60000) AS i").await;
+    sql(alp, "ALTER TABLE big ADD PRIMARY KEY (i)").await;
+    sql(alp, "CREATE TABLE gone_here AS SELECT * FROM big").await;
+    sql(alp, "CREATE TABLE cut_here AS SELECT * FROM big").await;
+    sql(alp, "CHECKPOINT").await;
+    diverge(alp, midna).await;
+    sql(alp, "UPDATE big SET t = 'alp' WHERE i % 7 = 0").await;
+    sql(alp, "DROP TABLE gone_here").await;
+    sql(alp, "DELETE FROM cut_here WHERE i > 100").await;
+    sql(alp, "VACUUM cut_here").await;
+    sql(alp, "CREATE TABLE only_here AS SELECT * FROM big").await;
+    sql(alp, "CHECKPOINT").await;
+    sql(midna, "UPDATE big SET t = 'midna' WHERE i % 5 = 0").await;
+    sql(midna, "CREATE TABLE only_there AS SELECT * FROM big").await;
+    sql(midna, "CHECKPOINT").await;
+}
+
+/// All of it is read, by way of the index as well.
+pub async fn has_all_of(alp: &Cluster, midna: &Cluster) {
+    for text in [
+        "SELECT md5(string_agg(t::text, ',' ORDER BY i)) FROM big t",
+        "SELECT md5(string_agg(t::text, ',' ORDER BY i)) FROM gone_here t",
+        "SELECT md5(string_agg(t::text, ',' ORDER BY i)) FROM cut_here t",
+        "SELECT md5(string_agg(t::text, ',' ORDER BY i)) FROM only_there t",
+        "SET enable_seqscan = off; SELECT count(*) || ' ' || sum(i) FROM big WHERE i > 0",
+        "SELECT coalesce(to_regclass('only_here')::text, 'none')",
+    ] {
+        assert_eq!(sql(alp, text).await, sql(midna, text).await, "{text}");
+    }
+}
+
 #[test]
-fn a_rewind_that_is_broken_off_anywhere_loses_nothing() {
-    as_postgres("rejoined::a_rewind_that_is_broken_off_anywhere_loses_nothing", |base| async move {
+fn a_rewind_that_is_broken_off_anywhere_is_done_again() {
+    as_postgres("rejoined::a_rewind_that_is_broken_off_anywhere_is_done_again", |base| async move {
         let (alp, midna) = pair(&base).await;
-        diverge(&alp, &midna).await;
+        diverge_much(&alp, &midna).await;
         // Crashed: recovered without ever being writable, first.
         alp.stop(StopMode::Immediate, LIMIT).await.expect("stop");
         let facts = facts(&midna, &alp).await;
         let data = &alp.settings.data_dir;
-        let (mut half, mut broken) = (false, 0_u32);
-        let last = loop {
-            let (mut seen, enough) = (0_u32, tokio::sync::Notify::new());
-            let mut tell = |_| {
-                seen += 1;
-                if seen > broken {
-                    enough.notify_one();
-                }
-            };
-            let peer = peer(&midna);
-            let done = tokio::select! {
-                biased;
-                () = enough.notified() => None,
-                done = alp.rejoin(&peer, &facts, &mut tell) => Some(done),
-            };
-            if let Some(done) = done {
-                break done.expect("at last");
-            }
-            broken += 1;
-            assert!(broken < 1000, "it never ends");
-            // What a person or a unit would do now: it starts as what it was, or not at all.
-            let mode = fs::metadata(data).expect("the data directory is there").permissions().mode() & 0o777;
-            if mode == 0o701 {
-                half = true;
-                let refused = alp.start(LIMIT).await;
-                assert!(matches!(&refused, Err(PgError::Refused(why)) if why.contains("rejoin")), "{refused:?}");
-                let said = std::process::Command::new(format!("{}/postgres", super::pair::BIN))
-                    .arg("-D")
-                    .arg(data)
-                    .output()
-                    .expect("postgres");
-                let said = String::from_utf8_lossy(&said.stderr).into_owned();
-                assert!(said.contains("invalid permissions"), "{said}");
-            } else if alp.is_running() {
-                alp.stop(StopMode::Fast, LIMIT).await.expect("stop");
-            }
-        };
-        println!("broken off {broken} times, half-rewound: {half}; ended as {:?}", last.how);
-        assert!(half && broken > 3, "broken off {broken} times");
-        // The half-rewound one was set aside, and what only alp had was kept before.
-        assert_eq!(last.how, RejoinHow::Clone);
-        let aside = last.aside.expect("set aside");
+        fs::write(data.join("precious.pem"), "alp's").expect("write");
+        let (last, half) = broken_off_everywhere(&alp, &midna, &facts).await;
+        assert!(half, "it never was half-rewound");
+        assert_eq!(last.how, RejoinHow::Rewind);
+        assert_eq!(fs::read_to_string(data.join("precious.pem")).expect("kept"), "alp's");
+        // One end is kept, however often it was begun.
+        assert!(entries_like(&base, ".set-aside-").is_empty());
+        let kept = last.aside.expect("kept");
+        assert!(kept.join("wal").exists() && entries_like(&base, ".diverged-").contains(&kept));
+        is_standby_of(&alp, &midna, "100").await;
+        has_all_of(&alp, &midna).await;
+    });
+}
+
+#[test]
+fn a_rewind_that_cannot_be_done_again_is_followed_by_a_clone() {
+    as_postgres("rejoined::a_rewind_that_cannot_be_done_again_is_followed_by_a_clone", |base| async move {
+        let (alp, midna) = pair(&base).await;
+        diverge(&alp, &midna).await;
+        alp.stop(StopMode::Fast, LIMIT).await.expect("stop");
+        let facts = facts(&midna, &alp).await;
+        let half = loop_until_half(&alp, &midna, &facts).await;
+        // As after a boot: what was never synced may be gone.
+        let begun = half.join("begun.json");
+        let text = fs::read_to_string(&begun).expect("begun");
+        let boot = portcullis::io::clock::boot_id().expect("boot");
+        fs::write(&begun, text.replace(&boot, "another")).expect("write");
+        let plan = alp.plan_rejoin(&facts).await.expect("plan");
+        assert!(plan.how == RejoinHow::Clone && plan.why.contains("this machine has booted since"), "{plan:?}");
+        let (done, ticks) = rejoin(&alp, &midna, &facts).await;
+        assert_eq!(done.how, RejoinHow::Clone, "{ticks:?}");
+        let aside = done.aside.expect("set aside");
         assert!(aside.join("PG_VERSION").exists());
-        assert!(!entries_like(&base, ".diverged-").is_empty());
+        let mode = fs::metadata(&aside).expect("meta").permissions().mode();
+        assert_eq!(mode & 0o777, 0o701, "nobody starts the half-rewound one");
         is_standby_of(&alp, &midna, "100").await;
     });
+}
+
+/// Broken off when `pg_rewind` moves bytes; gives what is kept.
+pub async fn loop_until_half(alp: &Cluster, midna: &Cluster, facts: &SourceFacts) -> PathBuf {
+    let enough = tokio::sync::Notify::new();
+    let mut tell = |tick| {
+        if matches!(tick, Tick::Bytes { done, .. } if done > 0) {
+            enough.notify_one();
+        }
+    };
+    let peer = peer(midna);
+    tokio::select! {
+        biased;
+        () = enough.notified() => {}
+        done = alp.rejoin(&peer, facts, &mut tell) => panic!("it ended: {done:?}"),
+    }
+    let mark = fs::read_to_string(alp.state_dir.join("rewind-under-way")).expect("a mark");
+    PathBuf::from(mark.trim_end().strip_prefix("rewinding 700 ").expect("rewinding"))
 }
 
 #[test]
@@ -247,7 +344,7 @@ fn who_never_left_the_history_only_follows() {
         assert!(plan.how == RejoinHow::Clone && plan.why.contains("there is no cluster"), "{plan:?}");
         let huge = SourceFacts { bytes: u64::MAX / 4, ..asked };
         let refusal = base.node("none").plan_rejoin(&huge).await.expect("plan").refusal.expect("refused");
-        assert!(refusal.contains("MiB free"), "{refusal}");
+        assert!(refusal.contains(" free, beside the old directory the copy needs "), "{refusal}");
     });
 }
 

@@ -3,6 +3,7 @@
 use crate::front::{Front, Setup, eventually, free_port, open_with, shut_with};
 use crate::raw::*;
 use portcullis::base::config::{Pool, PoolMode};
+use portcullis::base::tally::Times;
 use portcullis::engine::status::Role;
 use portcullis::serve::listener::Doors;
 use std::net::{SocketAddr, TcpListener};
@@ -204,62 +205,44 @@ async fn other_limits_hold_from_then_on_for_clients_that_are_there() {
     assert!(text.contains("within 500ms"), "{text}");
 }
 
-/// The rows of an answer in text.
-async fn rows(raw: &mut Raw, sql: &str) -> Vec<Vec<String>> {
-    raw.send(&query(sql)).await;
-    let mut rows = Vec::new();
-    loop {
-        let (kind, body) = raw.receive().await.expect("an answer");
-        match kind {
-            b'D' => {
-                let (mut cells, mut at) = (Vec::new(), 2);
-                while at < body.len() {
-                    let length = usize::try_from(u32::from_be_bytes(body[at..at + 4].try_into().unwrap())).unwrap();
-                    cells.push(String::from_utf8(body[at + 4..at + 4 + length].to_vec()).unwrap());
-                    at += 4 + length;
-                }
-                rows.push(cells);
-            }
-            b'E' => panic!("{:?}", portcullis::wire::pg::field(&body, b'M')),
-            b'Z' => return rows,
-            _ => {}
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_transactions_and_waits_are_counted_with_their_times() {
+    for mode in [PoolMode::Session, PoolMode::Transaction] {
+        let pool = Pool { mode, size: 1, threads: 2, ..Pool::default() };
+        let front = open_with(Setup { pool, ..Setup::default() }).await;
+        let mut a = in_database(&front, "app").await;
+        let before = front.commands.latencies();
+        for sql in ["begin", "select pg_sleep(0.3)", "select 1 / 0"] {
+            a.ask(&query(sql)).await;
+        }
+        // What the client does meanwhile belongs to the transaction.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        a.ask(&query("rollback")).await;
+        a.ask(&query("select 1")).await;
+        let figures = || front.commands.figures().into_iter().find(|pool| pool.user == "trusty").unwrap();
+        eventually("both are counted", async || (figures().queries, figures().ended) == (5, 2)).await;
+        let now = front.commands.latencies();
+        let of = |now: &Times, before: &Times| (now.count() - before.count(), now.sum_us - before.sum_us);
+        let (queries, transactions) = (of(&now.queries, &before.queries), of(&now.transactions, &before.transactions));
+        assert_eq!((queries.0, transactions.0), (5, 2), "{mode:?}");
+        assert!(queries.1 >= 300_000 && transactions.1 >= 600_000, "{mode:?}: {queries:?} {transactions:?}");
+        assert!(transactions.1 - queries.1 >= 250_000, "{mode:?}: {queries:?} {transactions:?}");
+
+        // Somebody has to wait for the one connection.
+        let waits = (now.waits.clone(), figures().waits);
+        if mode == PoolMode::Transaction {
+            let mut b = in_database(&front, "app").await;
+            a.ask(&query("begin")).await;
+            b.send(&query("select 1")).await;
+            assert!(b.is_silent_for(Duration::from_millis(300)).await, "it waits");
+            a.ask(&query("commit")).await;
+            b.until_ready().await;
+            let now = front.commands.latencies().waits;
+            let (count, sum) = of(&now, &waits.0);
+            assert!(count == 1 && figures().waits == waits.1 + 1, "{count} waits, {:?}", figures());
+            assert!((300_000..60_000_000).contains(&sum), "waited for {sum} us");
         }
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn show_pool_says_who_is_there_and_hides_the_addresses_of_others() {
-    let front = open_with(setup(PoolMode::Transaction)).await;
-    let mut a = in_database(&front, "app").await;
-    a.ask(&query("begin")).await;
-    let client = front.client("app").await;
-    client.simple_query("select 1").await.unwrap();
-    client.simple_query("select 1").await.unwrap();
-    eventually("its backend is back", async || {
-        front.commands.figures().iter().any(|pool| pool.user == "app" && (pool.idle, pool.transactions) == (1, 3))
-    })
-    .await;
-    let found = rows(&mut a, "show pool_pools").await;
-    assert_eq!(found[0][..], ["app", "app", "false", "1", "0", "1", "1", "3"]);
-    assert_eq!(found[1][..], ["trusty", "app", "false", "1", "0", "1", "0", "3"]);
-    let found = rows(&mut a, "show pool_processes;").await;
-    // Both may have come within one tick, so that neither is the older.
-    let of = |user: &str| found.iter().find(|row| row[1] == user).expect("a row");
-    let (own, other) = (of("trusty"), of("app"));
-    let port = a.stream.local_addr().unwrap().port().to_string();
-    assert_eq!(own[0], a.pid.to_string());
-    assert_eq!(own[1..6], ["trusty", "app", "127.0.0.1", &port, "false"]);
-    assert_eq!(own[6], "idle in transaction");
-    let seconds: f64 = own[7].parse().unwrap();
-    assert!((0.0..60.0).contains(&seconds) && own[8].parse::<f64>().unwrap() < 60.0);
-    assert_eq!(own[9], value(&mut a, "select pg_backend_pid()").await);
-    assert_eq!(other[1..7], ["app", "app", "", "", "false", "idle"]);
-    assert_eq!(other[9], "", "it has no backend now");
-    let found = rows(&mut a, "show pool_stats").await;
-    assert_eq!(found[0][..4], ["app", "app", "1", "3"], "the login's loan too: {found:?}");
-    assert!(found[0][4].parse::<u64>().unwrap() > 0 && found[0][5].parse::<u64>().unwrap() > 0);
-    assert_eq!(rows(&mut a, "Show Pool_Version").await, [["portcullis test"]]);
-    assert_eq!(a.ask(&query("show pool_nothing")).await, "Ee", "all else is PostgreSQL's");
 }
 
 /// What the service manager keeps.

@@ -331,7 +331,9 @@ fn carried(user: &str, settings: &[(&str, &str)], statements: &[(&str, &str)]) -
 
 fn carry(pair: &Pair, stream: TcpStream, carried: Carried) -> JoinHandle<Result<(), PeerError>> {
     let forwarder = Arc::clone(&pair.forwarder);
-    tokio::spawn(async move { forwarder.carry(Quiet::from(stream), carried).await.map_err(|(_, error)| error) })
+    tokio::spawn(
+        async move { forwarder.carry(Quiet::from(stream), carried).await.map(drop).map_err(|(_, error)| error) },
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]

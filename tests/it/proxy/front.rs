@@ -2,21 +2,26 @@
 
 use crate::pg::{PASSWORD, Pg, shared};
 use futures_util::FutureExt;
-use portcullis::base::config::{Pool, Secret};
+use portcullis::app::notices::{self, Notices};
+use portcullis::app::pools::{is_for_pools, obey, typed};
+use portcullis::app::reload::Reloader;
+use portcullis::base::config::{Config, Console, Notify, Pool, Secret};
 use portcullis::base::time::{Duration, Instant};
+use portcullis::engine::outlook::Outlook;
 use portcullis::engine::status::*;
 use portcullis::io::clock;
 use portcullis::serve::command::Commands;
 use portcullis::serve::forward::Forwarder;
 use portcullis::serve::gate::{Gate, ReadClock};
+use portcullis::serve::http::{self, ControlReply};
 use portcullis::serve::listener::{Confirm, Doors, ProxyOptions, Rules, mock_secret, run_with};
 use portcullis::serve::tls::TlsAcceptor;
 use portcullis::wire::hba::{HbaFile, IdentFile};
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use tokio::process::Command;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// What a test may choose.
 pub struct Setup {
@@ -68,7 +73,10 @@ pub struct Front {
     /// What a reload replaces.
     pub rules: Arc<Rules>,
     pub commands: Commands,
+    /// What was commanded at the console, and by whom.
+    pub audit: Arc<Mutex<Vec<String>>>,
     task: tokio::task::JoinHandle<()>,
+    daemon: tokio::task::JoinHandle<()>,
     /// What the guard publishes.
     pub snapshot: watch::Sender<Arc<Snapshot>>,
 }
@@ -76,6 +84,7 @@ pub struct Front {
 impl Drop for Front {
     fn drop(&mut self) {
         self.task.abort();
+        self.daemon.abort();
     }
 }
 
@@ -125,8 +134,49 @@ pub async fn shut_with(setup: Setup) -> Front {
         })
     };
     let commands = Commands::new(Arc::clone(&gate), options, snapshots, confirm);
+    let (audit, daemon) = open_console(&gate, &commands, &rules);
     let task = tokio::spawn(run_with(commands.clone(), setup.doors));
-    Front { pg, gate, address, confirmed, asked, rules, commands, task, snapshot }
+    Front { pg, gate, address, confirmed, asked, rules, commands, audit, task, daemon, snapshot }
+}
+
+/// The console for `trusty`, to look at for `app`; and what stands in for the daemon behind it.
+fn open_console(
+    gate: &Arc<Gate>,
+    commands: &Commands,
+    rules: &Arc<Rules>,
+) -> (Arc<Mutex<Vec<String>>>, tokio::task::JoinHandle<()>) {
+    let example = Config::example();
+    let mut config = Config::parse(&example, std::path::Path::new("portcullis.toml")).unwrap();
+    config.console = Console { admins: vec!["trusty".to_owned()], stats: vec!["app".to_owned()] };
+    let (control, mut requests) = mpsc::channel::<http::Command>(16);
+    commands.open_console(config.clone(), control);
+    let notices = Notices::start(Notify::default(), notices::LIMIT);
+    let file = "/nonexistent/portcullis.toml".into();
+    let reloader = Arc::new(Reloader::new(file, Arc::clone(rules), commands.clone(), notices, config));
+    let audit = Arc::new(Mutex::new(Vec::new()));
+    let (gate, commands, noted) = (Arc::clone(gate), commands.clone(), Arc::clone(&audit));
+    // The driver would log them.
+    let (told, mut events) = mpsc::channel(16);
+    tokio::spawn(async move { while events.recv().await.is_some() {} });
+    let daemon = tokio::spawn(async move {
+        while let Some((request, reply)) = requests.recv().await {
+            let by = request.from.console.clone().expect("who gave it");
+            noted.lock().unwrap().push(format!("{by}: {}", typed(&request)));
+            if is_for_pools(&request) {
+                let (commands, reloader, told) = (commands.clone(), Arc::clone(&reloader), told.clone());
+                tokio::spawn(async move { obey(request, reply, &commands, &reloader, &told).await });
+                continue;
+            }
+            // The guard's.
+            match request.verb.as_str() {
+                "pause" => gate.pause(),
+                _ => gate.resume(),
+            }
+            let text = format!("{}d", request.verb);
+            let _gone = reply.send(ControlReply::End { exit: 0, text, data: None }).await;
+        }
+    });
+    (audit, daemon)
 }
 
 impl Front {
@@ -215,6 +265,7 @@ fn snapshot() -> Snapshot {
         sync_state: (node_id == 1).then(|| "sync".to_owned()),
         select_count: 0,
         last_status_change: Some("2026-11-20T15:21:12Z".to_owned()),
+        replication_delay_seconds: None,
     };
     Snapshot {
         node: "alp".parse().unwrap(),
@@ -227,6 +278,7 @@ fn snapshot() -> Snapshot {
             lease_remaining_ms: 1,
             sessions: 0,
             forwarded: 0,
+            waiting: 0,
         },
         epoch: 7,
         witness: None,
@@ -249,9 +301,16 @@ fn snapshot() -> Snapshot {
         journal: JournalStatus { won: 7, complete: 7, ..JournalStatus::default() },
         advice: None,
         turn_running: true,
+        proofs: Vec::new(),
         maintenance: false,
         paused_databases: vec![],
         vip_witness: None,
         counters: Counters::default(),
+        at: String::new(),
+        outlook: Outlook::default(),
+        next: None,
+        lag: None,
+        lease_ms: 5000,
+        next_xid: None,
     }
 }

@@ -109,7 +109,7 @@ async fn show_pool_answers_drivers_that_prepare_everything() {
             assert!(count > 0);
         }
         let version: String = client.query_one("show pool_version;", &[]).await.unwrap().get(0);
-        assert_eq!(version, "portcullis test");
+        assert_eq!(version, "test (portcullis)");
         let kept = client.prepare("show pool_pools").await.unwrap();
         for _ in 0..3 {
             assert!(!client.query(&kept, &[]).await.unwrap().is_empty());

@@ -171,7 +171,7 @@ pub fn text(options: &Options, lab_dir: &Path, own: usize) -> Outcome<String> {
     text.push_str(&format!(
         "[fence]\nlease = \"{lease}\"\nmargin = \"{margin}\"\n{fence}\n\
          [replication]\nmode = \"{mode}\"\npassword_file = \"{dir}/replication.pass\"\n\n\
-         [status]\nlisten = \"{any}:6434\"\n{}",
+         [status]\nlisten = \"{any}:6434\"\n\n[console]\nadmins = [\"app\"]\n\n{}",
         options.extra
     ));
     Ok(text)

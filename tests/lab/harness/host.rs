@@ -40,7 +40,8 @@ if [ -e /sys/fs/cgroup/cgroup.controllers ]; then cg=/sys/fs/cgroup/$ns; else cg
 mkdir -p "$cg"
 mount --bind / /mnt || exit 1
 sh -c 'echo 0 >"$1/cgroup.procs"; shift; exec "$@"' start "$cg" systemd-nspawn --quiet --directory=/mnt \
-    --volatile=overlay --register=no --keep-unit --machine="$name" --network-namespace-path="/run/netns/$ns" \
+    --volatile=overlay --register=no --keep-unit --capability=CAP_NET_ADMIN --machine="$name" \
+    --network-namespace-path="/run/netns/$ns" \
     --bind="$lab" --resolv-conf=off --bind-ro="$lab/resolv.conf:/etc/resolv.conf" --console=pipe \
     --boot -- --unit=basic.target
 find "$cg" -depth -type d -exec rmdir {} + 2>/dev/null

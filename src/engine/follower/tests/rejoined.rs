@@ -53,7 +53,7 @@ fn what_is_only_behind_is_followed_on_proof_of_the_same_wal_alone() {
         play.run(1000);
         play.asked.clear();
         begin(&mut play, 51, false);
-        assert_eq!(play.asked, ["look a", "prove a", "prepare a", "look a"]);
+        assert_eq!(play.asked, ["look a", "prove a", "prepare a", "look a", "look a"]);
         // The hand decides by it once more, on data that stands still.
         assert_eq!(worked(&play).expect("it worked").same_tail, wanted);
         let plans = play.tasks.iter().filter_map(|(_, task)| match task {
@@ -62,4 +62,33 @@ fn what_is_only_behind_is_followed_on_proof_of_the_same_wal_alone() {
         });
         assert_eq!(plans.collect::<Vec<_>>(), [None, wanted], "the plan is made anew with what was proven");
     }
+}
+
+#[test]
+fn the_active_node_is_asked_again_when_this_one_has_stopped() {
+    let mut play = Play::new(Vec::new());
+    play.plan = only_behind();
+    play.same_tail = Some(true);
+    play.run(1000);
+    // Written while this node still received: told before the stop, it would be ahead.
+    play.grows = 500;
+    let before = play.source_lsn;
+    begin(&mut play, 61, false);
+    let told: Vec<&str> = play.asked.iter().map(String::as_str).take(4).collect();
+    assert_eq!(told, ["look a", "prove a", "prepare a", "look a"]);
+    let source = worked(&play).expect("it worked");
+    assert_eq!((source.lsn, source.same_tail), (Lsn(before + 4 * 500), Some(true)), "the answer after the stop");
+    let stop = play.tasks.iter().position(|(_, task)| *task == PgTask::Stop).expect("stopped");
+    let work = play.tasks.iter().position(|(_, task)| matches!(task, PgTask::Rejoin(_))).expect("worked");
+    assert!(stop < work);
+    // It serves no more by then: nothing is done to the data.
+    let mut play = Play::new(Vec::new());
+    play.plan = only_behind();
+    play.same_tail = Some(true);
+    play.run(1000);
+    play.gone_after_stop = true;
+    begin(&mut play, 62, false);
+    assert!(worked(&play).is_none() && play.asked.last().is_some_and(|asked| asked == "look a"), "{:?}", play.asked);
+    let (exit, text) = ended(62).expect("it ended");
+    assert!(exit == 4 && text.contains("run rejoin again"), "{exit} {text}");
 }

@@ -153,6 +153,46 @@ fn a_restart_after_the_consent_carries_nobody() {
     assert!(carried(&world).is_empty());
 }
 
+/// Clients of the taker that the old node serves come back with the service.
+#[test]
+fn who_was_forwarded_is_waited_for_from_the_refusal_on() {
+    let known = |world: &World| {
+        let forwards = world.nodes[1].guard.as_ref().expect("runs").forwards;
+        (forwards.serves, forwards.returns.map(|(epoch, _)| epoch))
+    };
+    let (forwards, waits, nobody) = ((Some(Epoch(1)), None), (None, Some(Epoch(1))), (None, None));
+    let mut world = World::running();
+    world.run_until(secs(5), "b forwards", |w| known(w) == forwards);
+    let ticket = world.promote(1, false);
+    world.run_until(secs(10), "stopped", |w| step_is(w, 0, "PostgreSQL stopped"));
+    assert_eq!(known(&world), forwards, "it may still be put back");
+    world.run_until(secs(10), "refused", |w| known(w) == waits);
+    assert!(!world.is_open(1));
+    assert_eq!(world.end_of(1, ticket).0, 0);
+    assert_eq!(known(&world), waits, "they come once the old node has heard that the gate is open");
+    world.run_for(secs(31));
+    assert_eq!(known(&world), nobody, "nobody is held for longer");
+    assert!(world.is_open(1));
+    // Of an old node that dies nobody comes back.
+    let mut world = World::running();
+    world.run_until(secs(5), "b forwards", |w| known(w) == forwards);
+    world.promote(1, false);
+    world.run_until(secs(10), "refused", |w| known(w) == waits);
+    world.kill_all(0);
+    world.run_for(secs(5));
+    assert_eq!(known(&world), nobody);
+    // A failover waits for nobody either.
+    let mut world = World::running();
+    world.run_until(secs(5), "b forwards", |w| known(w) == forwards);
+    world.kill_all(0);
+    world.run_until(secs(10), "silent", |w| known(w) == nobody);
+    world.promote(1, true);
+    world.run_until(secs(60), "b serves", |w| {
+        assert_eq!(known(w), nobody);
+        w.is_open(1)
+    });
+}
+
 /// The old side by hand: how many were cancelled is told, and a long checkpoint is followed by a short one.
 #[test]
 fn what_the_drain_cancelled_is_told_to_the_taker() {

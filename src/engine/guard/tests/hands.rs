@@ -200,9 +200,9 @@ impl World {
                     };
                     self.post(after, Delivery::To(node, life, Event::NeighbourAnswered { question, answer }));
                 }
-                Effect::Forward { epoch } => {
+                Effect::Forward { serves, returns } => {
                     let peer = self.nodes[1 - node].shadow.complete;
-                    assert!(epoch.is_none_or(|epoch| epoch <= peer), "only what the peer holds or held");
+                    assert!(serves.or(returns).is_none_or(|epoch| epoch <= peer), "only what the peer holds or held");
                 }
                 Effect::Say { .. }
                 | Effect::Count { .. }
@@ -296,6 +296,7 @@ impl World {
         });
         let pg = &self.nodes[node].pg;
         pg.up.then(|| PgReport {
+            next_xid: None,
             start: pg.start,
             system_id: SystemId(77),
             in_recovery: pg.in_recovery,

@@ -55,7 +55,7 @@ impl World {
                 continue;
             }
             let n = &self.nodes[node];
-            if n.guard.as_ref().is_some_and(|guard| guard.forwards.is_some()) {
+            if n.guard.as_ref().is_some_and(|guard| guard.forwards.serves.is_some()) {
                 self.broke(FORWARDS, format!("{} is open and forwards", name(node)));
                 continue;
             }

@@ -11,6 +11,7 @@ mod mended;
 mod model;
 mod night;
 mod observe;
+mod outlook;
 mod parts;
 mod procedures;
 mod random;

@@ -101,6 +101,7 @@ fn holder() -> Vec<Entry> {
 
 fn primary() -> PgReport {
     PgReport {
+        next_xid: None,
         start: 1,
         system_id: SystemId(77),
         in_recovery: false,
@@ -548,4 +549,26 @@ fn s12_the_operators_word_is_refused_within_w_of_a_start_too() {
         let won = solo.disk.iter().any(|entry| matches!(entry, Entry::Won { .. }));
         assert_eq!((refused, won), (!believed, believed), "{:?}", solo.disk);
     }
+}
+
+#[test]
+fn a_demotion_that_fails_again_and_again_is_told_once() {
+    let mut solo = Solo::active(Mode::Update);
+    solo.give(Event::Command { ticket: 1, command: Command::Fence { reason: "test".into() } });
+    let mut tried = 0;
+    for (seconds, why, told) in [(30, "a rewind did not end", 1), (30, "another reason", 2)] {
+        for _ in 0..seconds {
+            let demoting = |effect: &Effect| match effect {
+                Effect::Pg { op, task: PgTask::Demote { .. } } => Some(*op),
+                _ => None,
+            };
+            if let Some(op) = std::mem::take(&mut solo.fx).iter().find_map(demoting) {
+                tried += 1;
+                solo.give(Event::PgDone { op, result: Err(why.to_owned()) });
+            }
+            solo.run(MS * 1000);
+        }
+        assert_eq!(solo.events("demotion_failed"), told, "{:?}", solo.snapshot().events);
+    }
+    assert!(tried > 15, "it is tried again: {tried}");
 }
