@@ -75,6 +75,7 @@ pub mod io {
     pub mod links;
     pub mod machine;
     pub mod neighbour;
+    pub mod network;
     pub mod outside;
     pub mod postgres;
     pub mod privileges;

@@ -4,7 +4,8 @@
 //! Over 600 lines: it is the one list of everything that there is, in the order in which it must begin.
 
 use crate::app::audit::{self, Audit};
-use crate::app::driver::{Changes, Driver, EVENTS_WAITING, Request, open_event_log, read_clocks};
+use crate::app::doctor::{Asked, Examiner, Said};
+use crate::app::driver::{Changes, Driver, EVENTS_WAITING, Request, ask_guard, open_event_log, read_clocks};
 use crate::app::hands::Hands;
 use crate::app::link_watch::watch_links;
 use crate::app::log;
@@ -22,7 +23,7 @@ use crate::engine::outlook::Ledger;
 use crate::engine::report::PgReport;
 use crate::engine::setup::Setup;
 use crate::engine::status::{EventRow, Snapshot};
-use crate::engine::turn::{Event, PeerAnswer, PeerQuestion};
+use crate::engine::turn::Event;
 use crate::io::dns::{Authority, find_authorities};
 use crate::io::journal::Journal;
 use crate::io::postgres::{Cluster, Peer, PgLost};
@@ -41,7 +42,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use zeroize::Zeroizing;
 
 /// How often the local PostgreSQL is looked at, and how long a look may take.
@@ -210,7 +211,8 @@ async fn serve(
     let forwards = config.service.passive == Passive::Forward && node.voter;
     let forward = parts.peer.as_ref().map(|peer| Forwarder::new(Arc::clone(peer), forwards, config.pool.max_clients));
     let commands = make_commands(&config, &node, secrets, &gate, snapshot_rx.clone(), report_rx, forward);
-    spawn_peer(&node, identity, &senses, &peer_name, &commands);
+    let examiner = Examiner::new(&config_file, &node.name);
+    spawn_peer(&node, identity, &senses, &peer_name, &commands, examiner);
     let notices = Notices::start(config.notify.clone(), notices::LIMIT);
     let reloader = Reloader::new(config_file, rules, commands.clone(), notices.clone(), config.clone());
     let reloader = Arc::new(reloader);
@@ -357,31 +359,26 @@ fn spawn_senses(
 }
 
 /// The other node's questions, and its clients' tunnels.
-fn spawn_peer(node: &Node, identity: Arc<PeerIdentity>, to: &Senses<'_>, peer: &NodeName, commands: &Commands) {
+fn spawn_peer(
+    node: &Node,
+    identity: Arc<PeerIdentity>,
+    to: &Senses<'_>,
+    peer: &NodeName,
+    commands: &Commands,
+    examiner: Examiner,
+) {
     let counters = Arc::clone(to.counters);
     let requests = to.requests.clone();
     let tunnels = commands.tunnels(peer.clone());
     let (peer, votes) = (peer.clone(), node.voter);
-    let handler = move |from: NodeName, question: PeerQuestion| {
-        let requests = requests.clone();
-        // A node without a vote is answered apart, so that nothing it says can pass for the peer's word.
-        let only_follows = matches!(question, PeerQuestion::Follow { .. } | PeerQuestion::PrepareFollower { .. });
-        let known = votes && (from == peer) != only_follows;
+    let handler = move |from: NodeName, asked: Asked| {
+        let (requests, examiner, peer) = (requests.clone(), examiner.clone(), peer.clone());
         async move {
-            let refused = |why: &str| PeerAnswer::Refused { why: why.to_owned() };
-            if !known {
-                return refused("only the other voter is listened to, and nodes without a vote when they only follow");
+            match asked {
+                Asked::Guard(question) => Said::Guard(ask_guard(&requests, from, question, votes, &peer).await),
+                // Any node of the configuration may ask; it is told, and no more.
+                Asked::Doctor(what) => Said::Doctor(examiner.answer(what).await),
             }
-            let (reply, answer) = oneshot::channel();
-            let question = Box::new(question);
-            let request = match only_follows {
-                true => Request::Follower(from, question, reply),
-                false => Request::Peer(from, question, reply),
-            };
-            if requests.send(request).await.is_err() {
-                return refused("the daemon is shutting down");
-            }
-            answer.await.unwrap_or_else(|_| refused("the daemon dropped the question"))
         }
     };
     tokio::spawn(listen_with(node.peer_listen, identity, counters, tunnels, handler));

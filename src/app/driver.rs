@@ -61,6 +61,32 @@ pub enum Request {
     Follower(NodeName, Box<PeerQuestion>, oneshot::Sender<PeerAnswer>),
 }
 
+/// Hands a question of the peer channel to the turn and waits for its answer.
+pub async fn ask_guard(
+    requests: &mpsc::Sender<Request>,
+    from: NodeName,
+    question: PeerQuestion,
+    votes: bool,
+    peer: &NodeName,
+) -> PeerAnswer {
+    // A node without a vote is answered apart, so that nothing it says can pass for the peer's word.
+    let only_follows = matches!(question, PeerQuestion::Follow { .. } | PeerQuestion::PrepareFollower { .. });
+    let refused = |why: &str| PeerAnswer::Refused { why: why.to_owned() };
+    if !votes || (from == *peer) == only_follows {
+        return refused("only the other voter is listened to, and nodes without a vote when they only follow");
+    }
+    let (reply, answer) = oneshot::channel();
+    let question = Box::new(question);
+    let request = match only_follows {
+        true => Request::Follower(from, question, reply),
+        false => Request::Peer(from, question, reply),
+    };
+    if requests.send(request).await.is_err() {
+        return refused("the daemon is shutting down");
+    }
+    answer.await.unwrap_or_else(|_| refused("the daemon dropped the question"))
+}
+
 /// How far the end is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ending {

@@ -20,7 +20,7 @@ use crate::base::config::{Config, Node};
 use crate::base::fault::{ExitCode, Fault};
 use crate::io::files;
 use crate::io::journal::replay;
-use crate::io::machine::NameFacts;
+use crate::io::network::NameFacts;
 use crate::io::postgres::{Preparation, cluster_in};
 use data_encoding::{BASE64, BASE64URL_NOPAD};
 use ring::rand::{SecureRandom, SystemRandom};

@@ -3,7 +3,7 @@
 use super::client::{self, DrillArgs, Out, PromoteArgs, Target};
 use super::render::Style;
 use super::render::check::Thresholds;
-use super::verbs::{Command, Globals, ProbeArgs, Since, Switch};
+use super::verbs::{Command, DoctorArgs, Globals, ProbeArgs, Since, Switch};
 use super::{cli, daemon, doctor, log, may_start, probe, witness};
 use crate::base::config::Config;
 use crate::base::fault::{ExitCode, Fault};
@@ -19,7 +19,7 @@ pub fn dispatch(globals: &Globals, command: &Command) -> Option<Result<u8, Fault
         Command::Witness => run_witness(globals),
         Command::Probe(args) => run_probe(args),
         Command::MayStartPrimary => run_may_start(globals),
-        Command::Doctor(args) => run_doctor(globals, args.json),
+        Command::Doctor(args) => run_doctor(globals, args),
         Command::Check(args) => {
             let thresholds = Thresholds { warning: args.warning.clone(), critical: args.critical.clone() };
             with_target(globals, async |target, out| Ok(client::check(target, &thresholds, out).await))
@@ -149,11 +149,13 @@ fn run_may_start(globals: &Globals) -> Result<u8, Fault> {
     }
 }
 
-fn run_doctor(globals: &Globals, json: bool) -> Result<u8, Fault> {
+fn run_doctor(globals: &Globals, args: &DoctorArgs) -> Result<u8, Fault> {
     let config = globals.load()?;
     let me = globals.this_node(&config)?;
     let node = config.node(&me).ok_or_else(|| Fault::new(ExitCode::Config, format!("no [[node]] is named {me}")))?;
-    doctor::run(&config, node, &globals.config, json).map(cli::code)
+    let DoctorArgs { json, here, fix, yes, for_peer } = *args;
+    let options = doctor::Options { json, here, fix, yes, for_peer };
+    doctor::run(&config, node, &globals.config, options).map(cli::code)
 }
 
 fn run_probe(args: &ProbeArgs) -> Result<u8, Fault> {

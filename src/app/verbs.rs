@@ -160,15 +160,15 @@ pub enum Command {
                             2 wrong."
     )]
     CheckConfig(CheckConfigArgs),
-    /// Check everything a failover will need, live; run it on each of the two nodes
+    /// Check everything a failover will need, live, on all nodes
     #[command(
-        after_help = "Example:\n  portcullis doctor --json\n\nEvery finding comes with its remedy, and what could not \
-                      be checked with the reason. It looks at this node; of the other one it sees what its daemon says \
-                      and whether its PostgreSQL lets this node in past the gate: run it there too. As root, or as the \
-                      user PostgreSQL runs as. It changes nothing.\n\nExit codes: 0 nothing, or advice alone; 1 \
-                      findings."
+        after_help = "Example:\n  portcullis doctor --json\n\nIt looks at this node, and the other nodes' daemons look \
+                      at theirs; what could not be checked is named with the reason. As root, or as the user \
+                      PostgreSQL runs as; without this node's daemon too. It changes nothing: --fix does what cannot \
+                      hurt (modes of secret files; role and grants for pg_rewind, on the active node) and asks \
+                      before.\n\nExit codes: 0 nothing, or advice alone; 1 findings."
     )]
-    Doctor(JsonArgs),
+    Doctor(DoctorArgs),
     /// The lines of /pool_nodes as a CGI answer
     #[command(after_help = "Example:\n  portcullis cgi")]
     Cgi,
@@ -219,6 +219,25 @@ pub struct JsonArgs {
     /// JSON instead of a table
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+    /// Look at this node alone
+    #[arg(long)]
+    pub here: bool,
+    /// Do what is harmless, after asking
+    #[arg(long)]
+    pub fix: bool,
+    /// Ask nothing, with --fix
+    #[arg(long, requires = "fix")]
+    pub yes: bool,
+    /// For the doctor of another node
+    #[arg(long, hide = true, conflicts_with_all = ["json", "here", "fix"])]
+    pub for_peer: bool,
 }
 
 #[derive(Debug, Args)]

@@ -8,7 +8,8 @@
 //! Cancel-safety: `ask` may be dropped at any point. Dropping `update` after it connected leaves the outcome unknown.
 
 use crate::wire::dns::{
-    Answer, Asked, Facts, Question, Reading, RecordPair, ServiceNames, TsigKey, Update, UpdateOutcome,
+    Answer, Asked, Facts, HeadQuestion, Question, Reading, RecordPair, ServiceNames, TsigKey, Update, UpdateOutcome,
+    ZoneHead,
 };
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{TokioResolver, config::ResolverOpts};
@@ -106,6 +107,24 @@ impl Authority {
             .await
             .map_err(sentence)
             .and_then(|bytes| question.read(&bytes, unix_seconds()))
+    }
+
+    /// The zone's own head, by TCP: the way that updates and long answers take.
+    ///
+    /// # Errors
+    /// A sentence that names the server.
+    pub async fn head(&self, limit: Duration) -> Result<ZoneHead, String> {
+        let server = self.server;
+        let told = |why: String| format!("{server} gives no answer by TCP that counts: {why}");
+        let question = HeadQuestion::new(&self.names, random_id(), self.key.as_deref(), unix_seconds())?;
+        let whole = async {
+            let mut stream = TcpStream::connect(server).await.map_err(sentence)?;
+            exchange(&mut stream, question.bytes()).await.map_err(sentence)
+        };
+        match timeout(limit, whole).await {
+            Ok(bytes) => question.read(&bytes.map_err(told)?, unix_seconds()).map_err(told),
+            Err(_) => Err(format!("{server} did not answer by TCP within {limit:?}")),
+        }
     }
 
     /// Swaps both record sets for `addresses` and `marker`, both with `ttl` in seconds, if they still are as

@@ -1,158 +1,160 @@
-//! What `init` finds on a machine before there is a configuration: addresses of its network cards, its domain, and what
-//! the system's resolver says of a service name.
-//!
-//! It only looks. What it finds is proposed to a person, never used as evidence.
+//! This machine as `doctor` sees it: clock source, resolver, Java, room on the disk, the VIP's interface, the daemon's
+//! process, units. Everything is only looked at.
 
-use hickory_resolver::proto::rr::{Name, RData, RecordType};
-use hickory_resolver::{TokioResolver, config::ResolverOpts};
+use crate::base::time::Duration;
+use crate::io::postgres::tool;
+use crate::io::vip::VipHand;
+use crate::io::{arp::PacketSocket, neighbour};
 use ipnet::IpNet;
-use std::fs;
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
-use tokio::time::timeout;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
-/// How long the resolver may take in all; a machine without DNS must not keep a person waiting.
-const LOOK_LIMIT: Duration = Duration::from_secs(6);
-/// Cards that containers, virtual machines and bridges of theirs make; no client comes that way.
-const NOT_A_NETWORK: [&str; 14] = [
-    "lo", "docker", "br-", "veth", "virbr", "vnet", "lxcbr", "lxdbr", "cni", "flannel", "cali", "podman", "kube", "tap",
-];
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_NET_RAW: u32 = 13;
+const UNIT_LIMIT: Duration = Duration::from_secs(3);
+/// A witness of the VIP has so long to answer ARP or NDP.
+const NEIGHBOUR_LIMIT: Duration = Duration::from_millis(1200);
 
-/// An address of this machine that others may reach.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    pub interface: String,
-    pub net: IpNet,
-    /// The card that packets to nowhere in particular leave by.
-    pub is_default: bool,
+/// A clock source that counts on without help of this kernel's ticks, or what there is.
+pub fn clock_source() -> Option<String> {
+    let text = std::fs::read_to_string("/sys/devices/system/clocksource/clocksource0/current_clocksource").ok()?;
+    Some(text.trim().to_owned())
 }
 
-/// The addresses of this machine, those of the card with the default route first, IPv4 before IPv6; without loopback,
-/// link-local ones and the cards of containers.
-pub fn places() -> Vec<Place> {
-    let default = default_interfaces();
-    let Ok(all) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
-    let mut found: Vec<Place> = Vec::new();
-    for entry in all {
-        let (Some(address), Some(mask)) = (entry.address.and_then(ip), entry.netmask.and_then(ip)) else { continue };
-        let interface = entry.interface_name;
-        let Ok(net) = IpNet::with_netmask(address, mask) else { continue };
-        if is_worth_naming(&interface, address) {
-            let is_default = default.contains(&interface);
-            found.push(Place { interface, net, is_default });
-        }
-    }
-    found.sort_by_key(|place| (!place.is_default, place.net.addr().is_ipv6(), place.interface.clone()));
-    found
+/// Bytes free for this user in the file system of `path`, or of its nearest parent that is there.
+pub fn free_bytes(path: &Path) -> Option<u64> {
+    let place = path.ancestors().find(|place| place.exists())?;
+    let stat = rustix::fs::statvfs(place).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-fn ip(address: nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {
-    let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-    v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-}
-
-fn is_worth_naming(interface: &str, address: IpAddr) -> bool {
-    let local = match address {
-        IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local(),
-    };
-    !local && !NOT_A_NETWORK.iter().any(|made| interface.starts_with(made) && (*made != "lo" || interface == "lo"))
-}
-
-/// Names of the cards that have a default route: /proc/net/route (destination and mask zero), /proc/net/ipv6_route
-/// (destination and prefix zero, the name last; `lo` holds the kernel's own "unreachable").
-fn default_interfaces() -> Vec<String> {
-    let mut names = Vec::new();
-    for line in fs::read_to_string("/proc/net/route").unwrap_or_default().lines().skip(1) {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        if let [name, "00000000", _, _, _, _, _, "00000000", ..] = fields.as_slice() {
-            names.push((*name).to_owned());
-        }
-    }
-    for line in fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default().lines() {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let zero = fields.first().is_some_and(|to| to.bytes().all(|b| b == b'0')) && fields.get(1) == Some(&"00");
-        if let Some(name) = fields.last().filter(|name| zero && **name != "lo") {
-            names.push((*name).to_owned());
-        }
-    }
-    names
-}
-
-/// The domain this machine is in: of its full name, else the first of the resolver's search list.
-pub fn domain() -> Option<String> {
-    let name = super::host::name();
-    if let Some((_, domain)) = name.split_once('.').filter(|(_, domain)| domain.contains('.')) {
-        return Some(domain.to_owned());
-    }
-    let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let words = text.lines().find_map(|line| {
-        let mut words = line.split_whitespace();
-        matches!(words.next()?, "search" | "domain").then(|| words.next().map(str::to_owned))?
-    });
-    words.map(|word| word.trim_matches('.').to_ascii_lowercase()).filter(|word| word.contains('.'))
-}
-
-/// What the system's resolver says of a service name.
+/// What names and answers on this machine may keep longer than their TTL.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct NameFacts {
-    /// The closest zone around it that has an SOA record; `None`: none was found.
-    pub zone: Option<ZoneFacts>,
-    /// What the name leads to now.
-    pub addresses: Vec<IpAddr>,
+pub struct Caches {
+    /// `nscd` answers for glibc here.
+    pub nscd: bool,
+    /// Of each installed Java: its file and `networkaddress.cache.ttl`, where one is set.
+    pub java: Vec<(PathBuf, String)>,
 }
 
-/// A zone and who answers for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ZoneFacts {
-    pub name: String,
-    /// The SOA's MNAME: who takes updates.
-    pub primary: String,
-    /// Addresses of the primary, then of the other name servers; may be empty.
-    pub servers: Vec<SocketAddr>,
-}
-
-/// Asks for the zone around `service` and what the name leads to. Silence is nothing found.
-pub async fn look_up(service: &str) -> NameFacts {
-    let look = async {
-        let mut options = ResolverOpts::default();
-        options.cache_size = 0;
-        options.attempts = 1;
-        options.timeout = Duration::from_secs(2);
-        let resolver = TokioResolver::builder_tokio().ok()?.with_options(options).build().ok()?;
-        let full = Name::from_ascii(format!("{}.", service.trim_end_matches('.'))).ok()?;
-        let addresses = match resolver.lookup_ip(full.clone()).await {
-            Ok(found) => found.iter().collect(),
-            Err(_) => Vec::new(),
-        };
-        // The name itself may be a zone of its own; a top-level domain is nobody's to update.
-        let mut at = full;
-        let mut zone = None;
-        while zone.is_none() && at.num_labels() >= 2 {
-            zone = soa_primary(&resolver, &at).await.map(|primary| (at.clone(), primary));
-            at = at.base_name();
+/// Looks for caches of host names.
+pub fn caches() -> Caches {
+    let nscd = ["/run/nscd/socket", "/var/run/nscd/socket"].iter().any(|path| Path::new(path).exists());
+    let homes = ["/usr/lib/jvm"].iter().filter_map(|root| std::fs::read_dir(root).ok());
+    let mut java = Vec::new();
+    for home in homes.flatten().flatten() {
+        // Links to the same Java are looked at once.
+        if home.file_type().is_ok_and(|kind| kind.is_symlink()) {
+            continue;
         }
-        let zone = match zone {
-            Some((name, primary)) => {
-                let text = name.to_ascii().trim_end_matches('.').to_ascii_lowercase();
-                let servers = super::dns::find_authorities_by(&resolver, &text).await.unwrap_or_default();
-                let primary = primary.to_ascii().trim_end_matches('.').to_owned();
-                Some(ZoneFacts { name: text, primary, servers })
+        for place in ["conf/security/java.security", "jre/lib/security/java.security", "lib/security/java.security"] {
+            let file = home.path().join(place);
+            let Ok(text) = std::fs::read_to_string(&file) else { continue };
+            if let Some(ttl) = java_ttl(&text) {
+                java.push((file, ttl));
             }
-            None => None,
-        };
-        Some(NameFacts { zone, addresses })
-    };
-    timeout(LOOK_LIMIT, look).await.ok().flatten().unwrap_or_default()
+            break;
+        }
+    }
+    Caches { nscd, java }
 }
 
-/// The MNAME of the SOA record that this very name has.
-async fn soa_primary(resolver: &TokioResolver, name: &Name) -> Option<Name> {
-    let found = resolver.lookup(name.clone(), RecordType::SOA).await.ok()?;
-    found.answers().iter().filter(|record| record.name == *name).find_map(|record| match &record.data {
-        RData::SOA(soa) => Some(soa.mname.clone()),
-        _ => None,
-    })
+fn java_ttl(text: &str) -> Option<String> {
+    let set = |line: &str| {
+        Some(line.trim().strip_prefix("networkaddress.cache.ttl")?.trim().strip_prefix('=')?.trim().to_owned())
+    };
+    text.lines().find_map(set)
+}
+
+/// A process as /proc shows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProcessFacts {
+    pub net_admin: bool,
+    pub net_raw: bool,
+    /// Hard limit of descriptors; `None`: not to be seen.
+    pub descriptors: Option<u64>,
+}
+
+/// What the process may do; `None`: it is gone, or hidden.
+pub fn process(pid: i32) -> Option<ProcessFacts> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
+    Some(process_of(&status, &limits))
+}
+
+fn process_of(status: &str, limits: &str) -> ProcessFacts {
+    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let set = set.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or_default();
+    let hard =
+        limits.lines().find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().nth(1)?.parse().ok());
+    ProcessFacts {
+        net_admin: set & (1 << CAP_NET_ADMIN) != 0,
+        net_raw: set & (1 << CAP_NET_RAW) != 0,
+        descriptors: hard,
+    }
+}
+
+/// Who listens on a Unix socket.
+pub async fn listener_of(socket: &Path) -> Option<i32> {
+    tokio::net::UnixStream::connect(socket).await.ok()?.peer_cred().ok()?.pid()
+}
+
+/// What systemd does with a unit at boot: `enabled`, `disabled`, ...; empty where it does not know it.
+///
+/// # Errors
+/// systemctl gave no answer.
+pub async fn unit_at_boot(unit: &str) -> Result<String, String> {
+    let mut command = tool::command("systemctl");
+    command.args(["show", "--property=UnitFileState", "--value", "--", unit]);
+    let output = tool::run(command, "systemctl", UNIT_LIMIT).await.map_err(|error| error.to_string())?;
+    if output.ok { Ok(output.out.trim().to_owned()) } else { Err(output.complaint()) }
+}
+
+/// The VIP's interface, and who of its witnesses answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VipFacts {
+    pub net: IpNet,
+    /// Its interface, or why there is none.
+    pub interface: Result<String, String>,
+    pub up: bool,
+    /// Another address of the VIP's subnet is on the interface.
+    pub own_address: Option<IpAddr>,
+    /// The witnesses (the gateways where none is configured) and whether they answered; or why nobody was asked.
+    pub witnesses: Result<Vec<(IpAddr, bool)>, String>,
+}
+
+/// Looks at the interface of `net` and asks the VIP's witnesses, from this machine's own address: nothing that is heard
+/// says anything about the VIP. Asking needs CAP_NET_RAW.
+pub async fn vip(net: &IpNet, configured: Option<&str>, witnesses: &[IpAddr]) -> VipFacts {
+    let mut facts = VipFacts {
+        net: *net,
+        interface: Err(String::new()),
+        up: false,
+        own_address: None,
+        witnesses: Err("there is no interface".to_owned()),
+    };
+    let hand = match VipHand::new(net, configured).await {
+        Ok(hand) => hand,
+        Err(why) => {
+            facts.interface = Err(why);
+            return facts;
+        }
+    };
+    facts.interface = Ok(hand.vip().interface.clone());
+    facts.up = hand.link_is_up().await.unwrap_or(false);
+    facts.own_address = crate::io::vip::own_address(net, hand.vip().interface_index).await;
+    facts.witnesses = match (facts.up, facts.own_address) {
+        (false, _) => Err("its interface is down".to_owned()),
+        (true, None) => Err("no address of its subnet is on the interface to ask from".to_owned()),
+        (true, Some(own)) => neighbour::reach(&hand, own, witnesses, NEIGHBOUR_LIMIT).await,
+    };
+    facts
+}
+
+/// May this process send ARP at all?
+pub fn may_ask_neighbours() -> bool {
+    let loopback = IpAddr::from([127, 0, 0, 1]);
+    !matches!(PacketSocket::open(1, loopback), Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 #[cfg(test)]
@@ -160,26 +162,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_addresses_that_others_may_reach_are_proposed() {
-        let rows = [
-            ("eth0", "192.0.2.11", true),
-            ("ens18", "2001:db8::11", true),
-            ("wg0", "10.1.0.1", true),
-            ("lom1", "192.0.2.11", true),
-            ("lo", "127.0.0.1", false),
-            ("lo", "192.0.2.7", false),
-            ("eth0", "169.254.1.1", false),
-            ("eth0", "fe80::1", false),
-            ("docker0", "172.17.0.1", false),
-            ("br-9f3", "172.18.0.1", false),
-            ("veth12", "10.0.3.1", false),
-        ];
-        for (interface, address, worth) in rows {
-            assert_eq!(
-                is_worth_naming(interface, address.parse().expect("an address")),
-                worth,
-                "{interface} {address}"
-            );
-        }
+    fn rights_and_limits_of_a_process_are_read() {
+        let limits = "Limit                     Soft Limit           Hard Limit           Units\n\
+                      Max open files            1024                 524288               files\n";
+        let facts = process_of("Name:\tportcullis\nCapEff:\t0000000000003000\n", limits);
+        assert_eq!(facts, ProcessFacts { net_admin: true, net_raw: true, descriptors: Some(524_288) });
+        let facts = process_of("CapEff:\t0000000000001000\n", "Max open files  unlimited unlimited files\n");
+        assert_eq!(facts, ProcessFacts { net_admin: true, net_raw: false, descriptors: None });
+        assert!(process(std::process::id().try_into().expect("small")).is_some());
+    }
+
+    #[test]
+    fn java_tells_its_cache_only_where_it_is_set() {
+        assert_eq!(java_ttl("# networkaddress.cache.ttl=-1\nnetworkaddress.cache.ttl = 60\n"), Some("60".into()));
+        assert_eq!(java_ttl("#networkaddress.cache.ttl=-1\nnetworkaddress.cache.negative.ttl=10\n"), None);
+    }
+
+    #[test]
+    fn a_place_that_is_not_there_yet_has_the_room_of_its_parent() {
+        assert!(free_bytes(Path::new("/tmp/not/there/yet")).is_some_and(|bytes| bytes > 0));
     }
 }

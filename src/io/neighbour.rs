@@ -88,6 +88,40 @@ async fn ask_and_hear(hand: &VipHand, configured: &[IpAddr]) -> Result<IpAddr, S
     }
 }
 
+/// Which witnesses (the gateways where none is configured) answer a question that is asked from this machine's `own`
+/// address. It says nothing about the VIP and needs none bound: `doctor` asks it of a passive node.
+pub async fn reach(
+    hand: &VipHand,
+    own: IpAddr,
+    configured: &[IpAddr],
+    limit: Duration,
+) -> Result<Vec<(IpAddr, bool)>, String> {
+    let link = hand.link().await?;
+    let witnesses = witnesses(hand.vip().address, configured, &link).await?;
+    let ask = async |witness: IpAddr| -> Result<(IpAddr, bool), String> {
+        let failed = |error: std::io::Error| format!("{witness} cannot be asked on {}: {error}", link.name);
+        let socket = PacketSocket::open(link.index, witness).map_err(failed)?;
+        let Some(frame) = question(link.mac, own, witness) else { return Ok((witness, false)) };
+        let asking = async {
+            loop {
+                if let Err(error) = socket.send(&frame).await {
+                    return failed(error);
+                }
+                tokio::time::sleep(ASK_EVERY).await;
+            }
+        };
+        let heard = async {
+            tokio::select! {
+                answer = hear(&socket, |frame| arp::answer(frame, witness, own)) => answer.map(|_| true),
+                why = asking => Err(why),
+            }
+        };
+        Ok((witness, tokio::time::timeout(limit, heard).await.unwrap_or(Ok(false))?))
+    };
+    let answers = futures_util::future::join_all(witnesses.into_iter().map(ask)).await;
+    answers.into_iter().collect()
+}
+
 fn question(mac: Mac, vip: IpAddr, witness: IpAddr) -> Option<Vec<u8>> {
     match (vip, witness) {
         (IpAddr::V4(vip), IpAddr::V4(witness)) => Some(arp::request(mac, vip, witness)),

@@ -74,6 +74,18 @@ pub async fn tell(words: &[String], input: &[u8], limit: Duration) -> Result<Str
     said(output, program).map(|()| printed)
 }
 
+/// Runs this very program, whatever has become of its file, and returns what it printed; its exit code says nothing
+/// about that.
+///
+/// # Errors
+/// It could not be started, did not end in time, or printed nothing.
+pub async fn ourselves(words: &[std::ffi::OsString], limit: Duration) -> Result<String, String> {
+    let mut command = tool::command("/proc/self/exe");
+    command.arg0("portcullis").args(words);
+    let output = tool::run(command, "portcullis", limit).await.map_err(|error| error.to_string())?;
+    if output.out.trim().is_empty() { Err(output.last_line()) } else { Ok(output.out) }
+}
+
 /// Is systemd the service manager of this machine (sd_booted(3))?
 pub fn has_systemd() -> bool {
     std::path::Path::new("/run/systemd/system").is_dir()

@@ -36,6 +36,26 @@ pub fn become_owner(data_dir: &Path, dirs: &[PathBuf]) -> Result<(), String> {
     Ok(())
 }
 
+/// Lets programs that this very thread starts keep the daemon's two capabilities, where it has them. Only for a thread
+/// that starts this program itself (`doctor` on behalf of another node) and ends.
+///
+/// # Errors
+/// The kernel refuses; children have no capability then.
+pub fn lend_to_own_children() -> Result<(), String> {
+    let lend = || -> rustix::io::Result<()> {
+        let mut sets = creds::capabilities(None)?;
+        sets.inheritable = sets.permitted & kept();
+        creds::set_capabilities(None, sets)?;
+        for one in [creds::CapabilitySet::NET_ADMIN, creds::CapabilitySet::NET_RAW] {
+            if sets.inheritable.contains(one) {
+                creds::configure_capability_in_ambient_set(one, true)?;
+            }
+        }
+        Ok(())
+    };
+    lend().map_err(|error| format!("capabilities cannot be lent: {error}"))
+}
+
 /// The directory and what the daemon keeps right in it; nothing deeper.
 fn give(dir: &Path, uid: Uid, gid: Gid) -> Result<(), String> {
     let told = |path: &Path, e: std::io::Error| format!("{} cannot be given to its user: {e}", path.display());

@@ -109,6 +109,13 @@ async fn find(net: &IpNet, configured: Option<&str>) -> Result<Link, String> {
     }
 }
 
+/// Another address of the net's subnet on this interface, to ask neighbours from.
+pub(super) async fn own_address(net: &IpNet, interface: u32) -> Option<IpAddr> {
+    let all = addresses().await.ok()?;
+    let fits = |address: &IpAddr| net.contains(address) && *address != net.addr();
+    all.iter().filter(|message| message.header.index == interface).filter_map(local_address).find(fits)
+}
+
 impl VipHand {
     /// Finds the interface of `net` ([`find_interface`]); touches nothing.
     pub async fn new(net: &IpNet, configured: Option<&str>) -> Result<VipHand, String> {

@@ -18,6 +18,7 @@ mod claims_postgres;
 mod claims_sessions;
 mod commands;
 mod crash_points;
+mod doctor;
 mod drill;
 mod faults;
 mod forward;

@@ -86,16 +86,16 @@ fn knock_everywhere(lab: &Lab, tally: &mut Tally, state: &str) -> Outcome {
     Ok(())
 }
 
-/// What `doctor --json` said: its exit code and its findings as "level area: text".
+/// What `doctor --json` said of this node: its exit code and its findings as "severity check: what".
 fn doctor(node: &Node) -> Outcome<(i32, Vec<String>, Value)> {
-    let said = node.cli(&["doctor", "--json"])?;
+    let said = node.cli(&["doctor", "--here", "--json"])?;
     let report: Value = serde_json::from_str(&said.out).map_err(|error| Fail(format!("{error}: {said:?}")))?;
     let word = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
     let findings = report["findings"].as_array().cloned().unwrap_or_default();
     for finding in &findings {
         ensure!(!word(finding, "remedy").is_empty(), "a finding without a remedy: {finding}");
     }
-    let lines = findings.iter().map(|f| format!("{} {}: {}", word(f, "level"), word(f, "area"), word(f, "text")));
+    let lines = findings.iter().map(|f| format!("{} {}: {}", word(f, "severity"), word(f, "check"), word(f, "what")));
     Ok((said.code, lines.collect(), report))
 }
 
@@ -278,7 +278,7 @@ fn doctor_finds_each_side_door() {
                 name: "another key than the witness has",
                 open: &|| Ok(std::fs::write(&tsig, "d3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmc=\n")?),
                 close: &|| Ok(std::fs::write(&tsig, format!("{}\n", lab.witness.key()))?),
-                finding: &["critical", "witness: 192.0.2.53:53"],
+                finding: &["critical dns.key", "192.0.2.53:53"],
             },
             DoorTest {
                 name: "a slot that is gone",
@@ -346,7 +346,7 @@ fn doctor_finds_each_side_door() {
         a.postgres.stop(&a.host, "fast")?;
         a.postgres.start(&a.host)?;
         a.wait_active(secs(60))?;
-        let said = a.cli(&["doctor"])?.expect(1)?.out;
+        let said = a.cli(&["doctor", "--here"])?.expect(1)?.out;
         for part in ["listens on every address", "listen_addresses = 'localhost, 192.0.2.11'", "lets all into all"] {
             ensure!(said.contains(part), "{part} is missing in:\n{said}");
         }

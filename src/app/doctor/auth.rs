@@ -11,8 +11,6 @@ use crate::io::postgres::{HbaRule, Survey};
 use crate::wire::hba::{HbaFile, Method};
 use std::collections::BTreeMap;
 
-const AREA: &str = "login";
-
 pub(super) fn check(config: &Config, facts: &Facts, report: &mut Report) {
     let Ok(rules) = &facts.rules else { return };
     gate(rules, report);
@@ -33,7 +31,7 @@ fn gate(rules: &HbaFile, report: &mut Report) {
             format!("whoever asks be {} without a password", users.join(", "))
         });
         let text = format!("{} lets {who} (trust)", entry.place());
-        report.find(Level::Warning, AREA, text, "write scram-sha-256 or cert instead, then reload portcullis");
+        report.find(Level::Warning, "login.trust", text, "write scram-sha-256 or cert instead, then reload portcullis");
     }
 }
 
@@ -91,7 +89,7 @@ fn ways_in(rules: &HbaFile, survey: &Survey, admin: &str, report: &mut Report) {
             remedy += "\nand in pg_ident.conf, for the user the daemon runs as, a line for each role:\n\
                        portcullis postgres ROLE";
         }
-        report.find(Level::Warning, AREA, text, remedy);
+        report.find(Level::Warning, "login.lines", text, remedy);
     }
 }
 
@@ -107,15 +105,15 @@ fn md5(rules: &HbaFile, survey: &Survey, report: &mut Report) {
         if methods.contains(&Method::ScramSha256) && !methods.contains(&Method::Md5) {
             let text =
                 format!("{role}'s password is stored as md5, but hba_file asks for scram-sha-256: it cannot log in");
-            report.find(Level::Warning, AREA, text, remedy);
+            report.find(Level::Warning, "login.md5", text, remedy);
         } else if methods.contains(&Method::Md5) {
             if way_in(survey, role).flatten().is_some_and(|rule| rule.method == "scram-sha-256") {
                 let text =
                     format!("{role}'s password is stored as md5, but pg_hba.conf asks the gate for scram-sha-256");
-                report.find(Level::Warning, AREA, text, remedy);
+                report.find(Level::Warning, "login.md5", text, remedy);
             } else {
                 let text = format!("{role}'s password is stored as md5: whoever reads the hash can log in with it");
-                report.find(Level::Advice, AREA, text, remedy);
+                report.find(Level::Advice, "login.md5", text, remedy);
             }
         }
     }

@@ -7,9 +7,6 @@ use crate::base::ids::NodeName;
 use crate::io::postgres::{Survey, slot_name};
 use crate::wire::marker::Marker;
 
-const SETTINGS: &str = "settings";
-const DURABILITY: &str = "durability";
-const REPLICATION: &str = "replication";
 /// One streams, one copies, one takes the WAL of the copy.
 const LEAST_SENDERS: u32 = 3;
 
@@ -18,7 +15,7 @@ pub(super) fn check(config: &Config, node: &Node, facts: &Facts, report: &mut Re
         Ok(survey) => survey,
         Err(why) => {
             let text = format!("PostgreSQL here cannot be asked: {why}");
-            report.find(Level::Critical, SETTINGS, text, "start it, and run doctor as root or as the user it runs as");
+            report.find(Level::Critical, "pg.down", text, "start it, and run doctor as root or as the user it runs as");
             report.unchecked("PostgreSQL's settings, roles and databases", "PostgreSQL cannot be asked");
             return;
         }
@@ -41,7 +38,7 @@ pub(super) fn check(config: &Config, node: &Node, facts: &Facts, report: &mut Re
     for database in survey.databases.iter().filter(|database| database.unlogged > 0) {
         let text =
             format!("{} unlogged tables in {}: they are empty after a failover", database.unlogged, database.name);
-        report.find(Level::Advice, DURABILITY, text, "ALTER TABLE ... SET LOGGED for what must survive");
+        report.find(Level::Advice, "data.unlogged", text, "ALTER TABLE ... SET LOGGED for what must survive");
     }
     for (name, why) in &survey.unseen {
         report.unchecked(format!("database {name}"), why.clone());
@@ -55,38 +52,43 @@ fn settings(survey: &Survey, report: &mut Report) {
     let number = |name: &str| survey.setting(name).parse::<u32>().unwrap_or_default();
     if survey.setting("wal_level") == "minimal" {
         let text = "wal_level is minimal: nothing can be replicated";
-        report.find(Level::Critical, SETTINGS, text, restart("wal_level = replica"));
+        report.find(Level::Critical, "pg.wal-level", text, restart("wal_level = replica"));
     }
     if off("hot_standby") {
         let text = "hot_standby is off: a standby here takes no sessions, so nobody can see whether it could take over";
-        report.find(Level::Critical, SETTINGS, text, restart("hot_standby = on"));
+        report.find(Level::Critical, "pg.hot-standby", text, restart("hot_standby = on"));
     }
     if number("max_wal_senders") < LEAST_SENDERS {
         let text = format!(
             "max_wal_senders is {}: a clone needs two beside the one that streams",
             survey.setting("max_wal_senders")
         );
-        report.find(Level::Warning, SETTINGS, text, restart("max_wal_senders = 10"));
+        report.find(Level::Warning, "pg.senders", text, restart("max_wal_senders = 10"));
     }
     if off("wal_log_hints") && off("data_checksums") {
         let text =
             "neither wal_log_hints nor data checksums are on: pg_rewind cannot bring this node back, only a clone";
-        report.find(Level::Warning, SETTINGS, text, restart("wal_log_hints = on"));
+        report.find(Level::Warning, "rejoin.rewind", text, restart("wal_log_hints = on"));
     }
     for (name, what) in [("fsync", "a crash destroys the cluster"), ("full_page_writes", "a crash can tear pages")] {
         if off(name) {
             let text = format!("{name} is off: {what}");
-            report.find(Level::Critical, DURABILITY, text, format!("in postgresql.conf, then reload:\n{name} = on"));
+            report.find(Level::Critical, "pg.fsync", text, format!("in postgresql.conf, then reload:\n{name} = on"));
         }
     }
     if off("restart_after_crash") {
         let text =
             "restart_after_crash is off: after a crash of one backend PostgreSQL stays down until a person starts it";
-        report.find(Level::Advice, SETTINGS, text, "in postgresql.conf, then reload:\nrestart_after_crash = on");
+        report.find(
+            Level::Advice,
+            "pg.restart-after-crash",
+            text,
+            "in postgresql.conf, then reload:\nrestart_after_crash = on",
+        );
     }
     for name in survey.pending_restart.iter().filter(|name| *name != "listen_addresses") {
         let text = format!("{name} was changed, and PostgreSQL was not restarted since: the old value is in force");
-        report.find(Level::Advice, SETTINGS, text, "restart PostgreSQL");
+        report.find(Level::Advice, "pg.pending-restart", text, "restart PostgreSQL");
     }
 }
 
@@ -109,7 +111,7 @@ fn connections(config: &Config, survey: &Survey, report: &mut Report) {
             "lower pool.size, or in postgresql.conf, then restart PostgreSQL:\nmax_connections = {}",
             wanted.saturating_add(kept)
         );
-        report.find(Level::Warning, SETTINGS, text, remedy);
+        report.find(Level::Warning, "pg.connections", text, remedy);
     }
 }
 
@@ -125,12 +127,12 @@ fn slots(config: &Config, node: &Node, survey: &Survey, report: &mut Report) {
     if most < wanted.len() || (!missing.is_empty() && survey.slots.len() >= most) {
         let text = format!("max_replication_slots is {most}: there is no room for {}", wanted.join(", "));
         let remedy = "in postgresql.conf, then restart PostgreSQL:\nmax_replication_slots = 10";
-        report.find(Level::Critical, REPLICATION, text, remedy);
+        report.find(Level::Critical, "pg.slots", text, remedy);
     } else if !survey.in_recovery
         && let Some(name) = missing.first()
     {
         let text = format!("the slot {name} is not there: WAL that a standby still needs may be removed");
-        report.find(Level::Warning, REPLICATION, text, "start the daemon on both nodes; the active one makes it");
+        report.find(Level::Warning, "slot.missing", text, "start the daemon on both nodes; the active one makes it");
     }
 }
 
@@ -144,7 +146,7 @@ fn commits(survey: &Survey, report: &mut Report) {
     if let Some(value) = survey.synchronous_commit.as_deref().filter(|value| !waits(value)) {
         let text = format!("synchronous_commit is {value}: commits are acknowledged that the standby does not have");
         let remedy = "in postgresql.conf, then reload:\nsynchronous_commit = on";
-        report.find(Level::Critical, DURABILITY, text, remedy);
+        report.find(Level::Critical, "commit.off", text, remedy);
     }
     for lowered in survey.lowered.iter().filter(|lowered| !waits(&lowered.value)) {
         let (who, statement) = match (&lowered.role, &lowered.database) {
@@ -158,7 +160,7 @@ fn commits(survey: &Survey, report: &mut Report) {
         let value = &lowered.value;
         let text =
             format!("{who} commits with synchronous_commit = {value}: a failover may lose what was acknowledged");
-        report.find(Level::Warning, DURABILITY, text, format!("{statement} RESET synchronous_commit;"));
+        report.find(Level::Warning, "commit.lowered", text, format!("{statement} RESET synchronous_commit;"));
     }
 }
 
@@ -180,7 +182,7 @@ fn cancels(config: &Config, survey: &Survey, report: &mut Report) {
             "on the primary, in {name} (and in template1, for databases to come):\nREVOKE {function} FROM PUBLIC;\n\
              REVOKE {function} FROM {who};"
         );
-        report.find(Level::Warning, DURABILITY, text, remedy);
+        report.find(Level::Warning, "commit.cancel", text, remedy);
     }
 }
 
@@ -202,7 +204,7 @@ fn sync_list(marker: &Marker, me: &NodeName, survey: &Survey, report: &mut Repor
     let text = format!("synchronous_standby_names is '{list}', while the record says sync={says}");
     let remedy = "leave the setting to the daemon (ALTER SYSTEM); take it out of postgresql.conf, and look again in a \
                   minute";
-    report.find(level, DURABILITY, text, remedy);
+    report.find(level, "commit.list", text, remedy);
 }
 
 #[cfg(test)]
@@ -294,7 +296,7 @@ mod tests {
         let database = |roles: &[&str]| DatabaseFacts {
             name: "app".into(),
             may_cancel: roles.iter().map(ToString::to_string).collect(),
-            unlogged: 0,
+            ..DatabaseFacts::default()
         };
         let found = judged(&Survey { databases: vec![database(&["replicator", "writer"])], ..survey(&[]) });
         assert!(matches!(&found[..], [(Level::Warning, text)] if text.contains("in app, writer may")), "{found:?}");

@@ -9,9 +9,8 @@ use super::{Level, Report};
 use crate::base::config::{Config, Node};
 use crate::io::postgres::{HbaRule, Survey};
 use ipnet::IpNet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-const AREA: &str = "side door";
 /// What users and databases are called when any will do.
 const ALL: &str = "all";
 const REPLICATION: &str = "replication";
@@ -33,13 +32,13 @@ pub(super) fn check(config: &Config, node: &Node, facts: &Facts, report: &mut Re
     if let Some(address) = facts.gate_taken {
         let text = format!("the gate is shut, and yet something takes connections at {address}, where clients connect");
         let port = address.port();
-        report.find(Level::Critical, AREA, text, format!("find it with `ss -ltnp sport = :{port}` and stop it"));
+        report.find(Level::Critical, "door.gate", text, format!("find it with `ss -ltnp sport = :{port}` and stop it"));
     }
     match &facts.kernel_gate {
         Some(Ok(true)) => report.checked("fence.kernel_gate: the table stands"),
         Some(Ok(false)) => report.find(
             Level::Critical,
-            AREA,
+            "wall.missing",
             "fence.kernel_gate is configured, but the kernel has no table inet portcullis",
             "start the daemon; it makes the table. If it runs, see its log for why it could not",
         ),
@@ -60,7 +59,7 @@ fn listen(config: &Config, node: &Node, survey: &Survey, report: &mut Report) {
     let wanted = format!("in postgresql.conf, then restart PostgreSQL:\nlisten_addresses = 'localhost, {host}'");
     if survey.pending_restart.iter().any(|name| name == "listen_addresses") {
         let text = "listen_addresses was changed, and PostgreSQL was not restarted since: the old value is in force";
-        report.find(Level::Warning, AREA, text, "restart PostgreSQL");
+        report.find(Level::Warning, "door.listen", text, "restart PostgreSQL");
     }
     let list = survey.setting("listen_addresses");
     let (mut reachable, mut unknown) = (false, Vec::new());
@@ -71,13 +70,13 @@ fn listen(config: &Config, node: &Node, survey: &Survey, report: &mut Report) {
         reachable |= any || own;
         if any {
             let text = format!("listen_addresses is '{list}': PostgreSQL listens on every address of this machine");
-            report.find(Level::Warning, AREA, text, wanted.clone());
+            report.find(Level::Warning, "door.listen", text, wanted.clone());
         } else if own || word == "localhost" || address.is_some_and(|address| address.is_loopback()) {
         } else if let Some(address) = address {
             let vip = config.vip.iter().flat_map(|vip| &vip.addresses).any(|net| net.addr() == address);
             let (level, what) = if vip { (Level::Critical, "the VIP") } else { (Level::Warning, "a further address") };
             let text = format!("listen_addresses holds {address}, {what}: PostgreSQL listens beside the gate there");
-            report.find(level, AREA, text, wanted.clone());
+            report.find(level, "door.listen", text, wanted.clone());
         } else {
             unknown.push(word.to_owned());
         }
@@ -87,7 +86,7 @@ fn listen(config: &Config, node: &Node, survey: &Survey, report: &mut Report) {
         report.unchecked("listen_addresses: which addresses its names mean", why);
     } else if !reachable {
         let text = format!("listen_addresses is '{list}' without {host}: the other node cannot replicate from here");
-        report.find(Level::Critical, "replication", text, wanted);
+        report.find(Level::Critical, "repl.hba", text, wanted);
     }
 }
 
@@ -145,14 +144,14 @@ fn rules(config: &Config, node: &Node, survey: &Survey, report: &mut Report) {
     let lines = recommended(config, node, user);
     if survey.hba_not_loaded {
         let text = "pg_hba.conf was changed after PostgreSQL read it last; doctor judges the file";
-        report.find(Level::Warning, AREA, text, "reload PostgreSQL: SELECT pg_reload_conf();");
+        report.find(Level::Warning, "hba.not-loaded", text, "reload PostgreSQL: SELECT pg_reload_conf();");
     }
     for (at, rule) in survey.hba.iter().enumerate() {
         if !rule.error.is_empty() {
             let text = format!("pg_hba.conf line {} is not understood: {}", rule.line, rule.error);
             report.find(
                 Level::Warning,
-                AREA,
+                "hba.error",
                 text,
                 "correct the line; until then PostgreSQL takes no change of the file",
             );
@@ -187,7 +186,7 @@ fn rules(config: &Config, node: &Node, survey: &Survey, report: &mut Report) {
         // The first rule that fits decides.
         if survey.hba.iter().find(|rule| admits(rule)).is_none_or(|rule| rule.method == "reject") {
             let text = format!("pg_hba.conf does not let {user} of {} ({address}) replicate from here", peer.name);
-            report.find(Level::Critical, "replication", text, format!("in pg_hba.conf, then reload:\n{lines}"));
+            report.find(Level::Critical, "repl.hba", text, format!("in pg_hba.conf, then reload:\n{lines}"));
         }
     }
 }
@@ -195,23 +194,24 @@ fn rules(config: &Config, node: &Node, survey: &Survey, report: &mut Report) {
 /// The lines that belong into pg_hba.conf, as they are to be written.
 fn recommended(config: &Config, node: &Node, user: &str) -> String {
     let peers = config.nodes.iter().filter(|other| other.name != node.name);
-    let line = |other: &Node| {
-        let host = &other.postgres.host;
-        let address = match host.parse::<IpAddr>() {
-            Ok(IpAddr::V4(_)) => format!("{host}/32"),
-            Ok(IpAddr::V6(_)) => format!("{host}/128"),
-            Err(_) => host.clone(),
-        };
-        format!("host  replication  {user}  {address}  scram-sha-256")
+    peers.map(|other| line_for(&other.postgres.host, REPLICATION, user)).collect::<Vec<_>>().join("\n")
+}
+
+/// The line that lets the replication role of a host in.
+pub(super) fn line_for(host: &str, database: &str, user: &str) -> String {
+    let address = match host.parse::<IpAddr>() {
+        Ok(IpAddr::V4(_)) => format!("{host}/32"),
+        Ok(IpAddr::V6(_)) => format!("{host}/128"),
+        Err(_) => host.to_owned(),
     };
-    peers.map(line).collect::<Vec<_>>().join("\n")
+    format!("host  {database}  {user}  {address}  scram-sha-256")
 }
 
 fn trusts_locally(rule: &HbaRule, over: &str, report: &mut Report) {
     if rule.method == "trust" {
         let (line, users) = (rule.line, rule.users.join(","));
         let text = format!("pg_hba.conf line {line} lets everybody on this machine be {users} over {over} (trust)");
-        report.find(Level::Advice, AREA, text, "use peer for the admin user and scram-sha-256 for all others");
+        report.find(Level::Advice, "door.trust", text, "use peer for the admin user and scram-sha-256 for all others");
     }
 }
 
@@ -231,51 +231,59 @@ fn remote(rule: &HbaRule, from: From, user: &str, lines: &str, report: &mut Repo
         let remedy = format!(
             "take the line out and reload: SELECT pg_reload_conf(); over the network only this stays:\n{lines}"
         );
-        report.find(Level::Critical, AREA, text, remedy);
+        report.find(Level::Critical, "door.hba", text, remedy);
         return;
     }
     let remedy = format!("write instead, then reload:\n{lines}");
     if method == "trust" {
         let text = format!("pg_hba.conf line {line} lets {who} replicate from {place} without a password");
-        report.find(Level::Critical, AREA, text, remedy.clone());
+        report.find(Level::Critical, "door.trust", text, remedy.clone());
     }
     if !ours {
         let text = format!("pg_hba.conf line {line} lets {who} replicate from {place}; only {user} needs to");
-        report.find(Level::Warning, AREA, text, remedy);
+        report.find(Level::Warning, "door.hba", text, remedy);
     } else if from != From::Nodes {
         let level = if from == From::Everywhere { Level::Warning } else { Level::Advice };
         let text = format!("pg_hba.conf line {line} lets {who} replicate from {place}, which is more than the nodes");
-        report.find(level, AREA, text, remedy);
+        report.find(level, "door.hba", text, remedy);
     }
 }
 
 fn knocks(config: &Config, node: &Node, doors: &[Door], report: &mut Report) {
     let is_vip = |ip: IpAddr| config.vip.iter().flat_map(|vip| &vip.addresses).any(|net| net.addr() == ip);
     let other = config.nodes.iter().find(|other| other.name != node.name).map_or("the other node", |o| o.name.as_str());
-    let mut tried = Vec::new();
-    for Door { whose, address, user, database, knock } in doors {
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    for Door { whose, address, .. } in doors {
+        if tried.contains(address) {
+            continue;
+        }
+        tried.push(*address);
         let here = match whose {
             Whose::Own if is_vip(address.ip()) => "at the VIP",
             Whose::Own => "here",
             Whose::Peer => other,
         };
-        if !tried.contains(address) {
-            tried.push(*address);
-            report.checked(format!("a login at PostgreSQL's port {address} ({here})"));
-        }
-        let remedy = "take the rule out of pg_hba.conf that allows it, and reload";
-        match (knock, whose) {
-            (Knock::Closed | Knock::Rejected, _) => {}
-            (Knock::Admitted, Whose::Own) => {
-                let text = format!("PostgreSQL lets {user} log in to {database} at {address}, past the gate");
-                report.find(Level::Critical, AREA, text, remedy);
+        report.checked(format!("a login at PostgreSQL's port {address} ({here})"));
+        let mut admitted = Vec::new();
+        for door in doors.iter().filter(|door| door.address == *address) {
+            match &door.knock {
+                Knock::Closed | Knock::Rejected => {}
+                Knock::Admitted => admitted.push(format!("{} log in to {}", door.user, door.database)),
+                Knock::Unclear(why) => report.unchecked(format!("a login at {address} ({here})"), why.clone()),
             }
-            (Knock::Admitted, Whose::Peer) => {
-                let text = format!("{other}'s PostgreSQL lets {user} of this node log in to {database} past its gate");
-                report.find(Level::Critical, AREA, text, format!("on {other}: {remedy}"));
-            }
-            (Knock::Unclear(why), _) => report.unchecked(format!("a login at {address} ({here})"), why.clone()),
         }
+        if admitted.is_empty() {
+            continue;
+        }
+        let (logins, remedy) = (admitted.join(", "), "take the rule out of pg_hba.conf that allows it, and reload");
+        let (text, remedy) = match whose {
+            Whose::Own => (format!("PostgreSQL lets {logins} at {address}, past the gate"), remedy.to_owned()),
+            Whose::Peer => (
+                format!("{other}'s PostgreSQL lets {logins} from this node at {address}, past its gate"),
+                format!("on {other}: {remedy}"),
+            ),
+        };
+        report.find(Level::Critical, "door.knock", text, remedy);
     }
 }
 
@@ -292,7 +300,7 @@ fn sockets(facts: &Facts, report: &mut Report) {
             socket.mode
         );
         let remedy = "in postgresql.conf, then restart PostgreSQL:\nunix_socket_permissions = 0770";
-        report.find(Level::Advice, AREA, text, remedy);
+        report.find(Level::Advice, "door.socket", text, remedy);
     }
 }
 
@@ -438,6 +446,11 @@ mod tests {
                 [door(whose, Knock::Closed), door(whose, Knock::Rejected), door(whose, Knock::Unclear("x".into()))];
             knocks(&config, &config.nodes[0], &doors, &mut report);
             assert!(report.findings.is_empty() && report.unchecked.len() == 1, "{report:?}");
+            // Two logins through one door are one finding.
+            let two = [door(whose, Knock::Admitted), door(whose, Knock::Admitted)];
+            knocks(&config, &config.nodes[0], &two, &mut report);
+            assert_eq!(report.findings.len(), 1);
+            report.findings.clear();
             knocks(&config, &config.nodes[0], &[door(whose, Knock::Admitted)], &mut report);
             assert!(matches!(&report.findings[..], [finding] if finding.level == Level::Critical));
         }

@@ -9,7 +9,7 @@ use crate::app::verbs::{InitArgs, PostgresHow};
 use crate::base::config::{ExampleNode, Template};
 use crate::base::fault::Fault;
 use crate::base::ids::NodeName;
-use crate::io::machine::{self, NameFacts, Place};
+use crate::io::network::{self, NameFacts, Place};
 use crate::io::postgres::{FoundCluster, cluster_in, clusters};
 use crate::wire::dns::ServiceNames;
 use ipnet::IpNet;
@@ -62,7 +62,7 @@ pub(super) async fn gather(args: &InitArgs, dir: &Path) -> Result<Answers, Fault
         None => None,
     };
     let mut gathering =
-        Gathering { args, source, places: machine::places(), cluster, witness: args.witness, gaps: Vec::new() };
+        Gathering { args, source, places: network::places(), cluster, witness: args.witness, gaps: Vec::new() };
     gathering.all(dir).await
 }
 
@@ -81,7 +81,7 @@ impl Gathering<'_> {
         let (mut zone, mut servers) = (String::new(), Vec::new());
         if with_dns {
             if !self.args.witness && self.source != Source::Flags {
-                facts = Some(machine::look_up(&service_name).await);
+                facts = Some(network::look_up(&service_name).await);
             }
             (zone, servers) = self.zone(&service_name, facts.as_ref(), &mut notes)?;
         } else if let Some((_, parent)) = service_name.split_once('.') {
@@ -232,7 +232,7 @@ impl Gathering<'_> {
     }
 
     fn service_name(&mut self) -> Result<String, Fault> {
-        let found = machine::domain().map(|domain| format!("db.{domain}"));
+        let found = network::domain().map(|domain| format!("db.{domain}"));
         let question = "The DNS name that clients use";
         let name = self.pick(self.args.service_name.clone(), "--service-name NAME", question, found, &domain_name)?;
         Ok(name.trim_end_matches('.').to_ascii_lowercase())

@@ -4,8 +4,8 @@ use crate::base::config::{Config, DnsMode, Node};
 use crate::base::fault::Fault;
 use crate::base::ids::NodeName;
 use crate::io::files;
-use crate::io::machine::NameFacts;
-use crate::io::{host, machine, outside};
+use crate::io::network::NameFacts;
+use crate::io::{host, network, outside};
 use std::path::Path;
 
 use super::wrong;
@@ -181,7 +181,7 @@ pub(super) fn this_node(config: &Config) -> Option<&Node> {
 }
 
 fn is_here(node: &Node) -> bool {
-    node.addresses.iter().any(|address| machine::places().iter().any(|place| place.net.addr() == *address))
+    node.addresses.iter().any(|address| network::places().iter().any(|place| place.net.addr() == *address))
 }
 
 /// This machine has one node's name and another's address: the daemons of both would take themselves for the same.

@@ -1,22 +1,36 @@
-//! Which keys differ between two configurations: what a reload applies, and what it names as in need of a restart.
+//! Every key with its value, as a sheet that can be compared: which keys differ between two configurations, what a
+//! reload applies, and what it names as in need of a restart; for `doctor`, with those of another node.
 //!
 //! What it is NOT: it reads no file and knows no daemon; which keys a reload can apply it says once, in [`is_live`].
+//! The secrets themselves are in no configuration; words of commands, which may hold some, leave as a hash alone.
 
 use super::{
     Auth, Cluster, Config, Console, Dns, Fence, Node, NodePostgres, Notify, Pool, Postgres, Replication, Service, Tsig,
     Vip, Witness,
 };
+use std::collections::BTreeMap;
 
-/// Notes the keys of one section that differ. A field that is forgotten here does not compile.
-macro_rules! compare {
-    ($out:expr, $section:expr, $type:ident, $old:expr, $new:expr, { $($field:ident: $key:literal),* $(,)? }) => {{
-        let (old, new): (&$type, &$type) = ($old, $new);
-        let $type { $($field: _),* } = old;
-        $(if old.$field != new.$field {
-            $out.push(format!("{}.{}", $section, $key));
-        })*
+/// Notes the keys of one section. A field that is forgotten here does not compile.
+macro_rules! tell {
+    ($out:expr, $section:expr, $type:ident, $values:expr, { $($field:ident: $key:literal),* $(,)? }) => {{
+        let $type { $($field),* } = $values;
+        $($out.push((format!("{}.{}", $section, $key), format!("{:?}", $field)));)*
     }};
 }
+
+/// Keys whose values may hold a password that somebody wrote there: told as a hash.
+const VEILED: [&str; 6] = [
+    "fence.stonith",
+    "notify.command",
+    "dns.update_command",
+    "replication.conninfo",
+    ".postgres.start",
+    ".postgres.stop",
+];
+/// What stands for a section that is not there.
+const ABSENT: &str = "not there";
+/// Sections that may be left out as a whole.
+const OPTIONAL: [&str; 3] = ["dns", "witness", "vip"];
 
 /// Whether a daemon that runs can take this key over.
 pub fn is_live(key: &str) -> bool {
@@ -29,104 +43,145 @@ pub fn is_live(key: &str) -> bool {
 impl Config {
     /// The keys whose values differ, by their full paths.
     pub fn changes(&self, new: &Config) -> Vec<String> {
-        let mut out = Vec::new();
-        let old = self;
-        // `warnings` says nothing of its own.
-        for (key, differs) in [
-            ("state_dir", old.state_dir != new.state_dir),
-            ("runtime_dir", old.runtime_dir != new.runtime_dir),
-            ("reads.balance", old.reads_balance != new.reads_balance),
-            ("status.listen", old.status_listen != new.status_listen),
-        ] {
-            if differs {
-                out.push(key.to_owned());
+        let (old, new) = (self.values(), new.values());
+        let keys: Vec<&String> = old.iter().chain(&new).map(|(key, _)| key).collect();
+        let of = |values: &[(String, String)], key: &str| {
+            values.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone())
+        };
+        let differs = |key: &str| of(&old, key) != of(&new, key);
+        let mut out: Vec<String> = Vec::new();
+        for key in keys {
+            // A section that came or went, and nodes of other names, are told as one.
+            let whole = key.split('.').next().filter(|section| *section != key && differs(section));
+            if whole.is_none() && differs(key) && !out.contains(key) {
+                out.push(key.clone());
             }
         }
-        compare!(out, "service", Service, &old.service, &new.service, {
+        out
+    }
+
+    /// Every key with its value as text, for another node to compare. What may hold a secret is a hash.
+    pub fn sheet(&self) -> BTreeMap<String, String> {
+        let veil = |key: &str, value: String| match VEILED.iter().any(|veiled| key.ends_with(veiled)) {
+            true => data_encoding::HEXLOWER.encode(
+                ring::digest::digest(&ring::digest::SHA256, value.as_bytes()).as_ref().get(..8).unwrap_or_default(),
+            ),
+            false => value,
+        };
+        self.values().into_iter().map(|(key, value)| (key.clone(), veil(&key, value))).collect()
+    }
+
+    /// Is the value of this key only a hash in a sheet?
+    pub fn is_veiled(key: &str) -> bool {
+        VEILED.iter().any(|veiled| key.ends_with(veiled))
+    }
+
+    fn values(&self) -> Vec<(String, String)> {
+        let mut out = Vec::new();
+        let Config {
+            state_dir,
+            runtime_dir,
+            service,
+            nodes,
+            cluster,
+            postgres,
+            auth,
+            dns,
+            witness,
+            vip,
+            fence,
+            replication,
+            pool,
+            reads_balance,
+            status_listen,
+            notify,
+            console,
+            // It says nothing of its own.
+            warnings: _,
+        } = self;
+        for (key, value) in [
+            ("state_dir", format!("{state_dir:?}")),
+            ("runtime_dir", format!("{runtime_dir:?}")),
+            ("reads.balance", format!("{reads_balance:?}")),
+            ("status.listen", format!("{status_listen:?}")),
+        ] {
+            out.push((key.to_owned(), value));
+        }
+        tell!(out, "service", Service, service, {
             name: "name", listen: "listen", passive: "passive", units: "units",
         });
-        nodes(&old.nodes, &new.nodes, &mut out);
-        compare!(out, "cluster", Cluster, &old.cluster, &new.cluster, { key_file: "key_file" });
-        compare!(out, "postgres", Postgres, &old.postgres, &new.postgres, { admin_user: "admin_user" });
-        compare!(out, "auth", Auth, &old.auth, &new.auth, {
+        tell_nodes(nodes, &mut out);
+        tell!(out, "cluster", Cluster, cluster, { key_file: "key_file" });
+        tell!(out, "postgres", Postgres, postgres, { admin_user: "admin_user" });
+        tell!(out, "auth", Auth, auth, {
             hba_file: "hba_file", ident_file: "ident_file", tls_cert_file: "tls_cert_file",
             tls_key_file: "tls_key_file", tls_ca_file: "tls_ca_file", tls_crl_file: "tls_crl_file", cache: "cache",
         });
-        match (&old.dns, &new.dns) {
-            (Some(old), Some(new)) => dns(old, new, &mut out),
-            (None, None) => {}
-            _ => out.push("dns".to_owned()),
+        if let Some(dns) = dns {
+            tell_dns(dns, &mut out);
         }
-        match (&old.witness, &new.witness) {
-            (Some(old), Some(new)) => {
-                compare!(out, "witness", Witness, old, new, { listen: "listen", ns: "ns", active: "active" });
+        if let Some(witness) = witness {
+            tell!(out, "witness", Witness, witness, { listen: "listen", ns: "ns", active: "active" });
+        }
+        if let Some(vip) = vip {
+            tell!(out, "vip", Vip, vip, { addresses: "address", interface: "interface", witness: "witness" });
+        }
+        for section in OPTIONAL {
+            if !out.iter().any(|(key, _)| key.split('.').next() == Some(section)) {
+                out.push((section.to_owned(), ABSENT.to_owned()));
             }
-            (None, None) => {}
-            _ => out.push("witness".to_owned()),
         }
-        match (&old.vip, &new.vip) {
-            (Some(old), Some(new)) => {
-                compare!(out, "vip", Vip, old, new, {
-                    addresses: "address", interface: "interface", witness: "witness",
-                });
-            }
-            (None, None) => {}
-            _ => out.push("vip".to_owned()),
-        }
-        compare!(out, "fence", Fence, &old.fence, &new.fence, {
+        tell!(out, "fence", Fence, fence, {
             lease: "lease", max_drift: "max_drift", margin: "margin", postgres: "postgres",
             kernel_gate: "kernel_gate", stonith: "stonith",
         });
-        compare!(out, "replication", Replication, &old.replication, &new.replication, {
+        tell!(out, "replication", Replication, replication, {
             mode: "mode", on_standby_loss: "on_standby_loss", standby_timeout: "standby_timeout", user: "user",
             password_file: "password_file", conninfo: "conninfo", slots: "slots",
         });
-        pool(&old.pool, &new.pool, &mut out);
-        compare!(out, "notify", Notify, &old.notify, &new.notify, {
+        tell_pool(pool, &mut out);
+        tell!(out, "notify", Notify, notify, {
             command: "command", mail: "mail", sendmail: "sendmail",
         });
-        compare!(out, "console", Console, &old.console, &new.console, { admins: "admins", stats: "stats" });
+        tell!(out, "console", Console, console, { admins: "admins", stats: "stats" });
         out
     }
 }
 
-fn nodes(old: &[Node], new: &[Node], out: &mut Vec<String>) {
-    let names = |nodes: &[Node]| nodes.iter().map(|node| node.name.clone()).collect::<Vec<_>>();
-    if names(old) != names(new) {
-        return out.push("node".to_owned());
-    }
-    for (old, new) in old.iter().zip(new) {
-        let section = format!("node.{}", old.name);
-        compare!(out, section, Node, old, new, {
+fn tell_nodes(nodes: &[Node], out: &mut Vec<(String, String)>) {
+    out.push(("node".to_owned(), nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ")));
+    for node in nodes {
+        let section = format!("node.{}", node.name);
+        let Node { name: _, addresses: _, peer_listen: _, weight: _, voter: _, vip_interface: _, postgres } = node;
+        tell!(out, section, Node, node, {
             name: "name", addresses: "address", peer_listen: "peer_listen", weight: "weight", voter: "voter",
             vip_interface: "vip_interface", postgres: "postgres",
         });
-        if out.last().is_some_and(|last| *last == format!("{section}.postgres")) {
-            out.pop();
-        }
+        // Key by key instead.
+        out.pop();
         let section = format!("{section}.postgres");
-        compare!(out, section, NodePostgres, &old.postgres, &new.postgres, {
+        tell!(out, section, NodePostgres, postgres, {
             host: "host", port: "port", socket_dir: "socket_dir", data_dir: "data_dir", bin_dir: "bin_dir",
             start: "start", stop: "stop",
         });
     }
 }
 
-fn dns(old: &Dns, new: &Dns, out: &mut Vec<String>) {
-    compare!(out, "dns", Dns, old, new, {
+fn tell_dns(dns: &Dns, out: &mut Vec<(String, String)>) {
+    tell!(out, "dns", Dns, dns, {
         mode: "mode", zone: "zone", servers: "servers", poll: "poll", ttl: "ttl", tsig: "tsig",
         update_command: "update_command", propagation: "propagation",
     });
-    if let (Some(old), Some(new)) = (&old.tsig, &new.tsig) {
-        out.retain(|key| key != "dns.tsig");
-        compare!(out, "dns", Tsig, old, new, {
+    if let Some(tsig) = &dns.tsig {
+        out.retain(|(key, _)| key != "dns.tsig");
+        tell!(out, "dns", Tsig, tsig, {
             name: "tsig_name", algorithm: "tsig_algorithm", key_file: "tsig_key_file",
         });
     }
 }
 
-fn pool(old: &Pool, new: &Pool, out: &mut Vec<String>) {
-    compare!(out, "pool", Pool, old, new, {
+fn tell_pool(pool: &Pool, out: &mut Vec<(String, String)>) {
+    tell!(out, "pool", Pool, pool, {
         mode: "mode", size: "size", reserve: "reserve", reserve_after: "reserve_after", idle_timeout: "idle_timeout",
         lifetime: "lifetime", max_clients: "max_clients", max_clients_per_user: "max_clients_per_user",
         max_clients_per_database: "max_clients_per_database", query_wait: "query_wait",

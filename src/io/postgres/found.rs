@@ -2,8 +2,9 @@
 //! that was named. And what moves a fresh cluster out of the way of a clone.
 
 use super::autoconf::value_in;
-use super::clone::{SET_ASIDE_INFIX, dated_name, is_mount_point};
+use super::clone::SET_ASIDE_INFIX;
 use super::control::DEBIAN_ETC;
+use super::paths::{dated_name, is_mount_point};
 use std::fs;
 use std::path::{Path, PathBuf};
 

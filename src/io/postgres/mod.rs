@@ -20,7 +20,7 @@
 //! | `spaces`, `room` | what lies outside the data directory; what a copy or a rewind needs on disk |
 //! | `own` | what belongs to one machine and survives both |
 //! | `progress` | a long tool watched while it runs |
-//! | `survey` | the facts that `doctor` judges |
+//! | `survey`, `fitness` | the facts that `doctor` judges |
 //! | `found`, `prepare` | for `init`: the clusters of this machine; what an administrator has written for one |
 //! | `tool`, `files`, `paths` | child processes with a time limit; durable writes; names of directories |
 //!
@@ -35,6 +35,7 @@ mod control;
 mod divergence;
 mod errand;
 mod files;
+mod fitness;
 mod found;
 mod history;
 mod kept;
@@ -57,6 +58,7 @@ pub(in crate::io) mod tool;
 pub use clone::SET_ASIDE_INFIX;
 pub use control::{StopHow, StopMode, Stopped};
 pub use errand::start_was_ordered;
+pub use fitness::{Fitness, Login, RoleFacts, SlotFacts, Tool};
 pub use found::{FoundCluster, cluster_in, clusters, set_aside_fresh};
 pub use kept::DIVERGED_INFIX;
 pub use prepare::Preparation;

@@ -13,7 +13,7 @@ use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::types::{IsNull, ToSql, Type};
 
 /// What `pg_rewind` executes on its source as the replication role (PostgreSQL 15, pg_rewind, Notes).
-const REWIND_FUNCTIONS: [&str; 4] = [
+pub(super) const REWIND_FUNCTIONS: [&str; 4] = [
     "pg_catalog.pg_ls_dir(text, boolean, boolean)",
     "pg_catalog.pg_stat_file(text, boolean)",
     "pg_catalog.pg_read_binary_file(text)",

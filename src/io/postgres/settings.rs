@@ -177,7 +177,15 @@ impl Cluster {
     /// # Errors
     /// The password holds a line break, or the file cannot be written.
     pub fn write_passfile(&self) -> Result<(), PgError> {
-        let Some(password) = &self.replication.password else { return Ok(()) };
+        match self.passfile_line()? {
+            Some(line) => files::replace(&self.passfile(), &line, 0o600),
+            None => Ok(()),
+        }
+    }
+
+    /// What a passfile holds; `None`: there is no password.
+    pub(super) fn passfile_line(&self) -> Result<Option<zeroize::Zeroizing<Vec<u8>>>, PgError> {
+        let Some(password) = &self.replication.password else { return Ok(None) };
         let mut line = zeroize::Zeroizing::new(b"*:*:*:".to_vec());
         escape_passfile(self.replication.user.as_bytes(), &mut line);
         line.push(b':');
@@ -188,7 +196,7 @@ impl Cluster {
             ));
         }
         line.push(b'\n');
-        files::replace(&self.passfile(), &line, 0o600)
+        Ok(Some(line))
     }
 }
 

@@ -17,7 +17,9 @@ const SETTINGS: &str = "SELECT name, setting, pending_restart FROM pg_settings W
     'port', 'unix_socket_directories', 'unix_socket_permissions', 'wal_level', 'max_wal_senders', \
     'max_replication_slots', 'hot_standby', 'wal_log_hints', 'data_checksums', 'full_page_writes', 'fsync', \
     'restart_after_crash', 'synchronous_standby_names', 'server_version', 'hba_file', \
-    'max_connections', 'superuser_reserved_connections', 'reserved_connections')";
+    'max_connections', 'superuser_reserved_connections', 'reserved_connections', 'max_worker_processes', \
+    'max_prepared_transactions', 'max_locks_per_transaction', 'wal_keep_size', 'max_slot_wal_keep_size', \
+    'shared_preload_libraries', 'archive_mode')";
 /// The daemon's own session has another `synchronous_commit`, so the files are asked.
 const COMMIT: &str = "SELECT setting FROM pg_file_settings WHERE name = 'synchronous_commit' AND applied";
 const HBA: &str = "SELECT line_number, type, array_to_string(database, ','), array_to_string(user_name, ','), \
@@ -37,6 +39,8 @@ const MAY_CANCEL: &str = "SELECT rolname FROM pg_roles WHERE rolcanlogin AND NOT
     has_function_privilege(oid, 'pg_catalog.pg_cancel_backend(integer)', 'EXECUTE') ORDER BY 1";
 const UNLOGGED: &str =
     "SELECT count(*) FROM pg_class WHERE relpersistence = 'u' AND relkind IN ('r', 'm') AND relnamespace <> 0";
+const LIBRARIES: &str = "SELECT DISTINCT probin FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
+    WHERE lanname = 'c' AND probin IS NOT NULL ORDER BY 1";
 
 /// One rule of `pg_hba_file_rules`; lists keep PostgreSQL's keywords.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -71,6 +75,8 @@ pub struct DatabaseFacts {
     /// Roles that may log in, are no superusers, and may execute `pg_cancel_backend` there.
     pub may_cancel: Vec<String>,
     pub unlogged: u64,
+    /// Files that functions written in C are in, as PostgreSQL names them.
+    pub libraries: Vec<String>,
 }
 
 /// All of it.
@@ -154,10 +160,11 @@ impl Cluster {
             let _ends_with_the_client = tokio::spawn(connection);
             let cancel = client.simple_query(MAY_CANCEL).await?;
             let unlogged = client.simple_query(UNLOGGED).await?;
-            Ok::<_, tokio_postgres::Error>((cancel, unlogged))
+            let libraries = client.simple_query(LIBRARIES).await?;
+            Ok::<_, tokio_postgres::Error>((cancel, unlogged, libraries))
         };
         let answer = tokio::time::timeout(limit, look).await;
-        let (cancel, unlogged) =
+        let (cancel, unlogged, libraries) =
             answer.map_err(|_| format!("no answer within {limit:?}"))?.map_err(|error| sentence(&error))?;
         let column = |messages: Vec<SimpleQueryMessage>| -> Vec<String> {
             let rows = messages.into_iter().filter_map(|message| match message {
@@ -167,7 +174,7 @@ impl Cluster {
             rows.collect()
         };
         let unlogged = column(unlogged).first().and_then(|count| count.parse().ok()).unwrap_or_default();
-        Ok(DatabaseFacts { name: name.to_owned(), may_cancel: column(cancel), unlogged })
+        Ok(DatabaseFacts { name: name.to_owned(), may_cancel: column(cancel), unlogged, libraries: column(libraries) })
     }
 
     /// The Debian unit that owns this node's data directory, where there is one.
@@ -181,12 +188,12 @@ impl Cluster {
     }
 }
 
-async fn firsts(session: &Session, sql: &str, limit: Duration) -> Result<Vec<String>, PgError> {
+pub(super) async fn firsts(session: &Session, sql: &str, limit: Duration) -> Result<Vec<String>, PgError> {
     Ok(session.rows(sql, limit).await?.iter().map(|row| word(row, 0)).collect())
 }
 
 /// A column as text; NULL is empty.
-fn word(row: &SimpleQueryRow, column: usize) -> String {
+pub(super) fn word(row: &SimpleQueryRow, column: usize) -> String {
     row.try_get(column).ok().flatten().unwrap_or_default().to_owned()
 }
 

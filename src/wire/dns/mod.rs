@@ -8,10 +8,12 @@
 //! as a prerequisite.
 
 mod question;
+mod soa;
 mod tsig;
 mod update;
 
 pub use question::{Answer, Asked, Facts, Question};
+pub use soa::{HeadQuestion, ZoneHead};
 pub use tsig::{Signed, TsigFault, TsigKey, response_signature, verify};
 pub use update::{Update, UpdateOutcome};
 
