@@ -188,7 +188,7 @@ mod tests {
         let mut question = PeerQuestion::Run { command, by: String::new() };
         here.sign(&mut question);
         there.asked_by_peer(9, "alp", &question);
-        let said = there.answered(9, &PeerAnswer::Running { id: 1 });
+        let said = there.answered(9, &PeerAnswer::Running { id: 1, joined: false });
         assert_eq!(said.as_deref(), Some("ann as root (pid 7) on alp: switchover --to midna: runs here"));
         // A node of an older version does not say who asks.
         let old = r#"{"Run":{"command":{"Rejoin":{"node":"alp","dry_run":false}}}}"#;

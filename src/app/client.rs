@@ -261,12 +261,24 @@ pub async fn run(target: &Target, verb: &str, args: &Value, json: bool, out: &mu
 /// start. The last sentence is printed too, except that of a failure without `json`, which belongs on standard error.
 /// After a procedure that succeeded the front door is tried. A reader of ours that has gone away ends nothing.
 async fn printed(target: &Target, verb: &str, args: &Value, json: bool, out: &mut Out<'_>) -> Result<End, Fault> {
+    printed_up_to(target, verb, args, json, true, out).await
+}
+
+/// [`printed`]; without `last` a success ends in silence: a question follows.
+async fn printed_up_to(
+    target: &Target,
+    verb: &str,
+    args: &Value,
+    json: bool,
+    last: bool,
+    out: &mut Out<'_>,
+) -> Result<End, Fault> {
     let entered = clock::now();
     let mut lines = Lines { out, json, counting: false, bar: bar::Bar::new() };
     let end = command(target, verb, args, &mut |progress| lines.progress(progress)).await;
     lines.close();
     let end = end?;
-    if !json && end.exit == ExitCode::Done && !end.text.is_empty() {
+    if last && !json && end.exit == ExitCode::Done && !end.text.is_empty() {
         lines.put(&render::clean(&end.text));
     }
     let nothing_done = end.data.as_ref().and_then(|data| data.get("already_active")).is_some();

@@ -16,7 +16,7 @@ use crate::io::dns::Authority;
 use crate::io::journal::Journal;
 use crate::io::neighbour;
 use crate::io::outside;
-use crate::io::postgres::{Cluster, Peer, PgError, StopMode, Tick, slot_name};
+use crate::io::postgres::{Cluster, Peer, PgError, PgLost, StopMode, Tick, slot_name};
 use crate::io::vip::{PROBE_TIME, VipHand};
 use crate::serve::gate::Gate;
 use crate::serve::http::ControlReply;
@@ -36,6 +36,8 @@ const NEIGHBOURS_ASKED: usize = 16;
 const PG_LIMIT: Duration = Duration::from_secs(60);
 /// A checkpoint of all that is dirty, before a switchover holds anybody.
 const PG_CHECKPOINT_LIMIT: Duration = Duration::from_secs(590);
+/// A PostgreSQL that gives no session within this hangs.
+const PG_SESSION_LIMIT: Duration = Duration::from_secs(4);
 /// Until a started PostgreSQL takes connections (recovery may be long).
 const PG_START_LIMIT: Duration = Duration::from_secs(300);
 /// A fast stop of a fenced primary; then immediate (R5: bounded).
@@ -369,15 +371,21 @@ async fn run_pg(
     match task {
         PgTask::SetSyncList(name) => cluster.set_sync_list(name.as_ref(), PG_LIMIT).await.map(|()| PgOutput::Done),
         PgTask::RearmBarrier => cluster.rearm_barrier(PG_LIMIT).await.map(PgOutput::Lsn),
-        PgTask::Stop => {
-            cluster.stop(StopMode::Fast, PG_STOP_LIMIT).await?;
+        PgTask::Stop | PgTask::StopNow => {
+            let limit = if task == PgTask::Stop { PG_STOP_LIMIT } else { PG_FENCE_STOP };
+            cluster.stop(StopMode::Fast, limit).await?;
             match cluster.control_data().await {
                 Ok(data) => Ok(PgOutput::Control(data)),
                 // Nothing there to be stopped (a first rejoin).
                 Err(_) => Ok(PgOutput::Done),
             }
         }
-        PgTask::Checkpoint => cluster.checkpoint(PG_CHECKPOINT_LIMIT).await.map(|()| PgOutput::Done),
+        PgTask::Checkpoint => match cluster.reach(PG_SESSION_LIMIT).await {
+            // Minutes are for the checkpoint, not for one who does not answer.
+            Err(PgLost::Silent(why)) => Ok(PgOutput::Hangs(why)),
+            Err(lost) => Err(lost.into()),
+            Ok(()) => cluster.checkpoint(PG_CHECKPOINT_LIMIT).await.map(|()| PgOutput::Done),
+        },
         PgTask::Start => cluster.start(PG_START_LIMIT).await.map(|()| PgOutput::Done),
         PgTask::Demote { follow_peer } => {
             let follow = if follow_peer { Some(peer.ok_or_else(no_peer)?) } else { None };

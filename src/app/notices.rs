@@ -58,12 +58,13 @@ impl Severity {
 }
 
 /// The kinds of events that are worth waking someone for.
-pub const KINDS: [(&str, Severity); 36] = [
+pub const KINDS: [(&str, Severity); 37] = [
     ("gate_cut", Severity::Critical),
     ("fenced", Severity::Critical),
     ("record_elsewhere", Severity::Critical),
     ("record_says_nothing", Severity::Critical),
     ("postgres_down", Severity::Critical),
+    ("postgres_silent", Severity::Critical),
     ("demotion_failed", Severity::Critical),
     ("journal_failed", Severity::Critical),
     ("vip_conflict", Severity::Critical),

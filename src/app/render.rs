@@ -141,7 +141,10 @@ fn this_node(out: &mut String, snapshot: &Snapshot, style: Style) {
         line(out, "paused", &style.paint(Paint::Warn, &clean(&text)));
     }
     if let Some(procedure) = &snapshot.procedure {
-        let text = format!("{} {}: {}, since {}", procedure.kind, procedure.id, procedure.step, procedure.since);
+        let mut text = format!("{} {}: {}", procedure.kind, procedure.id, procedure.step);
+        if !procedure.since.is_empty() {
+            text += &format!(", since {}", procedure.since);
+        }
         line(out, "procedure", &style.paint(Paint::Strong, &clean(&text)));
     }
 }
@@ -195,7 +198,13 @@ fn neighbours(out: &mut String, snapshot: &Snapshot, style: Style) {
 fn databases(out: &mut String, snapshot: &Snapshot, style: Style) {
     let pg = &snapshot.postgres;
     let role = pg.role.as_deref().unwrap_or("role unknown");
-    let mut text = if pg.up { format!("up, {}", clean(role)) } else { style.paint(Paint::Bad, "down") };
+    let mut text = match (pg.up, &pg.hangs_since) {
+        (true, None) => format!("up, {}", clean(role)),
+        (true, Some(since)) => {
+            style.paint(Paint::Bad, &format!("does not answer since {}, {}", clean(since), clean(role)))
+        }
+        (false, _) => style.paint(Paint::Bad, "down"),
+    };
     if pg.role.as_deref() == Some("standby") {
         text += if pg.streaming { ", streaming from the active node" } else { ", not streaming" };
     }
@@ -216,6 +225,7 @@ fn databases(out: &mut String, snapshot: &Snapshot, style: Style) {
             style.paint(Paint::Warn, &format!("commits wait: the standby has been silent since {}", clean(since)))
         }
         (Some(since), _, _) => style.paint(Paint::Warn, &format!("alone since {}", clean(since))),
+        (None, false, _) if pg.hangs_since.is_some() => "unknown while PostgreSQL does not answer".to_owned(),
         (None, true, _) => style.paint(Paint::Good, "in sync: a promote of the standby loses nothing"),
         (None, false, "synchronous") => "not in sync".to_owned(),
         (None, false, _) => "a promote may lose the last transactions".to_owned(),

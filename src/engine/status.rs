@@ -237,6 +237,9 @@ pub struct ReplicationStatus {
     pub waiting_since: Option<String>,
     pub timeline: Option<u32>,
     pub lsn: Option<String>,
+    /// `on_standby_loss = "block"`: no commit is acknowledged without the standby (an addition to the contract).
+    #[serde(default)]
+    pub blocks: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -290,6 +293,9 @@ pub struct PostgresStatus {
     pub error: Option<String>,
     /// This node, as a standby, is streaming from the active node and in service.
     pub streaming: bool,
+    /// RFC 3339, since when it has not answered, where that is long enough to act on (an addition to the contract).
+    #[serde(default)]
+    pub hangs_since: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

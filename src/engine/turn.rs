@@ -206,7 +206,9 @@ pub enum PgTask {
     RearmBarrier,
     /// Fast stop, bounded, then immediate; answers pg_controldata.
     Stop,
-    /// CHECKPOINT, so that a stop that follows is short.
+    /// The same of one that does not answer: nobody waits long for its fast stop.
+    StopNow,
+    /// CHECKPOINT, so that a stop that follows is short; [`PgOutput::Hangs`] where there is no session to be had.
     Checkpoint,
     /// Start as whatever its signal files say.
     Start,
@@ -240,6 +242,8 @@ pub enum PgOutput {
     Control(ControlData),
     Source(SourceFacts),
     Plan(RejoinPlan),
+    /// It is there, and gives no session in time.
+    Hangs(String),
 }
 
 /// All that goes out.
@@ -452,6 +456,12 @@ pub struct PeerState {
     /// The old side of a switchover: whose attempt, and what it is at.
     #[serde(default)]
     pub handing_over: Option<(u64, String)>,
+    /// RFC 3339, since when its PostgreSQL has not answered: it hands nothing over.
+    #[serde(default)]
+    pub hangs_since: Option<String>,
+    /// Only a `rejoin` brings it back: its own advice.
+    #[serde(default)]
+    pub wants_rejoin: bool,
 }
 
 /// The peer's PostgreSQL, in the peer's own words.
@@ -598,6 +608,10 @@ pub enum PeerAnswer {
         #[serde(default)]
         lsn: Option<Lsn>,
     },
+    /// To [`PeerQuestion::Prepare`]: its PostgreSQL does not answer. Nothing was changed, and it would consent.
+    Hangs {
+        why: String,
+    },
     Stopped {
         attempt: u64,
         checkpoint: Lsn,
@@ -621,6 +635,9 @@ pub enum PeerAnswer {
     },
     Running {
         id: u64,
+        /// It ran already: nothing was begun for this.
+        #[serde(default)]
+        joined: bool,
     },
     /// It is on disk here that the asker goes alone.
     Acknowledged,

@@ -543,6 +543,32 @@ async fn a_peer_that_is_not_there_is_an_error_at_once_and_is_found_when_it_comes
     }
 }
 
+/// Its process died in the middle of a question: what a person reads of that is no sentence of the TLS library.
+#[tokio::test]
+async fn a_peer_that_dies_is_told_of_in_plain_words() {
+    let listener = free_listener().await;
+    let address = listener.local_addr().expect("bound");
+    let asked = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&asked);
+    let handler = move |_: NodeName, _: Question, _: Progress<String>| {
+        seen.fetch_add(1, Ordering::Relaxed);
+        std::future::pending::<String>()
+    };
+    let server = tokio::spawn(serve_on(listener, identity(7, "midna", &["alp"]), Arc::default(), handler));
+    let client = PeerClient::new(identity(7, "alp", &["midna"]), name("midna"), address);
+    let death = async {
+        let deadline = clock::now() + LIMIT;
+        while asked.load(Ordering::Relaxed) == 0 {
+            assert!(clock::now() < deadline, "never asked");
+            sleep(Duration::from_millis(5)).await;
+        }
+        server.abort();
+    };
+    let (answer, ()) = tokio::join!(echo(&client, "anybody?", LIMIT), death);
+    let text = answer.expect_err("it died").to_string();
+    assert_eq!(text, "the connection to the peer broke: it was closed there");
+}
+
 #[tokio::test]
 async fn listening_waits_for_its_address() {
     let taken = free_listener().await;

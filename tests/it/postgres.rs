@@ -391,9 +391,12 @@ fn a_stop_gets_harder_until_nothing_is_left() {
         let (alp, midna) = base.pair().await;
         alp.start(LIMIT).await.expect("starting what runs is fine");
 
-        // Frozen: thawed, and stopped the clean way.
+        // Frozen: nobody waits for the checkpoint's minutes to find out. Thawed, and stopped the clean way.
+        assert_eq!(alp.reach(LIMIT).await, Ok(()));
         send(postmaster(&alp), Signal::STOP);
         assert!(alp.is_running());
+        let silent = alp.reach(Duration::from_millis(500)).await;
+        assert!(matches!(&silent, Err(PgLost::Silent(_))), "{silent:?}");
         let stopped = alp.stop(StopMode::Fast, LIMIT).await.expect("stop");
         assert_eq!(stopped.how, StopHow::Fast);
         assert_eq!(alp.control_data().await.expect("control data").state, "shut down");
@@ -401,6 +404,7 @@ fn a_stop_gets_harder_until_nothing_is_left() {
         assert!(!alp.is_running());
         assert!(matches!(Watcher::new(Arc::clone(&alp)).observe(LIMIT).await, Err(PgLost::Down(_))));
         assert!(matches!(alp.checkpoint(LIMIT).await, Err(PgError::Down(_))));
+        assert!(matches!(alp.reach(LIMIT).await, Err(PgLost::Down(_))));
         alp.start(LIMIT).await.expect("start");
         wait_streaming(&alp, "midna").await;
 

@@ -3,6 +3,7 @@
 use crate::ensure;
 use crate::harness::client::{Writer, WriterOptions, lost};
 use crate::harness::config::Options;
+use crate::harness::host::{continue_all, stop_all};
 use crate::harness::net::VIP;
 use crate::harness::node::GATE_PORT;
 use crate::harness::sys::{Outcome, ms, pause, secs, wait_until};
@@ -91,6 +92,46 @@ fn a_promote_over_a_dead_node_says_what_it_knows_and_what_comes_next() {
         ensure!(lines.last().is_some_and(|line| line["exit"] == 0), "the last line: {:?}", lines.last());
         let door = lines.iter().find_map(|line| line.pointer("/data/front_door"));
         ensure!(door.is_some_and(|door| door["answers"] == true), "no front door in {}", json.out);
+        Ok(())
+    });
+}
+
+/// PostgreSQL hangs, first the standby's, then the active node's, and both daemons live.
+#[test]
+fn a_promote_beside_and_over_a_postgresql_that_hangs() {
+    in_lab(Options::new("hung"), |lab| {
+        let (a, b, client) = (&lab.a, &lab.b, lab.client.ns());
+        lab.start_pair()?;
+        b.wait_in_sync(secs(60))?;
+        let again = a.rejoin("b")?;
+        expect_in_order(&again.out, &["b is a standby of a already, in sync; nothing was changed"])?;
+        let writer = Writer::start_flowing(client, WriterOptions::service(1, lab.witness.address()))?;
+
+        let frozen = b.host.named("postgres")?;
+        stop_all(&frozen)?;
+        let refused = b.cli(&["promote", "--dry-run"])?.expect(3)?;
+        ensure!(refused.err.contains("the local PostgreSQL does not answer"), "{}", refused.err);
+        continue_all(&frozen);
+        b.wait_in_sync(secs(60))?;
+        a.wait_in_sync(secs(60))?;
+        writer.wait_acks(5, secs(60))?;
+
+        stop_all(&a.host.named("postgres")?)?;
+        wait_until(secs(60), "check to say that it hangs", || {
+            let check = a.cli(&["check"])?;
+            Ok(check.code == 2 && check.out.contains("PostgreSQL does not answer since"))
+        })?;
+        let planned = b.cli(&["switchover"])?.expect(3)?;
+        ensure!(planned.err.contains("`portcullis promote` here takes over with a's consent"), "{}", planned.err);
+        let said = b.cli(&["promote", "--yes"])?.expect(0)?;
+        let words = ["no acknowledged write is missing", "with a's consent, so nothing is waited for", "is fenced at"];
+        expect_in_order(&said.out, &words)?;
+        let first = writer.wait_ack_via(b.gate()?, said.started, secs(60))?;
+        eprintln!("figure: the active PostgreSQL hung: first ack {} ms after Enter", ms(said.started, first));
+        // Generous: it was ten minutes and a refusal.
+        ensure!(ms(said.started, first) < 30_000, "{} ms", ms(said.started, first));
+        let missing = lost(&writer.finish(), 1, &b.postgres)?;
+        ensure!(missing.is_empty(), "acknowledged but missing on b: {missing:?}");
         Ok(())
     });
 }

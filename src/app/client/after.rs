@@ -88,6 +88,13 @@ pub(super) fn next_step(now: &Snapshot) -> (String, bool) {
         Some(peer) if *active == now.node => (peer.reachable, peer.role),
         _ => (true, Some(now.role)),
     };
+    if !there && now.replication.blocks {
+        let text = format!(
+            "{active} is active, but every commit waits (on_standby_loss = \"block\") until {other} follows. When \
+             {other} is back: portcullis rejoin {other}"
+        );
+        return (text, true);
+    }
     if !there {
         return (format!("{active} serves alone. When {other} is back: portcullis rejoin {other}"), true);
     }
@@ -98,6 +105,13 @@ pub(super) fn next_step(now: &Snapshot) -> (String, bool) {
         );
     }
     let why = if role == Some(Role::Fenced) { "is fenced" } else { "does not follow yet" };
+    if now.replication.blocks {
+        let text = format!(
+            "{active} is active, and every commit waits for {other}, which {why}. If it stays so: portcullis rejoin \
+             {other}"
+        );
+        return (text, false);
+    }
     (format!("{active} serves alone; {other} {why}. If it stays so: portcullis rejoin {other}"), false)
 }
 
@@ -134,6 +148,13 @@ mod tests {
         let alone = seen("midna", "active", peer("alp", false, "active"), false, row("alp", false));
         let alone = next_step(&alone);
         assert_eq!(alone, ("midna serves alone. When alp is back: portcullis rejoin alp".to_owned(), true));
+        let mut blocks = seen("midna", "active", peer("alp", false, "active"), false, row("alp", false));
+        blocks.replication.blocks = true;
+        let (text, last) = next_step(&blocks);
+        assert!(text.contains("every commit waits") && !text.contains("serves alone") && last, "{text}");
+        let mut blocks = seen("midna", "active", peer("alp", true, "fenced"), false, row("alp", false));
+        blocks.replication.blocks = true;
+        assert!(next_step(&blocks).0.contains("every commit waits for alp, which is fenced"));
         let fenced = next_step(&seen("midna", "active", peer("alp", true, "fenced"), false, row("alp", false)));
         assert!(fenced.0.contains("alp is fenced") && fenced.0.ends_with("portcullis rejoin alp") && !fenced.1);
         let coming = next_step(&seen("midna", "active", peer("alp", true, "passive"), false, row("alp", true)));

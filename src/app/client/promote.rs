@@ -12,7 +12,7 @@
 //! **Invariant:** without a terminal nothing is asked, and without `--yes` nothing is done. The daemon judges loss anew
 //! in the real run: an answer given here never covers more than what `--accept-data-loss` says.
 
-use super::{End, Out, Target, printed, settle};
+use super::{End, Out, Target, printed, printed_up_to, settle};
 use crate::base::fault::{ExitCode, Fault};
 use serde_json::{Value, json};
 use std::io::IsTerminal;
@@ -76,9 +76,13 @@ pub async fn promote(
         ));
     };
     let dry = PromoteArgs { dry_run: true, ..args.clone() };
-    let facts = printed(target, "promote", &body(&dry), args.json, out).await?;
+    // "nothing was changed" is not for somebody who is about to be asked.
+    let facts = printed_up_to(target, "promote", &body(&dry), args.json, false, out).await?;
     let fact = |name: &str| facts.data.as_ref().and_then(|data| data.get(name)).and_then(Value::as_bool) == Some(true);
     if facts.exit == ExitCode::Done && fact("already_active") {
+        if !args.json {
+            out.put(&format!("{}\n", crate::app::render::clean(&facts.text)))?;
+        }
         return Ok(ExitCode::Done);
     }
     let may_lose = fact("may_lose");
@@ -87,7 +91,10 @@ pub async fn promote(
         return settle(facts, args.json);
     }
     if !agreed(&facts, may_lose, ask) {
-        return Err(Fault::new(ExitCode::Refused, "promote was not confirmed; nothing was changed"));
+        return Err(Fault::new(
+            ExitCode::Refused,
+            "promote was not confirmed; nothing was changed; run it again and type the word it asks for",
+        ));
     }
     let real = PromoteArgs { yes: true, accept_data_loss: args.accept_data_loss || may_lose, ..args.clone() };
     let end = printed(target, "promote", &body(&real), args.json, out).await?;

@@ -13,7 +13,8 @@
 //! | active without an open gate, lapsed, fenced, holder without proof | CRITICAL |
 //! | writable without being active, nobody known to be active | CRITICAL |
 //! | a value beyond `--warning` or `--critical` | that level |
-//! | PostgreSQL down, somebody else claims the VIP, the daemon's turn does not run or nobody answers | CRITICAL |
+//! | PostgreSQL down, or without an answer for 5 s | CRITICAL |
+//! | somebody else claims the VIP, the daemon's turn does not run or nobody answers | CRITICAL |
 
 mod thresholds;
 
@@ -116,6 +117,8 @@ fn findings(snapshot: &Snapshot) -> Vec<(Level, String)> {
     if !snapshot.postgres.up {
         let error = snapshot.postgres.error.as_deref().unwrap_or("no answer");
         found.push((Level::Critical, format!("PostgreSQL is down: {error}")));
+    } else if let Some(since) = &snapshot.postgres.hangs_since {
+        found.push((Level::Critical, format!("PostgreSQL does not answer since {since}")));
     }
     found
 }
@@ -153,6 +156,8 @@ fn active(snapshot: &Snapshot, state: GateState, reason: &str, found: &mut Vec<(
         found.push((Level::Warning, format!("alone since {since}: a failover loses what came after")));
     } else if let Some(since) = &replication.waiting_since {
         found.push((Level::Warning, format!("commits wait: the standby has been silent since {since}")));
+    } else if snapshot.postgres.hangs_since.is_some() {
+        // Nobody knows what streams from it.
     } else if replication.mode == "synchronous" && !replication.in_sync {
         found.push((Level::Warning, "replication is not in sync".to_owned()));
     } else if replication.mode != "synchronous" && !any_standby_streams(snapshot) {

@@ -97,6 +97,8 @@ fn voter(node: &str, serves: u64) -> Facts {
         blocks: false,
         procedure: None,
         handing_over: None,
+        hangs_since: None,
+        wants_rejoin: false,
     };
     Facts { state, standbys: Vec::new(), others: Vec::new(), wish: None }
 }

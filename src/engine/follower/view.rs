@@ -92,6 +92,7 @@ impl Follower {
                 waiting_since: None,
                 timeline: report.map(|r| r.timeline.0),
                 lsn: report.map(|r| r.lsn.to_string()),
+                blocks: false,
             },
             procedure: self.rejoin.as_ref().map(|r| {
                 let brief = r.brief();
@@ -105,6 +106,7 @@ impl Follower {
                 role: report.map(|r| if r.in_recovery { "standby" } else { "primary" }.to_owned()),
                 error: self.pg.error.clone().or_else(|| self.trouble.clone()),
                 streaming: self.in_service(),
+                hangs_since: None,
             },
             journal: JournalStatus {
                 refused: self.durable.refused.0,

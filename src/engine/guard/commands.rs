@@ -5,6 +5,7 @@ use super::handover::MAINTENANCE;
 use super::proofs::PeerAskedFor;
 use super::takeover::Kind;
 use super::{Guard, Then};
+use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
 use crate::engine::turn::{Command, Effect, Now, PeerAnswer, PeerQuestion, ProcedureBrief, Ticket};
@@ -23,9 +24,16 @@ pub(super) struct Watching {
     ask_at: Option<Instant>,
     heard: Instant,
     last: String,
+    /// What runs there ran already, and that is still to be said.
+    joined: bool,
 }
 
 impl Guard {
+    /// The peer's name.
+    pub(super) fn peer_name(&self) -> NodeName {
+        self.setup.peer.clone()
+    }
+
     /// A number for a procedure that both journals hold: unique enough across restarts because it is the time.
     pub(super) fn procedure_id(&mut self, now: Now) -> u64 {
         u64::try_from(now.wall.as_millisecond()).unwrap_or(0)
@@ -200,6 +208,7 @@ impl Guard {
             ask_at: None,
             heard: now.boot,
             last: String::new(),
+            joined: false,
         });
     }
 
@@ -214,7 +223,8 @@ impl Guard {
         let Some(at) = self.watching.iter().position(|w| w.ticket == ticket) else { return };
         let watching = &mut self.watching[at];
         match answer.map(|a| *a) {
-            Ok(PeerAnswer::Running { id }) => {
+            Ok(PeerAnswer::Running { id, joined }) => {
+                watching.joined = joined;
                 watching.id = Some(id);
                 watching.heard = now.boot;
             }
@@ -261,11 +271,17 @@ impl Guard {
                 w.heard = w.heard.max(heard);
             }
             if now.boot.since(w.heard) > WATCH_LIMIT {
-                let text = format!("{peer} says nothing of it any more; look there with `portcullis status`");
+                let text = format!(
+                    "{peer} says nothing of it any more; look there with `portcullis status`, then run it again"
+                );
                 fx.push(Effect::End { ticket: w.ticket, exit: 4, text, flag: None });
                 return false;
             }
             let Some(brief) = brief.as_ref().filter(|b| b.id == id) else { return true };
+            if std::mem::take(&mut w.joined) {
+                let text = format!("a {} is under way on {peer} ({}); showing it", brief.kind, brief.step);
+                fx.push(Effect::Say { ticket: w.ticket, text });
+            }
             if brief.step != w.last {
                 w.last = brief.step.clone();
                 fx.push(Effect::told(w.ticket, brief.step.clone(), brief.progress.clone()));
@@ -287,7 +303,7 @@ impl Guard {
     /// The peer's person gave a command there that runs here.
     pub(super) fn on_run_for_peer(&mut self, now: Now, ticket: Ticket, command: Command, fx: &mut Vec<Effect>) {
         let answer = if let Some(brief) = self.procedure_brief().filter(|b| b.ended.is_none()) {
-            PeerAnswer::Running { id: brief.id }
+            PeerAnswer::Running { id: brief.id, joined: true }
         } else {
             match command {
                 _ if self.in_maintenance() => PeerAnswer::Refused { why: MAINTENANCE.to_owned() },
@@ -296,9 +312,11 @@ impl Guard {
                 }
                 Command::Switchover { dry_run, .. } => {
                     self.begin_takeover(now, 0, Kind::Switchover, dry_run, true, false, None, fx);
-                    PeerAnswer::Running { id: self.takeover.as_ref().map_or(0, |t| t.id) }
+                    PeerAnswer::Running { id: self.takeover.as_ref().map_or(0, |t| t.id), joined: false }
                 }
-                Command::Rejoin { dry_run, .. } => PeerAnswer::Running { id: self.begin_rejoin(now, None, dry_run) },
+                Command::Rejoin { dry_run, .. } => {
+                    PeerAnswer::Running { id: self.begin_rejoin(now, None, dry_run), joined: false }
+                }
                 _ => PeerAnswer::Refused { why: "this command is given on the node itself".to_owned() },
             }
         };

@@ -167,6 +167,7 @@ impl Guard {
         }
         self.pg.up = true;
         self.pg.error = None;
+        self.pg_answered(asked);
         // Whoever stops it from here on is obeyed.
         self.pg.start_refused = false;
         self.pg_present = true;
@@ -226,6 +227,7 @@ impl Guard {
         self.pg.error = Some(why);
         self.pg.barrier = None;
         self.pg.barrier_passed = false;
+        self.forget_silence();
     }
 
     /// Observe mode: what the journal says of `sync=` is durable (or is not).

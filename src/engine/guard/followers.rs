@@ -225,7 +225,12 @@ impl Guard {
                 None if now.boot >= w.until => (1, format!("the daemon of {} does not answer; start it there", w.node)),
                 Some(_) if now.boot.since(w.heard) > WATCH_LIMIT => {
                     let node = &w.node;
-                    (4, format!("{node} says nothing of it any more; look there with `portcullis status`"))
+                    (
+                        4,
+                        format!(
+                            "{node} says nothing of it any more; look there with `portcullis status`, then run it again"
+                        ),
+                    )
                 }
                 _ => return true,
             };

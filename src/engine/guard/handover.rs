@@ -26,16 +26,19 @@ const CHECKPOINT_LIMIT: Duration = Duration::from_secs(600);
 /// A checkpoint that took longer left time for much to become dirty again: another follows, so many at most.
 const SHORT_CHECKPOINT: Duration = Duration::from_secs(1);
 const CHECKPOINTS: u32 = 2;
+/// A PostgreSQL that answers nobody for so long while it writes one hangs; a slow disk is given more time than usual.
+const CHECKPOINT_SILENCE: Duration = Duration::from_secs(8);
 /// The word for the stage whose answer the taker waits for no longer than for any other.
 pub(super) const CLIENTS_HELD: &str = "clients held";
 /// A consent stops PostgreSQL, which maintenance leaves alone.
 pub(super) const MAINTENANCE: &str = "maintenance is on there: `portcullis maintenance off` first";
-/// Silence of the taker after which nobody is held for it, while nothing was stopped yet.
+/// Silence of the taker after which a checkpoint is not waited for any more; clients run meanwhile.
 const ABSENCE_LIMIT: Duration = Duration::from_secs(10);
-/// Nobody is held for a taker whose last pulse is older than this.
+/// Nobody is held for a taker whose last pulse is older than this, nor held on, as long as no consent was asked for:
+/// what is put back then still has to start PostgreSQL within `pool.query_wait`. Two polls at least.
 const FRESH: Duration = Duration::from_secs(5);
-/// Silence of the taker after which everything is put back.
-const SILENCE_LIMIT: Duration = Duration::from_secs(40);
+/// A stage that takes longer, although the taker is there, is given up.
+const STAGE_LIMIT: Duration = Duration::from_secs(40);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Stage {
@@ -106,6 +109,10 @@ impl Handover {
     }
 }
 
+fn hangs(ticket: Ticket, why: String) -> Effect {
+    Effect::AnswerPeer { ticket, answer: Box::new(PeerAnswer::Hangs { why }) }
+}
+
 fn refuse(ticket: Ticket, why: &str) -> Effect {
     Effect::AnswerPeer { ticket, answer: Box::new(PeerAnswer::Refused { why: why.to_owned() }) }
 }
@@ -159,6 +166,8 @@ impl Guard {
             fx.push(refuse(ticket, "it is not the active node"));
         } else if epoch <= self.durable.complete {
             fx.push(refuse(ticket, "the new epoch is not above its own"));
+        } else if let Some(since) = self.hangs_since(now) {
+            fx.push(hangs(ticket, format!("it has not answered since {since}")));
         } else {
             self.handover = Some(Handover {
                 attempt,
@@ -179,7 +188,7 @@ impl Guard {
 
     /// What is left to be written at the stop is little: hold clients and let open transactions end.
     fn hold_clients(&mut self, now: Now, ticket: Ticket, fx: &mut Vec<Effect>) {
-        if let Some(why) = self.taker_is_gone(now, FRESH) {
+        if let Some(why) = self.taker_is_gone(now, self.fresh()) {
             fx.push(refuse(ticket, &why));
             self.put_back(now, None, fx);
             return;
@@ -189,7 +198,7 @@ impl Guard {
         let Some(handover) = &mut self.handover else { return };
         handover.stage = Stage::Draining { op, ticket };
         handover.held = now.boot;
-        handover.deadline = now.boot + SILENCE_LIMIT;
+        handover.deadline = now.boot + STAGE_LIMIT;
         self.gate.paused = true;
         self.note(now, fx, "clients_held", format!("holding clients for the switchover to {}", self.setup.peer));
         fx.push(if carry { Effect::HoldToCarry } else { Effect::HoldClients });
@@ -203,7 +212,7 @@ impl Guard {
             return;
         }
         handover.stage = Stage::Held;
-        handover.deadline = now.boot + SILENCE_LIMIT;
+        handover.deadline = now.boot + STAGE_LIMIT;
         let attempt = handover.attempt;
         if cancelled > 0 {
             let text = format!(
@@ -233,7 +242,7 @@ impl Guard {
         };
         handover.stage = Stage::Marking { ticket };
         handover.waits_for = None;
-        handover.deadline = now.boot + SILENCE_LIMIT;
+        handover.deadline = now.boot + STAGE_LIMIT;
         self.record(fx, vec![Entry::Stopping { attempt }], Then::Stop { attempt });
     }
 
@@ -251,7 +260,7 @@ impl Guard {
         match (handover.stage, result) {
             (Stage::Marking { ticket }, Ok(())) => {
                 handover.stage = Stage::Stopping { ticket };
-                handover.deadline = now.boot + SILENCE_LIMIT * 3;
+                handover.deadline = now.boot + STAGE_LIMIT * 3;
                 let held = handover.held;
                 self.begin_hold_over(now, attempt, held, fx);
                 self.handover_task(PgTask::Stop, fx);
@@ -262,8 +271,9 @@ impl Guard {
             }
             // The gate is cut, and a consent that cannot be written either is still a fence.
             (Stage::StoppingToConsent { .. }, _) => {
+                let stop = if self.hangs_since(now).is_some() { PgTask::StopNow } else { PgTask::Stop };
                 self.clear_the_way(now, "the stop of a consent", fx);
-                self.handover_task(PgTask::Stop, fx);
+                self.handover_task(stop, fx);
             }
             _ => {}
         }
@@ -298,9 +308,14 @@ impl Guard {
     ) {
         let gave_up = self.taker_gave_up();
         let Some(handover) = self.handover.as_mut().filter(|h| h.waits_for == Some(op)) else { return };
-        handover.deadline = now.boot + SILENCE_LIMIT;
+        handover.deadline = now.boot + STAGE_LIMIT;
         let attempt = handover.attempt;
         match (handover.stage, result) {
+            (Stage::Checkpointing { ticket, .. }, Ok(PgOutput::Hangs(why))) => {
+                self.on_no_session(now);
+                fx.push(hangs(ticket, why));
+                self.put_back(now, None, fx);
+            }
             (Stage::Checkpointing { ticket, begun, left }, Ok(_)) => {
                 if left > 1 && now.boot.since(begun) > SHORT_CHECKPOINT {
                     handover.stage = Stage::Checkpointing { ticket, begun: now.boot, left: left - 1 };
@@ -405,7 +420,7 @@ impl Guard {
         let told = |start: u64| self.durable.won > self.durable.complete || self.pg.told_to_promote == Some(start);
         let standby = self.pg.up && self.pg.report.as_ref().is_some_and(|r| r.in_recovery && !told(r.start));
         let running = !standby && self.pg_present;
-        let deadline = now.boot + SILENCE_LIMIT * 3;
+        let deadline = now.boot + STAGE_LIMIT * 3;
         self.handover = Some(Handover {
             attempt,
             stage: Stage::StoppingToConsent { ticket, epoch },
@@ -470,7 +485,7 @@ impl Guard {
         let attempt = handover.attempt;
         if stopped {
             handover.stage = Stage::PuttingBack { ticket };
-            handover.deadline = now.boot + SILENCE_LIMIT * 3;
+            handover.deadline = now.boot + STAGE_LIMIT * 3;
             self.handover_task(PgTask::Start, fx);
             return;
         }
@@ -493,33 +508,57 @@ impl Guard {
     /// Why nobody is to be held for this taker: it was not heard for `limit`, or its PostgreSQL is not there, so that
     /// commits hang and the drain would only cancel them.
     fn taker_is_gone(&self, now: Now, limit: Duration) -> Option<String> {
-        let handover = self.handover.as_ref()?;
-        let peer = &self.setup.peer;
-        let silent = now.boot.since(self.peer.heard.map_or(handover.since, |at| at.max(handover.since)));
-        if silent >= limit {
-            return Some(format!("{peer} was not heard for {} s", silent.as_secs()));
+        if let Some(why) = self.taker_is_silent(now, limit) {
+            return Some(why);
         }
+        let peer = &self.setup.peer;
         let waits = self.pg.report.as_ref().is_some_and(|report| !report.sync_list.is_empty());
         (waits && self.durability.standby.lost).then(|| format!("the standby {peer} is lost: commits wait for it"))
     }
 
+    fn taker_is_silent(&self, now: Now, limit: Duration) -> Option<String> {
+        let handover = self.handover.as_ref()?;
+        let silent = now.boot.since(self.peer.heard.map_or(handover.since, |at| at.max(handover.since)));
+        (silent >= limit).then(|| format!("{} was not heard for {} s", self.setup.peer, silent.as_secs()))
+    }
+
+    /// How old the taker's last pulse may be while clients are held for it.
+    fn fresh(&self) -> Duration {
+        FRESH.max(self.setup.poll * 2 + PEER_LIMIT)
+    }
+
     /// The taker fell silent, or gave up, before any consent: put everything back.
     pub(super) fn advance_handover(&mut self, now: Now, fx: &mut Vec<Effect>) {
+        let Some(stage) = self.handover.as_ref().map(|h| h.stage) else { return };
         let gave_up = self.taker_gave_up();
-        let gone = self.taker_is_gone(now, ABSENCE_LIMIT);
-        let Some(handover) = &mut self.handover else { return };
-        if let (Stage::Checkpointing { ticket, .. } | Stage::Draining { ticket, .. }, Some(why)) =
-            (handover.stage, gone)
-        {
-            fx.push(refuse(ticket, &why));
+        let gone = match stage {
+            Stage::Checkpointing { .. } => self.taker_is_gone(now, ABSENCE_LIMIT.max(self.fresh())),
+            Stage::Draining { .. } => self.taker_is_gone(now, self.fresh()),
+            // Whether its standby keeps up it finds out itself, in seconds.
+            Stage::Held | Stage::Marking { .. } | Stage::Stopped => self.taker_is_silent(now, self.fresh()),
+            Stage::Stopping { .. } | Stage::StoppingToConsent { .. } | Stage::PuttingBack { .. } => None,
+        };
+        if let Some(why) = gone {
+            if let Stage::Checkpointing { ticket, .. } | Stage::Draining { ticket, .. } | Stage::Marking { ticket } =
+                stage
+            {
+                fx.push(refuse(ticket, &why));
+            }
             self.note(now, fx, "taker_silent", format!("the switchover is given up: {why}"));
             self.put_back(now, None, fx);
             return;
         }
+        let silent = self.silent_for(now);
+        if let (Stage::Checkpointing { ticket, .. }, true) = (stage, silent >= CHECKPOINT_SILENCE) {
+            fx.push(hangs(ticket, format!("it fell silent during the checkpoint, {} s ago", silent.as_secs())));
+            self.put_back(now, None, fx);
+            return;
+        }
+        let Some(handover) = &mut self.handover else { return };
         if now.boot < handover.deadline && !gave_up {
             return;
         }
-        handover.deadline = now.boot + SILENCE_LIMIT;
+        handover.deadline = now.boot + STAGE_LIMIT;
         match handover.stage {
             Stage::Checkpointing { .. }
             | Stage::Draining { .. }

@@ -24,8 +24,16 @@ impl Guard {
     pub(super) fn judge_loss(&self, seen: &Seen, planned: bool, stale: Option<Epoch>, alive: bool) -> Loss {
         let Some(report) = self.pg.report.as_ref().filter(|_| self.pg.up) else {
             let error = self.pg.error.clone().unwrap_or_else(|| "not seen yet".to_owned());
-            return Loss::NotPromotable(format!("the local PostgreSQL is not up ({error}); start it first"));
+            let me = &self.setup.me;
+            return Loss::NotPromotable(match self.pg_present {
+                true => format!("the local PostgreSQL is not up ({error}); start it first"),
+                false => format!("there is no data directory here yet; `portcullis rejoin {me}` makes one"),
+            });
         };
+        if self.is_silent() {
+            let error = self.pg.error.as_deref().unwrap_or("no answer");
+            return Loss::NotPromotable(format!("the local PostgreSQL does not answer ({error}); thaw or restart it"));
+        }
         if self.durable.rejoining {
             return Loss::NotPromotable(
                 "an unfinished rejoin: the data here is not whole; run rejoin again".to_owned(),
@@ -129,7 +137,7 @@ impl Guard {
             let ago = |at| human_ms(millis(now.boot.since(at)));
             let last = match (&self.peer.heard_wall, self.peer.heard) {
                 (Some(wall), Some(at)) => format!("{wall}, {} ago", ago(at)),
-                _ => format!("never since this daemon started, {} ago", ago(self.started)),
+                _ => format!("none since this daemon started {} ago", ago(self.started)),
             };
             format!("{peer} does not answer; last contact: {last}")
         });
@@ -162,6 +170,18 @@ impl Guard {
             Loss::Possible(why) => format!("loss: POSSIBLE: {why}"),
             Loss::NotPromotable(why) => format!("cannot be promoted: {why}"),
         });
+        if self.setup.block && !planned {
+            lines.push(format!(
+                "on_standby_loss = \"block\": from then on every commit waits until {peer} follows as standby"
+            ));
+        }
+        if let Some(why) = self.hung_primary(alive) {
+            lines.push(format!("PostgreSQL on {peer} cannot hand over ({why}): its daemon cuts the gate and stops it"));
+        }
+        if !planned && self.takeover.as_ref().is_some_and(super::takeover::Takeover::is_switchover) {
+            // Never a failover: what `promote` would do is not its plan.
+            return lines;
+        }
         lines.push(if planned {
             format!("the plan: a switchover to epoch {epoch}: {peer} hands over, clients are held for about a second")
         } else if alive {

@@ -19,8 +19,9 @@
 //! `proofs` (witness and peer evidence), `standing` (R1: what opens, suspends and cuts), `fence`, `vip`, `record`
 //! (updates and their settling), `durability` and `alone` (R4), `observe` (records edited by hand), `unmarked`
 //! (takeovers no marker decides), `word` (under "block", without a marker), `followers` (nodes without a
-//! vote), `pledge`, `pause`, `units`, `housekeeping`, `takeover` (promote, switchover, unfence), `handover` (the old
-//! side of a switchover) and `carry` (its clients), `rejoin`, `forward` (where a passive node's clients go), `view`.
+//! vote), `pledge`, `pause`, `silence`, `units`, `housekeeping`, `takeover` (promote, switchover, unfence), `handover`
+//! (the old side of a switchover) and `carry` (its clients), `rejoin`, `forward` (where a passive node's clients go),
+//! `view`.
 
 mod alone;
 mod carry;
@@ -38,6 +39,7 @@ mod pledge;
 mod proofs;
 mod record;
 mod rejoin;
+mod silence;
 mod standing;
 mod takeover;
 mod units;
@@ -46,7 +48,7 @@ mod view;
 mod vip;
 mod word;
 
-use crate::base::ids::{Epoch, NodeName, OpId};
+use crate::base::ids::{Epoch, OpId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::{Durable, Entry};
 use crate::engine::lease::Proofs;
@@ -156,6 +158,7 @@ struct PgMemory {
     told_to_promote: Option<u64>,
     /// `may-start-primary` refused it: the daemon starts it once proof has come (R6).
     start_refused: bool,
+    silence: silence::Silence,
     /// What its last failure was told as, while it goes on.
     failed_as: Option<String>,
 }
@@ -325,7 +328,7 @@ impl Guard {
             }
             Event::PgObserved { asked, report } => self.on_pg_observed(now, asked, *report, fx),
             Event::PgLost(why) => self.on_pg_lost(now, why, fx),
-            Event::PgSilent(why) => self.pg.error = Some(why),
+            Event::PgSilent(why) => self.on_pg_silent(now, why),
             Event::PgDone { op, result } => self.on_pg_done(now, op, result, fx),
             Event::PgProgress { op, text, progress } => self.on_pg_progress(now, op, text, progress, fx),
             Event::Drained { op, cancelled, busy } => self.on_drained(now, op, cancelled, busy, fx),
@@ -374,6 +377,7 @@ impl Guard {
             self.advance_durability(now, fx);
             self.advance_word(fx);
             self.advance_housekeeping(now, fx);
+            self.advance_silence(now, fx);
             self.advance_watching(now, fx);
             self.advance_followers(now, fx);
             self.decide(now, fx);
@@ -529,7 +533,8 @@ impl Guard {
         }
         let Some((op, owner, task)) = self.pg.next.pop_front() else { return };
         self.pg.task = Some((op, owner));
-        self.pg.restarts = matches!(task, PgTask::Stop | PgTask::Start | PgTask::Demote { .. } | PgTask::Rejoin(_));
+        self.pg.restarts =
+            matches!(task, PgTask::Stop | PgTask::StopNow | PgTask::Start | PgTask::Demote { .. } | PgTask::Rejoin(_));
         if matches!(task, PgTask::Promote { .. }) {
             self.pg.told_to_promote = self.pg.report.as_ref().map(|report| report.start);
         }
@@ -555,6 +560,7 @@ impl Guard {
             self.pg.error = None;
             self.pg.barrier = None;
             self.pg.barrier_passed = false;
+            self.forget_silence();
         }
         self.next_pg_task(fx);
         match owner {
@@ -584,11 +590,6 @@ impl Guard {
             ),
             None => format!("portcullis: node {} does not serve ({reason})", self.setup.me),
         }
-    }
-
-    /// The peer's name.
-    fn peer_name(&self) -> NodeName {
-        self.setup.peer.clone()
     }
 }
 

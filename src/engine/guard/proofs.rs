@@ -342,7 +342,11 @@ impl Guard {
             }
             Verdict::Nothing { why } => {
                 self.proofs.void();
-                if changed {
+                // Our own update landed, and that it did is still to be written down.
+                let own = evidence::marker_of(seen).is_some_and(|m| {
+                    m.active == self.setup.me && m.epoch > self.durable.won && self.durable.refused.next() >= m.epoch
+                });
+                if changed && !own {
                     self.note(now, fx, "record_says_nothing", format!("{server}: {why}"));
                 }
             }
@@ -601,6 +605,8 @@ impl Guard {
             blocks: self.gives_its_word(),
             procedure: self.procedure_brief(),
             handing_over: self.handover.as_ref().map(|h| (h.attempt, h.word().to_owned())),
+            hangs_since: self.hangs_since(self.at).map(str::to_owned),
+            wants_rejoin: self.wants_rejoin(),
         }
     }
 }

@@ -280,8 +280,21 @@ impl Guard {
             self.end_rejoin(now, 3, &format!("refused: {why}"), fx);
             return;
         }
+        if let Some(text) = self.is_joined(now) {
+            self.end_rejoin(now, 0, &text, fx);
+            return;
+        }
         let question = self.look_at_source(now, None, fx);
         self.rejoin_step(now, Step::Looking { question }, Some(LOOK_LIMIT), fx);
+    }
+
+    /// It follows the active node and may be promoted as it is: nothing has to be brought back.
+    fn is_joined(&self, now: Now) -> Option<String> {
+        let whole = self.fenced().is_none() && !self.durable.rejoining && self.durable.initialised;
+        let (me, peer) = (&self.setup.me, &self.setup.peer);
+        let follows = self.pg.up && !self.is_silent() && self.pg.task.is_none() && self.peer_reachable(now);
+        (whole && follows && self.in_sync())
+            .then(|| format!("{me} is a standby of {peer} already, in sync; nothing was changed"))
     }
 
     fn look_at_source(&mut self, now: Now, tail: Option<WalTail>, fx: &mut Vec<Effect>) -> u64 {

@@ -183,6 +183,8 @@ pub(super) struct Takeover {
     marker: Option<Marker>,
     failure: String,
     flag: Option<&'static str>,
+    /// Why the old primary cannot hand over although its daemon is there: its PostgreSQL does not answer.
+    hung: Option<String>,
 }
 
 impl Takeover {
@@ -197,6 +199,10 @@ impl Takeover {
 
     pub(super) fn join(&mut self, ticket: Ticket) {
         self.tickets.push(ticket);
+    }
+
+    pub(super) fn is_switchover(&self) -> bool {
+        self.kind == Kind::Switchover
     }
 
     /// Nothing of it can have landed, at the witness or on the peer's PostgreSQL.
@@ -254,6 +260,7 @@ impl Guard {
             marker: None,
             failure: String::new(),
             flag: None,
+            hung: None,
         });
         if let Some(name) = peer_is_off {
             if name != self.setup.peer {
@@ -426,6 +433,9 @@ impl Guard {
                 t.nearing = lsn;
                 self.on_ready(now, cancelled, busy, fx);
             }
+            (Step::Preparing { question: q }, Ok(PeerAnswer::Hangs { why })) if *q == question => {
+                self.on_hung_primary(now, why, fx);
+            }
             (Step::Stopping { question: q }, Ok(PeerAnswer::Stopped { checkpoint, timeline, .. }))
                 if *q == question =>
             {
@@ -453,7 +463,9 @@ impl Guard {
                     t.consent_asked = false;
                 }
                 let why = match answer {
-                    Ok(PeerAnswer::Refused { why }) => format!("{} refused: {why}", self.setup.peer),
+                    Ok(PeerAnswer::Refused { why } | PeerAnswer::Hangs { why }) => {
+                        format!("{} refused: {why}", self.setup.peer)
+                    }
                     // Nobody serves now: not "nothing was changed".
                     Ok(PeerAnswer::FencedUnwritten { why, .. }) => format!(
                         "{} shut its gate but could not write its consent down ({why}); put that right and run \

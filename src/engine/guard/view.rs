@@ -29,7 +29,7 @@ impl Guard {
     pub fn snapshot(&self, now: Now) -> Snapshot {
         let report = self.pg.report.as_ref().filter(|_| self.pg.up);
         let open = self.gate.open && self.gate.until > now.boot;
-        let replication = self.replication_status();
+        let replication = self.replication_status(now);
         let outlook = self.outlook(now, &replication);
         Snapshot {
             node: self.setup.me.clone(),
@@ -71,6 +71,7 @@ impl Guard {
                 role: report.map(|r| if r.in_recovery { "standby" } else { "primary" }.to_owned()),
                 error: self.pg.error.clone(),
                 streaming: self.standby_in_service(now),
+                hangs_since: self.hangs_since(now).map(str::to_owned),
             },
             journal: JournalStatus {
                 refused: self.durable.refused.0,
@@ -184,7 +185,7 @@ impl Guard {
             .collect()
     }
 
-    fn replication_status(&self) -> ReplicationStatus {
+    fn replication_status(&self, now: Now) -> ReplicationStatus {
         let report = self.pg.report.as_ref().filter(|_| self.pg.up);
         let marker = self.witness.marker.as_ref();
         let alone = match marker {
@@ -195,7 +196,8 @@ impl Guard {
         };
         ReplicationStatus {
             mode: if self.setup.synchronous { "synchronous" } else { "asynchronous" }.to_owned(),
-            in_sync: self.in_sync(),
+            // Nobody knows what streams from a primary that does not answer.
+            in_sync: self.in_sync() && self.hangs_since(now).is_none(),
             // One that blocks never is: its list names the peer whatever the record says.
             alone_since: alone.filter(|_| !self.blocks()),
             waiting_since: self
@@ -205,10 +207,11 @@ impl Guard {
                 .filter(|_| report.is_some_and(|r| !r.in_recovery && !r.sync_list.trim().is_empty())),
             timeline: report.map(|r| r.timeline.0),
             lsn: report.map(|r| r.lsn.to_string()),
+            blocks: self.blocks(),
         }
     }
 
-    fn procedure_status(&self, _now: Now) -> Option<ProcedureStatus> {
+    fn procedure_status(&self, now: Now) -> Option<ProcedureStatus> {
         let (brief, since) = match (&self.takeover, &self.rejoin, &self.handover) {
             (Some(t), ..) => (t.brief(), t.since().to_owned()),
             (None, Some(r), _) => (r.brief(), r.since().to_owned()),
@@ -220,9 +223,28 @@ impl Guard {
                     since: String::new(),
                 });
             }
-            (None, None, None) => return None,
+            (None, None, None) => return self.peers_rejoin(now),
         };
         Some(ProcedureStatus { kind: brief.kind, id: brief.id, step: brief.step, since })
+    }
+
+    /// The peer is being brought back, which concerns whoever looks here.
+    fn peers_rejoin(&self, now: Now) -> Option<ProcedureStatus> {
+        let state = self.peer.state.as_ref().filter(|_| self.peer_reachable(now))?;
+        let brief = state.procedure.as_ref().filter(|brief| brief.kind == "rejoin" && brief.ended.is_none())?;
+        Some(ProcedureStatus {
+            kind: brief.kind.clone(),
+            id: brief.id,
+            step: format!("on {}: {}", state.node, brief.step),
+            since: String::new(),
+        })
+    }
+
+    /// Nothing but a `rejoin` brings this node back: fenced other than by a consent, half rejoined, or without state.
+    pub(super) fn wants_rejoin(&self) -> bool {
+        let fenced = self.fenced().is_some() && !(self.durable.consented && self.fence_now.is_none());
+        let lost = !self.durable.initialised && self.durable.seen.0 > 0;
+        (fenced || self.durable.rejoining || lost) && self.rejoin.is_none() && self.takeover.is_none()
     }
 
     fn node_rows(&self, now: Now) -> Vec<NodeRow> {
@@ -336,6 +358,19 @@ impl Guard {
         }
         if self.durable.is_holder() && self.gate.state == GateState::Lapsed && self.against().is_some() {
             return Some("put the DNS record right, or promote on the node that shall serve".to_owned());
+        }
+        let peer = self.peer.state.as_ref().filter(|_| self.peer_reachable(now));
+        if self.gate.open && self.hangs_since(now).is_some() && peer.is_some() {
+            let peer = &self.setup.peer;
+            return Some(format!(
+                "portcullis promote    (on {peer}: PostgreSQL here does not answer; this node consents)"
+            ));
+        }
+        if self.gate.open && peer.is_some_and(|p| p.wants_rejoin) {
+            return Some(format!(
+                "portcullis rejoin {}    (it waits for that; this node serves alone)",
+                self.setup.peer
+            ));
         }
         if !self.durable.is_holder() && !self.peer_reachable(now) && self.durable.seen.0 > 0 {
             return Some("portcullis promote --dry-run    (shows what a failover would do)".to_owned());

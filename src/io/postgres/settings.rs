@@ -6,7 +6,7 @@
 //! setting: `primary_conninfo` names a passfile under `state_dir` (0600).
 
 use super::autoconf::AutoConf;
-use super::session::{INSERT_POSITION, Session, last_record_end};
+use super::session::{INSERT_POSITION, PgLost, Session, last_record_end};
 use super::{Cluster, Peer, PgError, files};
 use crate::base::ids::{Lsn, NodeName};
 use crate::io::clock;
@@ -74,6 +74,14 @@ impl Cluster {
     /// PostgreSQL does not run, or needs longer than `limit` (it goes on).
     pub async fn checkpoint(&self, limit: Duration) -> Result<(), PgError> {
         self.session(limit).await?.rows("CHECKPOINT", limit).await.map(|_| ())
+    }
+
+    /// Whether a session is to be had at all.
+    ///
+    /// # Errors
+    /// [`PgLost`]; `Silent` where PostgreSQL is there and gives none within `limit`.
+    pub async fn reach(&self, limit: Duration) -> Result<(), PgLost> {
+        self.session(limit).await.map(drop)
     }
 
     /// Wakes a standby that waits out `wal_retrieve_retry_interval` (5 s) before it looks for its primary again: the

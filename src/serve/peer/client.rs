@@ -250,6 +250,8 @@ impl Dial {
                 self.refusals.refuse(self.address, Refusal::Tls, error);
                 PeerError::Broken(error.to_string())
             }
+            // The library's sentence is for its own users, an address of its documentation and all.
+            None if error.kind() == io::ErrorKind::UnexpectedEof => PeerError::Broken("it was closed there".to_owned()),
             None => PeerError::Broken(error.to_string()),
         }
     }

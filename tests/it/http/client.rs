@@ -212,7 +212,9 @@ async fn promote_asks_only_on_a_terminal_and_acts_only_when_told() {
         let (daemon, seen) = promoting(&path, facts.clone()).await;
         let mut answer = |_: &str| typed.map(str::to_owned);
         let target = target(&path);
-        let (result, _) = printed!(out => promote(&target, &PromoteArgs::default(), Some(&mut answer), out));
+        let (result, text) = printed!(out => promote(&target, &PromoteArgs::default(), Some(&mut answer), out));
+        // Its last word ("nothing was changed") is not for somebody who is about to be asked.
+        assert!(!text.contains("ready"), "{text}");
         let code = result.unwrap_or_else(|fault| fault.exit);
         assert_eq!(code, exit, "{facts:?} {typed:?}");
         let seen = seen.lock().unwrap();

@@ -182,6 +182,15 @@ fn check_has_one_level_for_every_state() {
             Level::Critical,
             "PostgreSQL is down: refused / connection",
         ),
+        (
+            "PostgreSQL hangs",
+            with(active(), |s| {
+                s.replication.in_sync = false;
+                s.postgres.hangs_since = Some("2026-11-20T15:12:00Z".into());
+            }),
+            Level::Critical,
+            "CRITICAL - PostgreSQL does not answer since 2026-11-20T15:12:00Z; alp active, epoch 7 |",
+        ),
         ("passive", passive(), Level::Ok, "midna passive, epoch 7, streaming from alp"),
         ("passive, peer gone", with(passive(), gone), Level::Warning, "the peer alp does not answer"),
         ("not streaming", with(passive(), |s| s.postgres.streaming = false), Level::Warning, "not streaming"),

@@ -84,6 +84,7 @@ pub fn active() -> Snapshot {
             waiting_since: None,
             timeline: Some(3),
             lsn: Some("0/3000148".into()),
+            blocks: false,
         },
         procedure: None,
         nodes: vec![row(0, "alp", "primary"), row(1, "midna", "standby")],
@@ -95,7 +96,13 @@ pub fn active() -> Snapshot {
                 text: "alp opened epoch 7 on <192.0.2.53>".into(),
             },
         ],
-        postgres: PostgresStatus { up: true, role: Some("primary".into()), error: None, streaming: false },
+        postgres: PostgresStatus {
+            up: true,
+            role: Some("primary".into()),
+            error: None,
+            streaming: false,
+            hangs_since: None,
+        },
         journal: JournalStatus { refused: 6, won: 7, complete: 7, fence: 6 },
         advice: None,
         maintenance: false,
@@ -146,7 +153,8 @@ pub fn passive() -> Snapshot {
         same_configuration: Some(true),
         nodes: Vec::new(),
     });
-    s.postgres = PostgresStatus { up: true, role: Some("standby".into()), error: None, streaming: true };
+    s.postgres =
+        PostgresStatus { up: true, role: Some("standby".into()), error: None, streaming: true, hangs_since: None };
     s
 }
 
@@ -211,7 +219,8 @@ pub fn fenced() -> Snapshot {
     s.nodes[0].replication_state = None;
     s.nodes[0].sync_state = None;
     s.nodes[0].attached = false;
-    s.postgres = PostgresStatus { up: true, role: Some("standby".into()), error: None, streaming: false };
+    s.postgres =
+        PostgresStatus { up: true, role: Some("standby".into()), error: None, streaming: false, hangs_since: None };
     s.journal.fence = 8;
     s.advice = Some("portcullis rejoin alp".into());
     s

@@ -292,6 +292,7 @@ fn snapshot() -> Snapshot {
             waiting_since: None,
             timeline: None,
             lsn: None,
+            blocks: false,
         },
         procedure: None,
         nodes: vec![node(0, "alp", "primary"), node(1, "midna", "standby")],

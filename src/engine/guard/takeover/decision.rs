@@ -46,6 +46,12 @@ impl Guard {
             t.deadline = Some(now.boot + LOOK_AGAIN);
             return;
         }
+        if self.waits_for_look(now, alive) {
+            if let Some(t) = &mut self.takeover {
+                t.deadline = Some(now.boot + LOOK_AGAIN);
+            }
+            return;
+        }
         if self.durable.is_holder() && self.gate.open {
             let text = format!("{} is already active at epoch {}", self.setup.me, self.durable.complete);
             if let Some(t) = &mut self.takeover {
@@ -55,6 +61,15 @@ impl Guard {
             return;
         }
         self.judge_takeover(now, alive, fx);
+    }
+
+    /// Whether PostgreSQL here answers is found out before anybody is held for it: by a look that began after the
+    /// command, or (a failover, where every moment counts) by the silence of the last one.
+    fn waits_for_look(&self, now: Now, alive: bool) -> bool {
+        let Some(t) = &self.takeover else { return false };
+        let fresh = self.pg.silence.answered >= t.started;
+        let wanted = self.is_silent() || (self.pg.up && (alive || t.dry_run));
+        wanted && !fresh && now.boot < t.started + PEER_LIMIT * 2
     }
 
     /// A PostgreSQL that the fence stopped, or that its unit was refused, is started as a standby of nobody: without it
@@ -108,7 +123,9 @@ impl Guard {
         });
         // A holder that serves nobody and whose WAL does not come hands nothing over; it consents.
         let serving = peer_state.as_ref().is_some_and(|p| p.gate_open);
+        let hung = self.hung_primary(alive).filter(|_| peer_serves);
         let planned = peer_serves
+            && hung.is_none()
             && self.pg.report.as_ref().is_some_and(|r| r.in_recovery && self.pg.up && (r.streaming || serving));
         // A record older than an epoch known here (a restored zone) says nothing of what was acknowledged since.
         let stale = marker.as_ref().map_or(Epoch::NONE, |m| m.epoch) < highest && self.durable.complete < highest;
@@ -123,6 +140,11 @@ impl Guard {
         let finishes = alive && half_way && matches!(loss, Loss::None(_));
         let refusal = match (&loss, kind) {
             (Loss::NotPromotable(why), _) => Some(why.clone()),
+            (_, Kind::Switchover) if hung.is_some() => Some(format!(
+                "PostgreSQL on {0} cannot hand over ({1}); `portcullis promote` here takes over with {0}'s consent",
+                self.setup.peer,
+                hung.clone().unwrap_or_default()
+            )),
             (_, Kind::Switchover) if !planned && !finishes => Some(format!(
                 "a switchover needs both nodes alive and serving ({}); `promote` decides by itself which case it is",
                 if alive { "the peer is alive but does not serve" } else { "the peer does not answer" }
@@ -158,6 +180,11 @@ impl Guard {
             _ if planned && !self.pg.report.as_ref().is_some_and(|r| r.streaming) => Some(format!(
                 "the standby here does not stream from {} now, so its last write would not arrive; look at `status` \
                  and try again, or rejoin this node",
+                self.setup.peer
+            )),
+            // Without a marker its word counts once it is fenced.
+            (Loss::Possible(why), _) if !accept && hung.is_some() && self.setup.mode != Mode::Update => Some(format!(
+                "{why}; its PostgreSQL does not answer: `portcullis fence` on {} stops it, then promote again",
                 self.setup.peer
             )),
             (Loss::Possible(why), _) if !accept => {

@@ -51,6 +51,22 @@ impl Guard {
         self.step(now, Step::CheckingWitness { question: q }, Some(PEER_LIMIT), fx);
     }
 
+    /// The old primary's PostgreSQL gives no session, so it hands nothing over. Its daemon lives: it can cut its gate,
+    /// stop PostgreSQL the hard way and consent (R2), and then the record alone says what is lost (R4).
+    pub(in crate::engine::guard) fn on_hung_primary(&mut self, now: Now, why: String, fx: &mut Vec<Effect>) {
+        let Some(t) = &mut self.takeover else { return };
+        t.prepared = false;
+        t.hung = Some(why);
+        self.judge_takeover(now, true, fx);
+    }
+
+    /// Why the old primary cannot hand over, as this attempt was told or as its daemon says of itself.
+    pub(in crate::engine::guard) fn hung_primary(&self, alive: bool) -> Option<String> {
+        let told = self.takeover.as_ref().and_then(|t| t.hung.clone());
+        let says = self.peer.state.as_ref().filter(|p| alive && p.pg.as_ref().is_some_and(|pg| !pg.in_recovery));
+        told.or_else(|| Some(format!("it has not answered since {}", says?.hangs_since.as_ref()?)))
+    }
+
     /// A standby that hangs or lags is found out while nothing is stopped yet.
     pub(in crate::engine::guard) fn near_old_primary(&mut self, now: Now, fx: &mut Vec<Effect>) {
         match self.takeover.as_ref().and_then(|t| t.nearing).filter(|lsn| !self.has_replayed(*lsn)) {

@@ -36,7 +36,8 @@ impl World {
         self.post(self.client_every, Delivery::Client);
         for node in 0..2 {
             let pg = &self.nodes[node].pg;
-            if !self.is_open(node) || self.nodes[node].frozen_until > self.now || !pg.up || pg.in_recovery {
+            let stands = self.nodes[node].frozen_until > self.now || pg.frozen;
+            if !self.is_open(node) || stands || !pg.up || pg.in_recovery {
                 continue;
             }
             if self.check_acked
@@ -54,7 +55,7 @@ impl World {
             let last = pg.data.last_mut().expect("a branch");
             last.1 += 1;
             let (branch, count) = *last;
-            let flushes = streams && !self.nodes[1 - node].pg.hung;
+            let flushes = streams && !self.nodes[1 - node].pg.hung && !self.nodes[1 - node].pg.frozen;
             if synchronous && flushes {
                 self.catch_up(1 - node);
             }
@@ -281,7 +282,7 @@ impl World {
 
     pub(super) fn report(&mut self, node: usize) -> Option<PgReport> {
         let other = 1 - node;
-        if self.streams(node) && !self.nodes[node].pg.hung {
+        if self.streams(node) && !self.nodes[node].pg.hung && !self.nodes[1 - node].pg.frozen {
             self.catch_up(node);
         }
         let streaming = self.streams(node);
@@ -313,7 +314,8 @@ impl World {
     }
 
     pub(super) fn run_pg(&mut self, node: usize, task: PgTask) -> Result<PgOutput, String> {
-        let streams = self.streams(1 - node) && !self.nodes[1 - node].pg.hung;
+        let standby = &self.nodes[1 - node].pg;
+        let streams = self.streams(1 - node) && !standby.hung && !standby.frozen && !self.nodes[node].pg.frozen;
         let other = self.nodes[1 - node].pg.clone();
         if task == PgTask::SetSyncList(None) && self.is_open(node) && !self.nodes[node].pg.in_recovery {
             self.release_commits(node);
@@ -323,7 +325,8 @@ impl World {
         match task {
             PgTask::SetSyncList(list) => pg.list = list.map(|n| format!("\"{n}\"")).unwrap_or_default(),
             PgTask::RearmBarrier if pg.up => return Ok(PgOutput::Lsn(Lsn(pg.lsn))),
-            PgTask::Stop => {
+            PgTask::Stop | PgTask::StopNow => {
+                pg.frozen = false;
                 // A standby writes no checkpoint of its own, and what is down is down.
                 pg.lsn += if pg.up && !pg.in_recovery { 10 } else { 0 };
                 pg.up = false;
@@ -356,7 +359,8 @@ impl World {
                 pg.start += 1;
             }
             PgTask::Demote { follow_peer } => {
-                *pg = Pg { up: true, in_recovery: true, follows: follow_peer, start: pg.start + 1, ..pg.clone() };
+                let start = pg.start + 1;
+                *pg = Pg { up: true, in_recovery: true, follows: follow_peer, start, frozen: false, ..pg.clone() };
             }
             PgTask::Promote { above } => {
                 pg.in_recovery = false;
@@ -376,6 +380,7 @@ impl World {
                     list: String::new(),
                     follows: true,
                     hung: false,
+                    frozen: false,
                     start,
                     data: other.data,
                     refusal: false,
@@ -477,6 +482,14 @@ impl World {
                     self.give(to, Event::PeerAsked { ticket, question: ask });
                 }
             }
+            Delivery::Pg { node, life, op, task: PgTask::Checkpoint } if self.nodes[node].pg.frozen => {
+                let result = Ok(PgOutput::Hangs("PostgreSQL gave no session within 4s".into()));
+                self.post(MS * 4000, Delivery::To(node, life, Event::PgDone { op, result }));
+            }
+            Delivery::Pg { node, life, op, task } if self.needs_a_session(node, &task) => {
+                let result = Err("PostgreSQL gave no session within 60s".into());
+                self.post(MS * 60_000, Delivery::To(node, life, Event::PgDone { op, result }));
+            }
             Delivery::Pg { node, life, op, task } => {
                 if self.nodes[node].life == life && self.nodes[node].guard.is_some() {
                     let fails = self.chance(25);
@@ -488,6 +501,10 @@ impl World {
                     let result = if fails { Err("it broke off".to_owned()) } else { result };
                     self.give(node, Event::PgDone { op, result });
                 }
+            }
+            Delivery::Look(node) if self.nodes[node].pg.frozen && self.nodes[node].pg.up => {
+                self.give(node, Event::PgSilent("PostgreSQL did not answer within 2s".into()));
+                self.post(MS * 2000, Delivery::Look(node));
             }
             Delivery::Look(node) => {
                 let event = match self.report(node) {
@@ -504,6 +521,12 @@ impl World {
             Delivery::Act(act) => self.act(act),
             Delivery::Heal(cut) => self.heal_one(cut),
         }
+    }
+
+    fn needs_a_session(&self, node: usize, task: &PgTask) -> bool {
+        let pg = &self.nodes[node].pg;
+        let hard = matches!(task, PgTask::Stop | PgTask::StopNow | PgTask::Demote { .. } | PgTask::Rejoin(_));
+        pg.frozen && pg.up && !hard
     }
 
     fn heal_one(&mut self, cut: Cut) {

@@ -7,6 +7,7 @@ mod fence;
 mod fingerprint;
 mod hands;
 mod laws;
+mod mended;
 mod model;
 mod night;
 mod observe;

@@ -36,6 +36,8 @@ pub(super) struct Pg {
     pub(super) follows: bool,
     /// Of a standby: its walreceiver is frozen; the session stands, and nothing is flushed any more.
     pub(super) hung: bool,
+    /// All of its processes are stopped: no look, session or commit is answered, until it is stopped the hard way.
+    pub(super) frozen: bool,
     pub(super) start: u64,
     /// The writes this cluster holds: how many of each branch; every promotion begins a branch.
     pub(super) data: Data,

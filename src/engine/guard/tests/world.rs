@@ -137,6 +137,7 @@ impl World {
             list: String::new(),
             follows: in_recovery,
             hung: false,
+            frozen: false,
             start: 1,
             data: vec![(0, 0)],
             refusal: false,
@@ -404,6 +405,7 @@ impl World {
         (self.gateway, self.lan_up, self.streams_up) = ([true; 2], true, true);
         for node in 0..2 {
             self.nodes[node].pg.hung = false;
+            self.nodes[node].pg.frozen = false;
             self.nodes[node].off = false;
             self.nodes[node].journal_broken = false;
             self.nodes[node].frozen_until = Instant::ZERO;
