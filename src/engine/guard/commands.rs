@@ -7,6 +7,7 @@ use super::takeover::Kind;
 use super::{Guard, Then};
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
+use crate::engine::rejoining::Heard;
 use crate::engine::turn::{Command, Effect, Now, PeerAnswer, PeerQuestion, ProcedureBrief, Ticket};
 
 /// How long a forwarded procedure may be silent before the watcher gives up.
@@ -22,7 +23,7 @@ pub(super) struct Watching {
     ask_until: Instant,
     ask_at: Option<Instant>,
     heard: Instant,
-    last: String,
+    told: Heard,
 }
 
 impl Guard {
@@ -199,7 +200,7 @@ impl Guard {
             ask_until: now.boot + limit,
             ask_at: None,
             heard: now.boot,
-            last: String::new(),
+            told: Heard::default(),
         });
     }
 
@@ -266,10 +267,8 @@ impl Guard {
                 return false;
             }
             let Some(brief) = brief.as_ref().filter(|b| b.id == id) else { return true };
-            if brief.step != w.last {
-                w.last = brief.step.clone();
-                fx.push(Effect::told(w.ticket, brief.step.clone(), brief.progress.clone()));
-            }
+            let news = w.told.news(brief).into_iter();
+            fx.extend(news.map(|(text, progress)| Effect::told(w.ticket, text, progress)));
             match &brief.ended {
                 Some((exit, text)) => {
                     fx.push(Effect::End { ticket: w.ticket, exit: *exit, text: text.clone(), flag: None });

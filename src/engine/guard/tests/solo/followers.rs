@@ -158,9 +158,11 @@ fn a_rejoin_given_here_is_fetched_watched_and_ended_there() {
         step: step.into(),
         ended,
         progress: None,
+        lines: Vec::new(),
     };
     assert_eq!(facts(&mut solo, Some(brief("cloning", None))).wish, None, "told once it is under way");
     assert!(solo.wanted(|e| matches!(e, Effect::Say { ticket: 41, text } if text == "cloning")));
+    assert!(solo.wanted(|e| matches!(e, Effect::Say { ticket: 41, text } if text.contains("c's daemon (up to 30 s)"))));
     facts(&mut solo, Some(brief("cloning", Some((0, "done".into())))));
     assert_eq!(ended(&solo, 41), Some((0, "done".to_owned())));
     solo.run(MS * 50);
