@@ -134,7 +134,8 @@ fn variables(passwd: &str, uid: u32, home: Option<(OsString, Option<u32>)>) -> V
     let Some([name, _, _, _, _, their_home, ..]) = account.as_deref() else {
         return home.into_iter().map(|(home, _)| ("HOME", home)).collect();
     };
-    let home = home.filter(|(_, owner)| *owner == Some(uid)).map_or_else(|| OsString::from(their_home), |(home, _)| home);
+    let home =
+        home.filter(|(_, owner)| *owner == Some(uid)).map_or_else(|| OsString::from(their_home), |(home, _)| home);
     vec![("HOME", home), ("USER", OsString::from(name)), ("LOGNAME", OsString::from(name))]
 }
 
@@ -144,7 +145,8 @@ mod tests {
 
     #[test]
     fn children_get_the_home_and_the_name_of_who_the_daemon_became() {
-        let passwd = "root:x:0:0:root:/root:/bin/bash\nodd\npostgres:x:101:104:PostgreSQL:/var/lib/postgresql:/bin/sh\n";
+        let passwd =
+            "root:x:0:0:root:/root:/bin/bash\nodd\npostgres:x:101:104:PostgreSQL:/var/lib/postgresql:/bin/sh\n";
         let roots = Some((OsString::from("/root"), Some(0)));
         let of = |uid, home| variables(passwd, uid, home);
         let wanted = |home: &str, name: &str| {

@@ -55,14 +55,9 @@ pub(super) struct Divergence {
 /// What is to be done, and with what.
 #[derive(Debug, Clone)]
 pub(super) enum Way {
-    Follow {
-        tail: Option<WalTail>,
-    },
+    Follow { tail: Option<WalTail> },
     Rewind(Divergence),
-    Clone {
-        why: String,
-        alone: Alone,
-    },
+    Clone { why: String, alone: Alone },
     Refuse(String),
 }
 

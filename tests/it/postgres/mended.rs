@@ -128,35 +128,41 @@ fn tells(ticks: &[Tick], count: u64) -> bool {
 
 #[test]
 fn what_diverged_is_told_before_a_clone_for_which_a_rewind_was_not_possible() {
-    as_postgres("mended::what_diverged_is_told_before_a_clone_for_which_a_rewind_was_not_possible", |base| async move {
-        let (alp, midna) = pair(&base).await;
-        diverge(&alp, &midna).await;
-        let facts = facts(&midna, &alp).await;
-        let to = super::pair::peer(&midna);
-        let plan = alp.rehearse_rejoin(&to, &facts).await.expect("plan");
-        assert_eq!((plan.how, &plan.refusal), (RejoinHow::Rewind, &None), "{plan:?}");
-        // The role that does not exist yet is made by the rejoin itself.
-        sql(&midna, "ALTER ROLE replicator RENAME TO later").await;
-        let plan = alp.rehearse_rejoin(&to, &facts).await.expect("plan");
-        let words = "it is cloned instead if pg_rewind may not read there (";
-        assert!(plan.how == RejoinHow::Rewind && plan.why.contains(words), "{plan:?}");
-        sql(&midna, "ALTER ROLE later RENAME TO replicator").await;
-        sql(&midna, &format!("ALTER ROLE replicator PASSWORD '{}'", super::pair::PASSWORD)).await;
+    as_postgres(
+        "mended::what_diverged_is_told_before_a_clone_for_which_a_rewind_was_not_possible",
+        |base| async move {
+            let (alp, midna) = pair(&base).await;
+            diverge(&alp, &midna).await;
+            let facts = facts(&midna, &alp).await;
+            let to = super::pair::peer(&midna);
+            let plan = alp.rehearse_rejoin(&to, &facts).await.expect("plan");
+            assert_eq!((plan.how, &plan.refusal), (RejoinHow::Rewind, &None), "{plan:?}");
+            // The role that does not exist yet is made by the rejoin itself.
+            sql(&midna, "ALTER ROLE replicator RENAME TO later").await;
+            let plan = alp.rehearse_rejoin(&to, &facts).await.expect("plan");
+            let words = "it is cloned instead if pg_rewind may not read there (";
+            assert!(plan.how == RejoinHow::Rewind && plan.why.contains(words), "{plan:?}");
+            sql(&midna, "ALTER ROLE later RENAME TO replicator").await;
+            sql(&midna, &format!("ALTER ROLE replicator PASSWORD '{}'", super::pair::PASSWORD)).await;
 
-        let hba = midna.settings.data_dir.join("pg_hba.conf");
-        let rules = fs::read_to_string(&hba).expect("hba");
-        fs::write(&hba, format!("host postgres replicator all reject\n{rules}")).expect("hba");
-        sql(&midna, "SELECT pg_reload_conf()").await;
-        let shut = || async { alp.rehearse_rejoin(&to, &facts).await.expect("plan").how == RejoinHow::Clone };
-        super::pair::until("pg_hba to be read", shut).await;
-        let plan = alp.rehearse_rejoin(&to, &facts).await.expect("plan");
-        assert!(plan.why.starts_with("pg_rewind is not possible (") && plan.why.contains("pg_hba.conf"), "{plan:?}");
-        assert!(plan.why.contains("; 3 transactions were committed here alone since "), "{plan:?}");
+            let hba = midna.settings.data_dir.join("pg_hba.conf");
+            let rules = fs::read_to_string(&hba).expect("hba");
+            fs::write(&hba, format!("host postgres replicator all reject\n{rules}")).expect("hba");
+            sql(&midna, "SELECT pg_reload_conf()").await;
+            let shut = || async { alp.rehearse_rejoin(&to, &facts).await.expect("plan").how == RejoinHow::Clone };
+            super::pair::until("pg_hba to be read", shut).await;
+            let plan = alp.rehearse_rejoin(&to, &facts).await.expect("plan");
+            assert!(
+                plan.why.starts_with("pg_rewind is not possible (") && plan.why.contains("pg_hba.conf"),
+                "{plan:?}"
+            );
+            assert!(plan.why.contains("; 3 transactions were committed here alone since "), "{plan:?}");
 
-        alp.stop(StopMode::Fast, LIMIT).await.expect("stop");
-        let (done, ticks) = rejoin(&alp, &midna, &facts).await;
-        assert!(done.how == RejoinHow::Clone && tells(&ticks, 3), "{ticks:?}");
-    });
+            alp.stop(StopMode::Fast, LIMIT).await.expect("stop");
+            let (done, ticks) = rejoin(&alp, &midna, &facts).await;
+            assert!(done.how == RejoinHow::Clone && tells(&ticks, 3), "{ticks:?}");
+        },
+    );
 }
 
 #[test]
