@@ -59,11 +59,7 @@ fn typed(
         match key().ok()? {
             Key::Enter => return Some(text),
             Key::Char(END_OF_INPUT) | Key::CtrlC => return None,
-            Key::Backspace => {
-                if text.pop().is_some() {
-                    show("\u{8} \u{8}").ok()?;
-                }
-            }
+            Key::Backspace if text.pop().is_some() => show("\u{8} \u{8}").ok()?,
             Key::Char(c) if !c.is_control() => {
                 text.push(c);
                 show(c.encode_utf8(&mut [0; 4])).ok()?;
@@ -147,7 +143,7 @@ mod tests {
     #[test]
     fn a_line_is_typed_mended_and_given_up() {
         let read = |keys: &[Key]| {
-            let (mut keys, mut shown) = (keys.to_vec().into_iter(), String::new());
+            let (mut keys, mut shown) = (keys.iter().cloned(), String::new());
             let mut key = || keys.next().ok_or_else(|| std::io::Error::other("too few"));
             let typed = typed(&mut key, &mut |text| {
                 shown.push_str(text);
