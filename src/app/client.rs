@@ -274,27 +274,55 @@ async fn printed_up_to(
     out: &mut Out<'_>,
 ) -> Result<End, Fault> {
     let entered = clock::now();
-    let mut lines = Lines { out, json, counting: false, bar: bar::Bar::new() };
+    let mut lines = Lines::new(out, json);
     let end = command(target, verb, args, &mut |progress| lines.progress(progress)).await;
     lines.close();
-    let end = end?;
+    let mut end = match end {
+        Ok(end) => end,
+        Err(fault) => {
+            // A program that reads on finds the end that the daemon did not tell, too.
+            lines.fault(&fault, millis(clock::now().since(entered)));
+            return Err(fault);
+        }
+    };
     if last && !json && end.exit == ExitCode::Done && !end.text.is_empty() {
         lines.put(&render::clean(&end.text));
     }
     let nothing_done = end.data.as_ref().and_then(|data| data.get("already_active")).is_some();
     if end.exit == ExitCode::Done && target.door.is_some() && after::is_procedure(verb, args) && !nothing_done {
-        for (text, data) in after::words(target, verb, entered).await {
+        let words = tokio::select! {
+            words = after::words(target, verb, entered) => words,
+            // It is done; only these words are not waited for.
+            _ = tokio::signal::ctrl_c() => Vec::new(),
+        };
+        for (text, data) in words {
             let at_ms = millis(clock::now().since(entered));
             match json {
-                true => lines.put(&serde_json::json!({"line": text, "at_ms": at_ms, "data": data}).to_string()),
+                true => {
+                    lines.last_ms = lines.last_ms.max(at_ms);
+                    lines.put(&serde_json::json!({"line": text, "at_ms": lines.last_ms, "data": data}).to_string());
+                }
                 false => lines.put(&render::clean(&text)),
             }
         }
     }
     if json {
+        // By the same clock as the lines before it.
+        end.raw = restamped(&end.raw, |at_ms| at_ms.max(lines.last_ms), None);
         lines.put(&end.raw);
     }
     Ok(end)
+}
+
+/// The line with another time, and the stage that it belongs to.
+fn restamped(raw: &str, at: impl FnOnce(u64) -> u64, stage: Option<&str>) -> String {
+    let Ok(Value::Object(mut line)) = serde_json::from_str(raw) else { return raw.to_owned() };
+    let at_ms = line.get("at_ms").and_then(Value::as_u64).unwrap_or(0);
+    line.insert("at_ms".to_owned(), at(at_ms).into());
+    if let Some(stage) = stage {
+        line.insert("stage".to_owned(), stage.into());
+    }
+    Value::Object(line).to_string()
 }
 
 /// The lines of a command as they are shown.
@@ -305,9 +333,26 @@ struct Lines<'a, 'b> {
     counting: bool,
     /// Of bytes that are copied.
     bar: bar::Bar,
+    /// What belongs to one command of several, and how much later than the first that began.
+    stage: Option<(&'static str, u64)>,
+    /// The time on the last line for programs.
+    last_ms: u64,
 }
 
-impl Lines<'_, '_> {
+impl<'a, 'b> Lines<'a, 'b> {
+    fn new(out: &'a mut Out<'b>, json: bool) -> Lines<'a, 'b> {
+        Lines { out, json, counting: false, bar: bar::Bar::new(), stage: None, last_ms: 0 }
+    }
+
+    /// The last line for programs where the daemon's is missing.
+    fn fault(&mut self, fault: &Fault, at_ms: u64) {
+        if self.json {
+            let at_ms = at_ms.max(self.last_ms);
+            let exit = crate::app::cli::code(fault.exit);
+            self.put(&serde_json::json!({"exit": exit, "text": fault.text, "at_ms": at_ms}).to_string());
+        }
+    }
+
     fn put(&mut self, line: &str) {
         drop(self.out.put(&format!("{line}\n")));
     }
@@ -315,7 +360,13 @@ impl Lines<'_, '_> {
     /// One line is rewritten on a terminal; in a pipe a few are left of many.
     fn progress(&mut self, progress: &Progress) {
         if self.json {
-            return self.put(&progress.raw);
+            let (stage, later) = self.stage.map_or((None, 0), |(stage, later)| (Some(stage), later));
+            self.last_ms = self.last_ms.max(progress.at_ms.saturating_add(later));
+            let line = match stage {
+                Some(_) => restamped(&progress.raw, |_| self.last_ms, stage),
+                None => progress.raw.clone(),
+            };
+            return self.put(&line);
         }
         let text = render::clean(&progress.text);
         if self.bar.takes(&text, progress.at_ms, progress.data.as_ref()) {

@@ -392,7 +392,9 @@ async fn run_pg(
             cluster.demote(follow, PG_FENCE_STOP, PG_START_LIMIT).await.map(|_| PgOutput::Done)
         }
         PgTask::Promote { above } => cluster.promote_above(above, PG_LIMIT).await.map(|()| PgOutput::Done),
-        PgTask::PlanRejoin(source) => cluster.plan_rejoin(&source).await.map(PgOutput::Plan),
+        PgTask::PlanRejoin(source) => {
+            cluster.rehearse_rejoin(peer.ok_or_else(no_peer)?, &source).await.map(PgOutput::Plan)
+        }
         PgTask::Rejoin(source) => rejoin(cluster, peer.ok_or_else(no_peer)?, op, &source, events).await,
         PgTask::LookAsSource(tail) => cluster.look_as_source(tail.as_ref(), PG_LIMIT).await.map(PgOutput::Source),
         PgTask::PrepareStandby => {

@@ -34,6 +34,7 @@ impl Meter {
             Tick::Diverged { transactions, words } => {
                 Some((words, Some(Progress { diverged_transactions: Some(transactions), ..Progress::default() })))
             }
+            Tick::Uncounted(words) => Some((words, Some(Progress { uncounted: true, ..Progress::default() }))),
             Tick::Phase(text) => {
                 self.told = None;
                 let progress = Progress { phase: Some(text.to_owned()), left_s: None, ..self.last.clone() };

@@ -145,4 +145,7 @@ pub struct Progress {
     /// Transactions that the source does not have, once they are counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diverged_transactions: Option<u64>,
+    /// Whether there are any cannot be told; the line says why.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub uncounted: bool,
 }

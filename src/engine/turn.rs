@@ -489,6 +489,19 @@ pub struct ProcedureBrief {
     /// The figures of `step`.
     #[serde(default)]
     pub progress: Option<Progress>,
+    /// The last of all that was said, bounded; empty from an older daemon, whose `step` is then all there is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lines: Vec<Told>,
+}
+
+/// One line of a procedure, for those who follow it from another node.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Told {
+    /// The first is 1.
+    pub number: u64,
+    pub text: String,
+    #[serde(default)]
+    pub progress: Option<Progress>,
 }
 
 /// What a node without a vote tells the voters about itself. A type of its own, so that it can never be taken for a

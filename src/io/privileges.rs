@@ -6,6 +6,7 @@
 
 use rustix::fs::{Gid, Uid};
 use rustix::thread as creds;
+use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -135,9 +136,49 @@ fn groups(uid: Uid, gid: Gid) -> Vec<Gid> {
     all
 }
 
+/// HOME, USER and LOGNAME for children: what a daemon that was started as root has in its own environment is root's.
+pub fn own_variables() -> Vec<(&'static str, OsString)> {
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let home = std::env::var_os("HOME").map(|home| {
+        let owner = std::fs::metadata(&home).ok().map(|meta| meta.uid());
+        (home, owner)
+    });
+    variables(&passwd, rustix::process::geteuid().as_raw(), home)
+}
+
+/// `home` is the one that was inherited, and whose it is: one of this user's own stays. A user who is not in passwd
+/// (of a directory service, say) has nothing else.
+fn variables(passwd: &str, uid: u32, home: Option<(OsString, Option<u32>)>) -> Vec<(&'static str, OsString)> {
+    let line = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let account = line.into_iter().find(|fields| fields.get(2).is_some_and(|id| *id == uid.to_string()));
+    let Some([name, _, _, _, _, their_home, ..]) = account.as_deref() else {
+        return home.into_iter().map(|(home, _)| ("HOME", home)).collect();
+    };
+    let home =
+        home.filter(|(_, owner)| *owner == Some(uid)).map_or_else(|| OsString::from(their_home), |(home, _)| home);
+    vec![("HOME", home), ("USER", OsString::from(name)), ("LOGNAME", OsString::from(name))]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn children_get_the_home_and_the_name_of_who_the_daemon_became() {
+        let passwd =
+            "root:x:0:0:root:/root:/bin/bash\nodd\npostgres:x:101:104:PostgreSQL:/var/lib/postgresql:/bin/sh\n";
+        let roots = Some((OsString::from("/root"), Some(0)));
+        let of = |uid, home| variables(passwd, uid, home);
+        let wanted = |home: &str, name: &str| {
+            vec![("HOME", OsString::from(home)), ("USER", OsString::from(name)), ("LOGNAME", OsString::from(name))]
+        };
+        assert_eq!(of(101, roots.clone()), wanted("/var/lib/postgresql", "postgres"));
+        assert_eq!(of(101, None), wanted("/var/lib/postgresql", "postgres"));
+        assert_eq!(of(101, Some(("/gone".into(), None))), wanted("/var/lib/postgresql", "postgres"));
+        assert_eq!(of(101, Some(("/srv/pg".into(), Some(101)))), wanted("/srv/pg", "postgres"), "its own stays");
+        assert_eq!(of(0, roots.clone()), wanted("/root", "root"));
+        assert_eq!(of(77, roots), [("HOME", OsString::from("/root"))], "nobody of that number");
+    }
 
     #[test]
     fn the_group_is_the_users_own() {

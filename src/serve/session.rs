@@ -93,13 +93,16 @@ pub(crate) async fn serve(
     // It may have heard something by now, and only this node can go on with it.
     let begun = AtomicBool::new(false);
     let login = async {
+        // A pause holds no console; who has to come again waits like all others.
+        let mut waits = !is_console;
         loop {
             // Who is gone keeps no seat.
             tokio::select! {
-                waited = wait_while_paused(&proxy, &startup.database), if !is_console => waited?,
-                () = client.left(), if !is_console => return Err(Stop::Silent),
+                waited = wait_while_paused(&proxy, &startup.database), if waits => waited?,
+                () = client.left(), if waits => return Err(Stop::Silent),
                 else => {}
             }
+            waits = true;
             begun.store(true, Ordering::Relaxed);
             let authenticate = login::authenticate(&mut client, peer, &startup, &proxy);
             let proof = tokio::time::timeout(timeout, authenticate).await.unwrap_or(Err(Stop::Silent));

@@ -62,6 +62,13 @@ async fn the_command_reads_the_event_as_json_in_a_clean_environment() {
     assert_eq!((&seen[0]["epoch"], &seen[0]["severity"]), (&7.into(), &"critical".into()));
     let env = std::fs::read_to_string(env).unwrap();
     assert!(!env.contains("CARGO"), "{env}");
+    // What passwd says of who it runs as.
+    let me = std::process::Command::new("id").arg("-un").output().unwrap();
+    let me = String::from_utf8(me.stdout).unwrap();
+    for name in ["USER", "LOGNAME"] {
+        assert!(env.lines().any(|line| line == format!("{name}={}", me.trim())), "{env}");
+    }
+    assert!(env.lines().any(|line| line.starts_with("HOME=/")), "{env}");
 }
 
 #[tokio::test]

@@ -30,7 +30,8 @@ impl Bar {
             return false;
         };
         let phase = data.is_some_and(|data| data.get("phase").is_some());
-        if figure("diverged_transactions").is_some() {
+        let uncounted = data.is_some_and(|data| data.get("uncounted").is_some());
+        if figure("diverged_transactions").is_some() || uncounted {
             self.clear();
             return false;
         }

@@ -73,9 +73,10 @@ enum Stage {
 /// As of a switchover; after the way there exit code 4, because the service has moved.
 pub async fn drill(target: &Target, args: &DrillArgs, out: &mut Out<'_>) -> Result<ExitCode, Fault> {
     let stage = RefCell::new(Stage::Nothing);
+    let began = clock::now();
     let done = {
-        let mut lines = Lines { out: &mut *out, json: args.json, counting: false, bar: super::bar::Bar::new() };
-        let whole = there_and_back(target, args, &stage, &mut lines);
+        let mut lines = Lines::new(&mut *out, args.json);
+        let whole = there_and_back(target, args, &stage, began, &mut lines);
         tokio::select! {
             // First: a command under way would tell of itself only.
             biased;
@@ -83,6 +84,7 @@ pub async fn drill(target: &Target, args: &DrillArgs, out: &mut Out<'_>) -> Resu
             done = whole => done,
         }
     };
+    let at_ms = millis(clock::now().since(began));
     if let Some(fault) = done.as_ref().err().filter(|_| stage.borrow().has_begun()) {
         // For `doctor`; what went wrong is said with or without it.
         let text = format!("{FAILED}: {}", render::clean(&fault.text));
@@ -91,7 +93,9 @@ pub async fn drill(target: &Target, args: &DrillArgs, out: &mut Out<'_>) -> Resu
     match done {
         Ok(report) => {
             if args.json {
-                let line = json!({"exit": 0, "text": report.headline(), "data": {"drill": report.json()}});
+                let line = json!({
+                    "exit": 0, "text": report.headline(), "at_ms": at_ms, "data": {"drill": report.json()},
+                });
                 out.put(&format!("{line}\n"))?;
             } else {
                 out.put(&report.text())?;
@@ -99,7 +103,8 @@ pub async fn drill(target: &Target, args: &DrillArgs, out: &mut Out<'_>) -> Resu
             Ok(ExitCode::Done)
         }
         Err(fault) if args.json => {
-            let line = json!({"exit": crate::app::cli::code(fault.exit), "text": fault.text});
+            let exit = crate::app::cli::code(fault.exit);
+            let line = json!({"exit": exit, "text": fault.text, "at_ms": at_ms});
             out.put(&format!("{line}\n"))?;
             Ok(fault.exit)
         }
@@ -134,6 +139,7 @@ async fn there_and_back(
     target: &Target,
     args: &DrillArgs,
     stage: &RefCell<Stage>,
+    began: Instant,
     lines: &mut Lines<'_, '_>,
 ) -> Result<Report, Fault> {
     let deadline = clock::now() + HEARSAY_LIMIT;
@@ -145,6 +151,8 @@ async fn there_and_back(
             Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
         }
     };
+    let entered = |name: &'static str| Some((name, millis(clock::now().since(began))));
+    lines.stage = entered("checks");
     let rehearsal = json!({"to": away.as_str(), "dry_run": true});
     let dry = command(target, "switchover", &rehearsal, &mut |progress| lines.progress(progress)).await?;
     if dry.exit != ExitCode::Done {
@@ -160,6 +168,7 @@ async fn there_and_back(
     }
 
     *stage.borrow_mut() = Stage::There(home.clone(), away.clone());
+    lines.stage = entered("there");
     let there = match way(target, &home, &away, &prober, lines).await {
         Ok(there) => there,
         Err((exit, why)) => {
@@ -177,6 +186,7 @@ async fn there_and_back(
     };
     in_sync(target, &away, &home).await.map_err(|why| stuck(format!("there, but not back: {why}")))?;
     *stage.borrow_mut() = Stage::Back(home.clone());
+    lines.stage = entered("back");
     let back = match way(target, &away, &home, &prober, lines).await {
         Ok(back) => back,
         Err((_, why)) => {

@@ -5,7 +5,7 @@
 //! | `data` of the dry run's end | with exit | the dialogue |
 //! |---|---|---|
 //! | `{"already_active": true}` | 0 | nothing to ask: this node is active |
-//! | `{"may_lose": false}` or nothing | 0 | asks for `yes` |
+//! | `{"may_lose": false}` or nothing | 0 | asks for `y` or `yes` |
 //! | `{"may_lose": true}` | 3 | only the acceptance of loss is missing: asks for the word `lose-data` |
 //! | anything else | not 0 | the refusal stands |
 //!
@@ -14,11 +14,14 @@
 
 use super::{End, Out, Target, printed, printed_up_to, settle};
 use crate::base::fault::{ExitCode, Fault};
+use dialoguer::console::{Key, Term};
 use serde_json::{Value, json};
 use std::io::IsTerminal;
 
 /// What must be typed when acknowledged transactions may be lost.
 const LOSS_WORD: &str = "lose-data";
+/// Ctrl-D.
+const END_OF_INPUT: char = '\u{4}';
 
 /// The flags of `promote`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,9 +40,33 @@ pub type Ask<'a> = &'a mut (dyn FnMut(&str) -> Option<String> + Send);
 /// Asks on the terminal, where both ends are one; `None` as a function when nobody is there to answer.
 pub fn ask_on_terminal() -> Option<fn(&str) -> Option<String>> {
     fn ask(question: &str) -> Option<String> {
-        dialoguer::Input::<String>::new().with_prompt(question).allow_empty(true).interact_text().ok()
+        let terminal = Term::stdout();
+        terminal.write_str(&format!("{question}: ")).ok()?;
+        let answer = typed(&mut || terminal.read_key(), &mut |text| terminal.write_str(text));
+        let _only_looks = terminal.write_line("");
+        answer
     }
     (std::io::stdin().is_terminal() && std::io::stdout().is_terminal()).then_some(ask)
+}
+
+/// One line, key by key: `None` at Ctrl-C, and at Ctrl-D, for which `dialoguer` has no ear.
+fn typed(
+    key: &mut dyn FnMut() -> std::io::Result<Key>,
+    show: &mut dyn FnMut(&str) -> std::io::Result<()>,
+) -> Option<String> {
+    let mut text = String::new();
+    loop {
+        match key().ok()? {
+            Key::Enter => return Some(text),
+            Key::Char(END_OF_INPUT) | Key::CtrlC => return None,
+            Key::Backspace if text.pop().is_some() => show("\u{8} \u{8}").ok()?,
+            Key::Char(c) if !c.is_control() => {
+                text.push(c);
+                show(c.encode_utf8(&mut [0; 4])).ok()?;
+            }
+            _ => {}
+        }
+    }
 }
 
 fn body(args: &PromoteArgs) -> Value {
@@ -90,23 +117,51 @@ pub async fn promote(
     if facts.exit != ExitCode::Done && !only_loss {
         return settle(facts, args.json);
     }
-    if !agreed(&facts, may_lose, ask) {
-        return Err(Fault::new(
-            ExitCode::Refused,
-            "promote was not confirmed; nothing was changed; run it again and type the word it asks for",
-        ));
-    }
+    agreed(&facts, may_lose, ask)?;
     let real = PromoteArgs { yes: true, accept_data_loss: args.accept_data_loss || may_lose, ..args.clone() };
     let end = printed(target, "promote", &body(&real), args.json, out).await?;
     settle(end, args.json)
 }
 
-fn agreed(facts: &End, may_lose: bool, ask: Ask<'_>) -> bool {
-    let (question, word) = if may_lose {
+/// Loss is accepted by its own word alone; everything else by a plain yes.
+fn agreed(facts: &End, may_lose: bool, ask: Ask<'_>) -> Result<(), Fault> {
+    let (question, wanted): (_, &[&str]) = if may_lose {
         let why = crate::app::render::clean(&facts.text);
-        (format!("{why}\nPromote all the same? Type {LOSS_WORD} to accept that"), LOSS_WORD)
+        (format!("{why}\nPromote all the same? Type {LOSS_WORD} to accept that"), &[LOSS_WORD])
     } else {
-        ("Promote this node now? Type yes".to_owned(), "yes")
+        ("Promote this node now? Type y or yes".to_owned(), &["y", "yes"])
     };
-    ask(&question).is_some_and(|typed| typed.trim() == word)
+    let typed = ask(&question);
+    let typed = typed.as_deref().map(str::trim).unwrap_or_default();
+    if wanted.iter().any(|word| typed.eq_ignore_ascii_case(word)) {
+        return Ok(());
+    }
+    let missing = if may_lose && !typed.is_empty() { format!(" (only {LOSS_WORD} does)") } else { String::new() };
+    let text =
+        format!("promote was not confirmed{missing}; nothing was changed; run it again and type the word it asks for");
+    Err(Fault::new(ExitCode::Refused, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_typed_mended_and_given_up() {
+        let read = |keys: &[Key]| {
+            let (mut keys, mut shown) = (keys.iter().cloned(), String::new());
+            let mut key = || keys.next().ok_or_else(|| std::io::Error::other("too few"));
+            let typed = typed(&mut key, &mut |text| {
+                shown.push_str(text);
+                Ok(())
+            });
+            (typed, shown)
+        };
+        let c = Key::Char;
+        let mended = [Key::Backspace, c('y'), c('x'), Key::Backspace, Key::ArrowUp, c('e'), c('s'), Key::Enter];
+        assert_eq!(read(&mended), (Some("yes".to_owned()), "yx\u{8} \u{8}es".to_owned()));
+        assert_eq!(read(&[c('y'), c('\u{4}')]).0, None, "Ctrl-D");
+        assert_eq!(read(&[c('y'), Key::CtrlC]).0, None);
+        assert_eq!(read(&[c('y')]).0, None, "the terminal has gone");
+    }
 }

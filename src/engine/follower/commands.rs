@@ -2,6 +2,7 @@
 
 use super::{Follower, NO_VOTE, Then};
 use crate::engine::durable::Entry;
+use crate::engine::rejoining::NODE_LIMIT;
 use crate::engine::turn::{Command, Effect, Now, ProcedureBrief, Ticket, Wish};
 
 impl Follower {
@@ -24,6 +25,10 @@ impl Follower {
                 } else {
                     let id = self.procedure_id(now);
                     self.begin_rejoin(now, id, Some(ticket), dry_run);
+                    if self.active().is_none() {
+                        let text = format!("waiting for an active node: {voters} (up to {} s)", NODE_LIMIT.as_secs());
+                        self.say_rejoin(&text, None, fx);
+                    }
                 }
                 return;
             }
@@ -67,7 +72,8 @@ impl Follower {
         if self.durable.maintenance {
             let text = "refused: maintenance is on there; `portcullis maintenance off` first".to_owned();
             let (kind, step) = ("rejoin".to_owned(), String::new());
-            self.last_ended = Some(ProcedureBrief { kind, id: wish.id, step, ended: Some((3, text)), progress: None });
+            let (ended, lines) = (Some((3, text)), Vec::new());
+            self.last_ended = Some(ProcedureBrief { kind, id: wish.id, step, ended, progress: None, lines });
             return;
         }
         self.begin_rejoin(now, wish.id, None, wish.dry_run);

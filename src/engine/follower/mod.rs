@@ -219,7 +219,7 @@ impl Follower {
             Event::PgDone { op, result } => self.on_pg_done(now, op, result, fx),
             Event::PgProgress { op, text, progress } => {
                 if self.pg.task.as_ref().is_some_and(|(running, _)| *running == op) {
-                    if progress.as_ref().is_some_and(|progress| progress.diverged_transactions.is_some()) {
+                    if crate::engine::rejoining::tells_divergence(progress.as_ref()) {
                         self.note(now, fx, "diverged", text.clone());
                     }
                     self.say_rejoin(&text, progress, fx);

@@ -70,6 +70,8 @@ pub(super) struct Rejoin {
     pub(super) deadline: Option<Instant>,
     give_up: Instant,
     last_line: String,
+    /// All of them, for who follows it on a voter.
+    lines: rejoining::Lines,
     progress: Option<Progress>,
     plan: Option<RejoinPlan>,
     /// Whom it is made a standby of; once that is known, with what it says of itself.
@@ -84,7 +86,8 @@ impl Rejoin {
             Step::Working if !self.last_line.is_empty() => self.last_line.clone(),
             _ => self.step.word().to_owned(),
         };
-        ProcedureBrief { kind: "rejoin".to_owned(), id: self.id, step, ended: None, progress: self.progress.clone() }
+        let (kind, progress, lines) = ("rejoin".to_owned(), self.progress.clone(), self.lines.kept());
+        ProcedureBrief { kind, id: self.id, step, ended: None, progress, lines }
     }
 
     pub(super) fn since(&self) -> &str {
@@ -113,6 +116,7 @@ impl Follower {
             deadline: Some(now.boot + NODE_LIMIT),
             give_up: now.boot + NODE_LIMIT,
             last_line: String::new(),
+            lines: rejoining::Lines::default(),
             progress: None,
             plan: None,
             source: None,
@@ -124,6 +128,7 @@ impl Follower {
         let Some(r) = &mut self.rejoin else { return };
         r.last_line = text.to_owned();
         r.progress = progress;
+        r.lines.say(text, r.progress.as_ref());
         fx.extend(r.tickets.iter().map(|ticket| Effect::told(*ticket, text.to_owned(), r.progress.clone())));
     }
 

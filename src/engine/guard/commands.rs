@@ -8,6 +8,7 @@ use super::{Guard, Then};
 use crate::base::ids::NodeName;
 use crate::base::time::{Duration, Instant};
 use crate::engine::durable::Entry;
+use crate::engine::rejoining::Heard;
 use crate::engine::turn::{Command, Effect, Now, PeerAnswer, PeerQuestion, ProcedureBrief, Ticket};
 
 /// How long a forwarded procedure may be silent before the watcher gives up.
@@ -23,7 +24,7 @@ pub(super) struct Watching {
     ask_until: Instant,
     ask_at: Option<Instant>,
     heard: Instant,
-    last: String,
+    told: Heard,
     /// What runs there ran already, and that is still to be said.
     joined: bool,
 }
@@ -207,7 +208,7 @@ impl Guard {
             ask_until: now.boot + limit,
             ask_at: None,
             heard: now.boot,
-            last: String::new(),
+            told: Heard::default(),
             joined: false,
         });
     }
@@ -282,10 +283,8 @@ impl Guard {
                 let text = format!("a {} is under way on {peer} ({}); showing it", brief.kind, brief.step);
                 fx.push(Effect::Say { ticket: w.ticket, text });
             }
-            if brief.step != w.last {
-                w.last = brief.step.clone();
-                fx.push(Effect::told(w.ticket, brief.step.clone(), brief.progress.clone()));
-            }
+            let news = w.told.news(brief).into_iter();
+            fx.extend(news.map(|(text, progress)| Effect::told(w.ticket, text, progress)));
             match &brief.ended {
                 Some((exit, text)) => {
                     fx.push(Effect::End { ticket: w.ticket, exit: *exit, text: text.clone(), flag: None });

@@ -8,6 +8,7 @@ use super::commands::WATCH_LIMIT;
 use super::{Guard, PgOwner};
 use crate::base::ids::{Lsn, NodeName};
 use crate::base::time::{Duration, Instant};
+use crate::engine::rejoining::Heard;
 use crate::engine::report::{StandbyRow, WalTail};
 use crate::engine::turn::{
     Effect, Facts, FollowerState, Now, PeerAnswer, PeerQuestion, PgOutput, PgTask, ProcedureBrief, Ticket,
@@ -31,7 +32,7 @@ struct Wish {
     /// The procedure that runs there, once it does.
     taken: Option<u64>,
     heard: Instant,
-    last: String,
+    told: Heard,
 }
 
 /// A node without a vote that looks at this one before it is rejoined.
@@ -100,10 +101,15 @@ impl Guard {
         let others = self.setup.followers().filter(|name| *name != asker);
         let report = self.pg.report.as_ref().filter(|r| self.pg.up && !r.in_recovery && self.gate.open);
         let wish = self.followers.wishes.iter().find(|w| w.node == *asker && w.taken.is_none());
+        // Nobody follows a procedure there by what it hears here.
+        let brief = |state: &FollowerState| FollowerState {
+            procedure: state.procedure.clone().map(|brief| ProcedureBrief { lines: Vec::new(), ..brief }),
+            ..state.clone()
+        };
         Facts {
             state: self.my_state(),
             standbys: report.map(|r| r.standbys.clone()).unwrap_or_default(),
-            others: others.filter_map(|name| self.follower_state(now, name)).cloned().collect(),
+            others: others.filter_map(|name| self.follower_state(now, name)).map(brief).collect(),
             wish: wish.map(|w| w.wish.clone()),
         }
     }
@@ -188,8 +194,12 @@ impl Guard {
         fx.push(Effect::Say { ticket, text: format!("{node} is asked to do it") });
         let wish = crate::engine::turn::Wish { id: self.procedure_id(now), dry_run };
         let until = now.boot + WISH_LIMIT;
-        let (node, last) = (node.clone(), String::new());
-        self.followers.wishes.push(Wish { ticket, node, wish, until, taken: None, heard: now.boot, last });
+        if self.follower_state(now, node).is_none() {
+            let text = format!("waiting for {node}'s daemon (up to {} s)", WISH_LIMIT.as_secs());
+            fx.push(Effect::Say { ticket, text });
+        }
+        let (node, told) = (node.clone(), Heard::default());
+        self.followers.wishes.push(Wish { ticket, node, wish, until, taken: None, heard: now.boot, told });
     }
 
     /// What `from` says of its procedure, for those who wait here.
@@ -204,10 +214,8 @@ impl Guard {
                 return true;
             }
             w.heard = now.boot;
-            if brief.step != w.last {
-                w.last = brief.step.clone();
-                fx.push(Effect::Say { ticket: w.ticket, text: brief.step.clone() });
-            }
+            let news = w.told.news(brief).into_iter();
+            fx.extend(news.map(|(text, progress)| Effect::told(w.ticket, text, progress)));
             match &brief.ended {
                 Some((exit, text)) => {
                     fx.push(Effect::End { ticket: w.ticket, exit: *exit, text: text.clone(), flag: None });

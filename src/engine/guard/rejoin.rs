@@ -78,6 +78,8 @@ pub(super) struct Rejoin {
     pub(super) deadline: Option<Instant>,
     give_up: Instant,
     last_line: String,
+    /// All of them, for who follows it on the other node.
+    lines: rejoining::Lines,
     progress: Option<Progress>,
     /// Since when the active node has not been there.
     lost: Option<Instant>,
@@ -93,7 +95,8 @@ impl Rejoin {
             Step::Working if !self.last_line.is_empty() => self.last_line.clone(),
             _ => self.step.word().to_owned(),
         };
-        ProcedureBrief { kind: "rejoin".to_owned(), id: self.id, step, ended: None, progress: self.progress.clone() }
+        let (kind, progress, lines) = ("rejoin".to_owned(), self.progress.clone(), self.lines.kept());
+        ProcedureBrief { kind, id: self.id, step, ended: None, progress, lines }
     }
 
     pub(super) fn since(&self) -> &str {
@@ -119,6 +122,7 @@ impl Guard {
             deadline: Some(now.boot),
             give_up: now.boot + NODE_LIMIT,
             last_line: String::new(),
+            lines: rejoining::Lines::default(),
             progress: None,
             lost: None,
             plan: None,
@@ -131,6 +135,7 @@ impl Guard {
     pub(super) fn say_rejoin(&mut self, _now: Now, text: &str, fx: &mut Vec<Effect>) {
         let Some(r) = &mut self.rejoin else { return };
         r.last_line = text.to_owned();
+        r.lines.say(text, r.progress.as_ref());
         fx.extend(r.tickets.iter().map(|ticket| Effect::told(*ticket, text.to_owned(), r.progress.clone())));
     }
 
@@ -146,7 +151,7 @@ impl Guard {
         if self.pg.task.is_none_or(|(running, _)| running != op) {
             return;
         }
-        if progress.as_ref().is_some_and(|progress| progress.diverged_transactions.is_some()) {
+        if rejoining::tells_divergence(progress.as_ref()) {
             self.note(now, fx, "diverged", text.clone());
         }
         if let Some(r) = &mut self.rejoin {
@@ -495,9 +500,16 @@ impl Guard {
             fx.push(Effect::End { ticket, exit: 3, text: format!("refused: {why}"), flag: None });
         } else if *node == self.setup.me {
             self.begin_rejoin(now, Some(ticket), dry_run);
+            if !self.peer_reachable(now) {
+                let text = rejoining::waiting(&self.setup.peer);
+                self.say_rejoin(now, &text, fx);
+            }
         } else if *node == self.setup.peer {
             let command = Command::Rejoin { node: node.clone(), dry_run };
             self.forward(now, ticket, command, NODE_LIMIT, fx);
+            if !self.peer_reachable(now) {
+                fx.push(Effect::Say { ticket, text: rejoining::waiting(node) });
+            }
         } else if self.setup.followers().any(|name| name == node) {
             self.wish_rejoin(now, ticket, node, dry_run, fx);
         } else {

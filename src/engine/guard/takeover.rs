@@ -190,7 +190,14 @@ pub(super) struct Takeover {
 impl Takeover {
     pub(super) fn brief(&self) -> ProcedureBrief {
         let kind = self.kind.word().to_owned();
-        ProcedureBrief { kind, id: self.id, step: self.step.word().to_owned(), ended: None, progress: None }
+        ProcedureBrief {
+            kind,
+            id: self.id,
+            step: self.step.word().to_owned(),
+            ended: None,
+            progress: None,
+            lines: Vec::new(),
+        }
     }
 
     pub(super) fn since(&self) -> &str {

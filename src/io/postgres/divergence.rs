@@ -6,7 +6,8 @@
 
 use super::control::control_field;
 use super::history::{self, History, Span};
-use super::{Cluster, PgError, SourceFacts, own, tool};
+use super::rewind::Obstacle;
+use super::{Cluster, Peer, PgError, SourceFacts, own, tool};
 use crate::base::ids::{Lsn, SystemId, TimelineId};
 use crate::engine::report::{RejoinHow, RejoinPlan, WalTail};
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,8 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
+/// Where nobody can count.
+pub(super) const UNCOUNTED: &str = "whether transactions were committed here alone could not be counted";
 /// `pg_waldump` says nothing for so long: it hangs.
 const SCAN_STALL: Duration = Duration::from_secs(120);
 /// Of the end of the WAL, this much is compared.
@@ -52,16 +55,20 @@ pub(super) struct Divergence {
 /// What is to be done, and with what.
 #[derive(Debug, Clone)]
 pub(super) enum Way {
-    Follow {
-        tail: Option<WalTail>,
-    },
+    Follow { tail: Option<WalTail> },
     Rewind(Divergence),
-    /// With what diverged, where that is known.
-    Clone {
-        why: String,
-        diverged: Option<Divergence>,
-    },
+    Clone { why: String, alone: Alone },
     Refuse(String),
+}
+
+/// What a clone sets aside that the source has not.
+#[derive(Debug, Clone)]
+pub(super) enum Alone {
+    /// Nothing: there is no cluster, or its WAL is a beginning of the source's. Or it was told before.
+    Nothing,
+    Counted(Divergence),
+    /// Its end cannot be compared with the source's, or not be read.
+    Unknown,
 }
 
 /// A pass over the WAL.
@@ -77,7 +84,34 @@ struct Scan {
 }
 
 impl Cluster {
-    /// What a rejoin to `source` would do here. PostgreSQL may run.
+    /// What a rejoin to `peer` would do here, with the connection tried that a rewind makes. PostgreSQL may run.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    pub async fn rehearse_rejoin(&self, peer: &Peer, source: &SourceFacts) -> Result<RejoinPlan, PgError> {
+        let plan = self.plan_rejoin(source).await?;
+        if plan.how != RejoinHow::Rewind {
+            return Ok(plan);
+        }
+        Ok(match self.try_as_rewind(peer).await {
+            Ok(()) => plan,
+            Err(Obstacle::MayGo(why)) => {
+                let why = format!("{}; it is cloned instead if pg_rewind may not read there ({why})", plan.why);
+                RejoinPlan { why, ..plan }
+            }
+            Err(Obstacle::Stays(why)) => {
+                let found = plan.why.replace("; their WAL is kept beside the data directory", "");
+                RejoinPlan {
+                    how: RejoinHow::Clone,
+                    why: format!("pg_rewind is not possible ({why}); {found}; {} MiB to copy", source.bytes >> 20),
+                    refusal: self.clone_refusal(source).await.map_err(|error| error.to_string()).err(),
+                    tail: None,
+                }
+            }
+        })
+    }
+
+    /// The same by what is here alone.
     ///
     /// # Errors
     /// It cannot be looked at.
@@ -112,15 +146,16 @@ impl Cluster {
                 let why = format!("{}; their WAL is kept beside the data directory{but}", lost(&diverged));
                 RejoinPlan { refusal, ..rewind(&why) }
             }
-            Way::Clone { why, diverged } => RejoinPlan {
-                how: RejoinHow::Clone,
-                why: match &diverged {
-                    Some(diverged) => format!("{why}; {}; {mib} MiB to copy", lost(diverged)),
-                    None => format!("{why}; {mib} MiB to copy"),
-                },
-                refusal: self.clone_refusal(source).await.map_err(|error| error.to_string()).err(),
-                tail: None,
-            },
+            Way::Clone { why, alone } => {
+                let alone = match &alone {
+                    Alone::Nothing => String::new(),
+                    Alone::Counted(diverged) => format!("{}; ", lost(diverged)),
+                    Alone::Unknown => format!("{UNCOUNTED}; "),
+                };
+                let why = format!("{why}; {alone}{mib} MiB to copy");
+                let refusal = self.clone_refusal(source).await.map_err(|error| error.to_string()).err();
+                RejoinPlan { how: RejoinHow::Clone, why, refusal, tail: None }
+            }
             Way::Refuse(why) => {
                 RejoinPlan { how: RejoinHow::Clone, why: String::new(), refusal: Some(why), tail: None }
             }
@@ -129,13 +164,16 @@ impl Cluster {
 
     pub(super) async fn way(&self, source: &SourceFacts) -> Result<Way, PgError> {
         let data_dir = &self.settings.data_dir;
-        let clone = |why: String| Ok(Way::Clone { why, diverged: None });
+        let clone = |why: String| Ok(Way::Clone { why, alone: Alone::Unknown });
         if !data_dir.join("PG_VERSION").exists() {
-            return clone(format!("there is no cluster in {}", data_dir.display()));
+            let why = format!("there is no cluster in {}", data_dir.display());
+            return Ok(Way::Clone { why, alone: Alone::Nothing });
         }
         if self.is_rewind_broken() {
             let why = self.may_rewind_again(source).err().unwrap_or("it is not known how it began");
-            return clone(format!("a rewind was interrupted here, and cannot be done again ({why})"));
+            let why = format!("a rewind was interrupted here, and cannot be done again ({why})");
+            // It was told when that began, and kept.
+            return Ok(Way::Clone { why, alone: Alone::Nothing });
         }
         let local = match self.local().await {
             Ok(local) => local,
@@ -161,7 +199,7 @@ impl Cluster {
     async fn compare(&self, local: &Local, source: &SourceFacts) -> Result<Way, PgError> {
         let theirs = History::new(&source.history, source.timeline);
         let Some(common) = local.history.common(&theirs) else {
-            return Ok(Way::Clone { why: "the timelines have nothing in common".to_owned(), diverged: None });
+            return Ok(Way::Clone { why: "the timelines have nothing in common".to_owned(), alone: Alone::Unknown });
         };
         // On one's own timeline only what the source has not got yet is past it.
         let at = common.end.unwrap_or(source.lsn);
@@ -173,7 +211,7 @@ impl Cluster {
         });
         let (timeline, transactions, whole) = (common.timeline, scan.transactions, !scan.missing);
         let diverged = Divergence { at, timeline, transactions, whole, before };
-        let clone = |why: String| Ok(Way::Clone { why, diverged: Some(diverged.clone()) });
+        let clone = |why: String| Ok(Way::Clone { why, alone: Alone::Counted(diverged.clone()) });
         // One that streams goes on receiving after the source was asked; then the end of its WAL decides.
         let receives = common.end.is_none() && self.is_running();
         // A checkpoint of its own past it: whatever WAL is left to be read.
@@ -210,11 +248,12 @@ impl Cluster {
         common: &Span,
         scan: &Scan,
     ) -> Result<Way, PgError> {
-        let clone = |why: &str| Ok(Way::Clone { why: why.to_owned(), diverged: None });
+        let clone = |why: &str| Ok(Way::Clone { why: why.to_owned(), alone: Alone::Unknown });
         let Some((timeline, begin, length)) = scan.last else { return clone("its WAL cannot be read") };
         let segment = Lsn(begin.0 - begin.0 % local.segment_size.max(1));
         if segment < source.oldest && !self.has_restore_command().await {
-            return clone("the active node has not got the WAL any more that comes next here");
+            let why = "the active node has not got the WAL any more that comes next here".to_owned();
+            return Ok(Way::Clone { why, alone: Alone::Nothing });
         }
         let tail = self.tail(local, timeline, begin, length);
         match (source.same_tail, &tail) {

@@ -51,13 +51,21 @@ impl Cluster {
     ) -> Result<PathBuf, PgError> {
         let (data_dir, kept) = (self.settings.data_dir.clone(), dated_name(&self.kept_base()?, DIVERGED_INFIX));
         let diverged = &keeping.diverged;
+        let pg_waldump = self.bin("pg_waldump");
+        // One command for each timeline that was gone through here alone.
+        let look: Vec<String> = (self.local().await?.history.from(diverged.at))
+            .map(|span| {
+                let (tool, wal) = (pg_waldump.display(), kept.join("wal"));
+                format!("{tool} -p {} -t {} -s {}", wal.display(), span.timeline, span.begin)
+            })
+            .collect();
         let report = serde_json::json!({
             "node": self.node.as_str(),
             "diverged_at": diverged.at.to_string(),
             "timeline": diverged.timeline.0,
             "diverged_transactions": diverged.transactions,
             "all_wal_kept": diverged.whole,
-            "look": format!("pg_waldump -p wal -s {}", diverged.at),
+            "look": look.join("; "),
         });
         let report = format!("{report:#}\n");
         let begun = again::Begun::now(peer, source, diverged);

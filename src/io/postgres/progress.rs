@@ -23,6 +23,8 @@ pub enum Tick {
     Words(String),
     /// The same, with how many transactions the source does not have.
     Diverged { transactions: u64, words: String },
+    /// They could not be counted, and why.
+    Uncounted(String),
 }
 
 /// Runs `command` to its end. `what` names it in errors; its own complaint is quoted.

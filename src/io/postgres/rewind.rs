@@ -18,7 +18,7 @@
 //! is a fault.
 
 use super::control::StopMode;
-use super::divergence::{Divergence, Way};
+use super::divergence::{Alone, Divergence, UNCOUNTED, Way};
 use super::kept::Keeping;
 use super::progress::{self, Tick};
 use super::{
@@ -39,11 +39,19 @@ const POISON: u32 = 0o701;
 /// A cluster's mode; `initdb -g` makes it 0750.
 pub(super) const PRIVATE: u32 = 0o700;
 const GROUP_READS: u32 = 0o750;
+/// The functions that `pg_rewind` reads files with.
+const AS_REWIND: &str = "SELECT (SELECT count(*) FROM pg_ls_dir('global', true, false)), \
+    (pg_stat_file('global/pg_control', true)).size, octet_length(pg_read_binary_file('global/pg_control')), \
+    octet_length(pg_read_binary_file('global/pg_control', 0, 1, true))";
 /// A connection of `pg_rewind` is told from others by it.
 const APPLICATION: &str = "portcullis-rewind";
 /// A crashed cluster's recovery, and its stop.
 const RECOVER_LIMIT: Duration = Duration::from_secs(300);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
+/// Where a clone leaves what it does not take.
+const SET_ASIDE: &str = "they stay in the directory set aside";
+/// A question asked as `pg_rewind` would.
+const TRY_LIMIT: Duration = Duration::from_secs(20);
 /// WAL segments that are fetched for one rewind, at most.
 const FETCH_MAX: usize = 256;
 const FETCH_LIMIT: Duration = Duration::from_secs(60);
@@ -66,6 +74,14 @@ impl Rejoined {
         let with = if outside.is_empty() { String::new() } else { format!(", with {}", outside.join(", ")) };
         Some(format!("the old data directory is kept as {}{with}", aside.display()))
     }
+}
+
+/// Why `pg_rewind` would get nothing from the source as things stand.
+#[derive(Debug)]
+pub(super) enum Obstacle {
+    /// Made away with by what a rejoin does first: role, password and rights are the active node's to make.
+    MayGo(String),
+    Stays(String),
 }
 
 /// How far a rewind is.
@@ -212,24 +228,36 @@ impl Cluster {
         }
         let mut way = match self.way(source).await {
             Ok(way) => way,
-            Err(error) => return Ok(Err(error.to_string())),
+            Err(error) => return Ok(Err(uncounted(error.to_string(), tell))),
         };
-        if matches!(way, Way::Rewind(_)) && !self.local().await.is_ok_and(|local| local.clean) {
+        if let Way::Rewind(diverged) = &way
+            && !self.local().await.is_ok_and(|local| local.clean)
+        {
+            let diverged = diverged.clone();
             tell(Tick::Words("it crashed: recovering it, read-only, to see where its WAL ends".to_owned()));
             if let Err(error) = self.recover_read_only().await {
+                // Of its WAL as it lies there: the recovery would have ended at the same place.
+                tell(told(&diverged, SET_ASIDE));
                 return Ok(Err(format!("it does not recover ({error})")));
             }
             way = match self.way(source).await {
                 Ok(way) => way,
-                Err(error) => return Ok(Err(error.to_string())),
+                Err(error) => {
+                    tell(told(&diverged, SET_ASIDE));
+                    return Ok(Err(error.to_string()));
+                }
             };
         }
         match way {
             Way::Refuse(why) => Err(PgError::Refused(why)),
-            Way::Clone { why, diverged } => {
-                diverged.iter().for_each(|diverged| tell(told(diverged, "they stay in the directory set aside")));
-                Ok(Err(why))
-            }
+            Way::Clone { why, alone } => Ok(Err(match alone {
+                Alone::Nothing => why,
+                Alone::Unknown => uncounted(why, tell),
+                Alone::Counted(diverged) => {
+                    tell(told(&diverged, SET_ASIDE));
+                    why
+                }
+            })),
             Way::Follow { .. } => {
                 tell(Tick::Words("no rewind needed: its data is a beginning of the active node's".to_owned()));
                 self.make_standby(Some(peer))?;
@@ -258,7 +286,10 @@ impl Cluster {
         let restore = self.can_restore_for_rewind().await;
         let common = match self.rehearse(peer, diverged, restore, tell).await {
             Ok(common) => common,
-            Err(why) => return Ok(Err(format!("pg_rewind is not possible ({why})"))),
+            Err(why) => {
+                tell(told(diverged, SET_ASIDE));
+                return Ok(Err(format!("pg_rewind is not possible ({why})")));
+            }
         };
         let mut diverged = diverged.clone();
         if !diverged.whole
@@ -423,6 +454,25 @@ impl Cluster {
         Err(format!("more than {FETCH_MAX} WAL segments are missing here"))
     }
 
+    /// Connects as `pg_rewind` would, and calls what it calls.
+    pub(super) async fn try_as_rewind(&self, peer: &Peer) -> Result<(), Obstacle> {
+        let stays = |error: PgError| Obstacle::Stays(error.to_string());
+        self.write_passfile().map_err(stays)?;
+        let mut command = tool::command(self.bin("psql"));
+        command.args(["-X", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-d"]);
+        command.arg(self.source_conninfo(peer).map_err(stays)?);
+        command.args(["-c", AS_REWIND]);
+        let output = tool::run(command, "psql", TRY_LIMIT).await.map_err(stays)?;
+        if output.ok {
+            return Ok(());
+        }
+        let said = |part: &str| output.err.contains(part);
+        let why = output.err.lines().find(|line| !line.trim().is_empty()).unwrap_or("no message").trim();
+        let why = why.trim_start_matches("psql: error: ").to_owned();
+        let login = ["password authentication failed", "does not exist", "permission denied", "no password supplied"];
+        Err(if login.into_iter().any(said) { Obstacle::MayGo(why) } else { Obstacle::Stays(why) })
+    }
+
     /// A segment of the source's `pg_wal`, put into ours.
     async fn fetch_segment(&self, peer: &Peer, segment: &str, size: u64) -> Result<(), PgError> {
         let wal = self.settings.data_dir.join("pg_wal");
@@ -496,6 +546,12 @@ impl Cluster {
 fn common_checkpoint(said: &str) -> Option<Lsn> {
     let (_, rest) = said.split_once("last common checkpoint at ")?;
     rest.split_whitespace().next()?.parse().ok()
+}
+
+/// Gives back why.
+fn uncounted(why: String, tell: &mut impl FnMut(Tick)) -> String {
+    tell(Tick::Uncounted(format!("{UNCOUNTED} ({why}); if so, {SET_ASIDE}")));
+    why
 }
 
 fn told(diverged: &Divergence, kept: &str) -> Tick {

@@ -19,16 +19,21 @@ pub(super) struct Short {
     dir: PathBuf,
     free: u64,
     needed: u64,
+    /// Without the margin.
+    bytes: u64,
 }
 
 impl Short {
     /// `what` needs it.
     pub(super) fn refusal(&self, what: &str) -> PgError {
         PgError::Refused(format!(
-            "{} has {} free, {what} {}; make room, for instance by removing directories named *{SET_ASIDE_INFIX}*",
+            "{} has {} free, {what} {} ({}, and {} kept free for WAL and growth meanwhile); make room, for instance by \
+             removing directories named *{SET_ASIDE_INFIX}*",
             self.dir.display(),
             size(self.free),
             size(self.needed),
+            size(self.bytes),
+            size(self.needed.saturating_sub(self.bytes)),
         ))
     }
 
@@ -63,7 +68,7 @@ pub(super) fn short(wanted: Vec<(PathBuf, u64)>, left_over: u64) -> Result<Optio
         let free = space.f_bavail.saturating_mul(space.f_frsize).saturating_add(left_over);
         let needed = bytes.saturating_add(bytes / 20).saturating_add(SPACE_MARGIN);
         if free < needed {
-            return Ok(Some(Short { dir, free, needed }));
+            return Ok(Some(Short { dir, free, needed, bytes }));
         }
     }
     Ok(None)
@@ -108,9 +113,10 @@ mod tests {
         let found = short(vec![(one.clone(), half), (two, half)], 0).expect("looked").expect("too little");
         assert!(found.needed > half + half && found.dir == dir.path(), "{found:?}");
         assert_eq!(short(vec![(one, 0)], u64::MAX).expect("looked"), None);
-        let found = Short { dir: "/data".into(), free: 5 << 30, needed: 2048 << 30 };
+        let found = Short { dir: "/data".into(), free: 5 << 30, needed: 2048 << 30, bytes: 1900 << 30 };
         assert_eq!(found.words(), "/data has 2043 GiB too little");
         let refusal = found.refusal("the copy needs").to_string();
-        assert!(refusal.starts_with("/data has 5120 MiB free, the copy needs 2048 GiB; make room"), "{refusal}");
+        let words = "/data has 5120 MiB free, the copy needs 2048 GiB (1900 GiB, and 148 GiB kept free for WAL";
+        assert!(refusal.starts_with(words) && refusal.contains("make room"), "{refusal}");
     }
 }

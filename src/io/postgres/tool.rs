@@ -2,6 +2,7 @@
 //! caller gives up.
 
 use super::PgError;
+use crate::io::privileges;
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::ffi::OsStr;
 use std::process::Stdio;
@@ -42,10 +43,7 @@ impl Output {
 pub(in crate::io) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("LC_ALL", "C").env("PATH", SEARCH_PATH);
-    // libpq looks for ~/.postgresql/root.crt and certificates there.
-    if let Some(home) = std::env::var_os("HOME") {
-        command.env("HOME", home);
-    }
+    command.envs(privileges::own_variables());
     command.current_dir("/").stdin(Stdio::null()).process_group(0).kill_on_drop(true);
     command
 }

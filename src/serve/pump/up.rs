@@ -26,6 +26,11 @@ impl Pump {
         if self.up_done || (self.gate().is_draining() && self.exchange.at_rest()) {
             return Ok(false);
         }
+        // Who has not been told that it is in may begin anew elsewhere, so that nothing of it passes before.
+        if self.unheard {
+            let waits = self.waiting.is_some() || self.held.is_some();
+            return if waits { self.look_after_waiting(cx) } else { Ok(false) };
+        }
         // As much as there is goes in one write: all that is here is looked at first.
         let step = self.look_up(cx)?;
         let own = self.sharing.as_ref().is_some_and(|sharing| !sharing.out.is_empty());

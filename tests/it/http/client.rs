@@ -198,10 +198,14 @@ async fn promote_asks_only_on_a_terminal_and_acts_only_when_told() {
     // Facts, what is typed, exit code, number of real runs, accept_data_loss in the real run.
     let table = [
         (&ready, Some("yes"), ExitCode::Done, 1, false),
-        (&ready, Some("y"), ExitCode::Refused, 0, false),
+        (&ready, Some("y"), ExitCode::Done, 1, false),
+        (&ready, Some(" Yes"), ExitCode::Done, 1, false),
+        (&ready, Some("yess"), ExitCode::Refused, 0, false),
+        (&ready, Some(""), ExitCode::Refused, 0, false),
         (&ready, None, ExitCode::Refused, 0, false),
         (&lossy, Some("lose-data"), ExitCode::Done, 1, true),
         (&lossy, Some("yes"), ExitCode::Refused, 0, false),
+        (&lossy, Some("y"), ExitCode::Refused, 0, false),
         (&refused, Some("yes"), ExitCode::Refused, 0, false),
         (&refused, Some("lose-data"), ExitCode::Refused, 0, false),
         (&active, None, ExitCode::Done, 0, false),

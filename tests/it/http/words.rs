@@ -97,6 +97,8 @@ async fn what_succeeded_is_tried_at_the_front_door_and_its_silence_is_a_warning(
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines[0]["data"]["front_door"]["answers"], true, "{text}");
     assert_eq!(lines.last().unwrap()["exit"], 0, "the exit code stays the last line");
+    let times: Vec<u64> = lines.iter().map(|line| line["at_ms"].as_u64().unwrap()).collect();
+    assert!(times.is_sorted() && times.len() > 2, "{text}");
     // Nothing was done, or nothing succeeded, or nothing moved: nothing is tried.
     let quiet = [
         ("promote", json!({"flag": "already_active"})),
@@ -129,5 +131,56 @@ async fn a_rejoin_says_what_is_left_to_do() {
     let (_, text) = said(&target, "rejoin", json!({"node": "alp"}), false, Style::PLAIN).await;
     assert!(!text.contains("front door"), "a rejoin moves no service: {text}");
     assert!(text.contains("midna serves alone; alp is fenced") && text.contains("portcullis rejoin alp"), "{text}");
+    daemon.abort();
+}
+
+/// The program itself, because a signal is its own.
+#[tokio::test]
+async fn ctrl_c_says_that_the_daemon_goes_on_and_how_to_see_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().display();
+    let config = folder.path().join("portcullis.toml");
+    let node = |name: &str| {
+        let head = format!("[[node]]\nname = \"{name}\"\naddress = \"192.0.2.1\"\n");
+        head + "[node.postgres]\ndata_dir = \"/d\"\nbin_dir = \"/b\"\n"
+    };
+    let text = format!(
+        "runtime_dir = \"{dir}\"\n[service]\nname = \"db.example.org\"\n[cluster]\nkey_file = \"/k\"\n\
+         [vip]\naddress = \"192.0.2.100/24\"\n{}{}",
+        node("alp"),
+        node("midna").replace("192.0.2.1", "192.0.2.2")
+    );
+    std::fs::write(&config, text).unwrap();
+    let daemon = daemon_as(active(), &folder.path().join("control.sock"), |(_, reply): Command| async move {
+        drop(reply.send(line("begun")).await);
+        std::future::pending::<()>().await;
+    })
+    .await;
+    for words in [&["promote", "--yes", "--json"][..], &["rejoin", "midna"], &["switchover"]] {
+        let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_portcullis"))
+            .arg("--config")
+            .arg(&config)
+            .args(["--node", "alp"])
+            .args(words)
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut first = [0; 8];
+        child.stdout.as_mut().unwrap().read_exact(&mut first).await.unwrap();
+        let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let limit = std::time::Duration::from_secs(60);
+        let ended = tokio::time::timeout(limit, child.wait_with_output()).await.expect("it ends").unwrap();
+        let (out, err) = (String::from_utf8(ended.stdout).unwrap(), String::from_utf8(ended.stderr).unwrap());
+        let wanted = format!("portcullis: {} goes on in the daemon; `portcullis status` shows how far it is", words[0]);
+        assert_eq!((ended.status.code(), err.lines().count()), (Some(4), 1), "{err}");
+        assert!(err.starts_with(&wanted) && err.contains("again follows it"), "{err}");
+        if words.contains(&"--json") {
+            let last: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+            assert_eq!((&last["exit"], last["at_ms"].is_u64()), (&json!(4), true), "{out}");
+        }
+    }
     daemon.abort();
 }

@@ -118,3 +118,69 @@ fn a_standby_that_goes_on_receiving_is_not_ahead() {
         assert_eq!(done.how, RejoinHow::Follow, "{ticks:?}");
     });
 }
+
+fn tells(ticks: &[Tick], count: u64) -> bool {
+    let at = |wanted: &dyn Fn(&Tick) -> bool| ticks.iter().position(wanted);
+    let told = at(&|tick| matches!(tick, Tick::Diverged { transactions, .. } if *transactions == count));
+    let cloning = at(&|tick| matches!(tick, Tick::Words(text) if text.starts_with("cloning: ")));
+    told.is_some() && told < cloning
+}
+
+#[test]
+fn what_diverged_is_told_before_a_clone_for_which_a_rewind_was_not_possible() {
+    as_postgres(
+        "mended::what_diverged_is_told_before_a_clone_for_which_a_rewind_was_not_possible",
+        |base| async move {
+            let (alp, midna) = pair(&base).await;
+            diverge(&alp, &midna).await;
+            let facts = facts(&midna, &alp).await;
+            let to = super::pair::peer(&midna);
+            let plan = alp.rehearse_rejoin(&to, &facts).await.expect("plan");
+            assert_eq!((plan.how, &plan.refusal), (RejoinHow::Rewind, &None), "{plan:?}");
+            // The role that does not exist yet is made by the rejoin itself.
+            sql(&midna, "ALTER ROLE replicator RENAME TO later").await;
+            let plan = alp.rehearse_rejoin(&to, &facts).await.expect("plan");
+            let words = "it is cloned instead if pg_rewind may not read there (";
+            assert!(plan.how == RejoinHow::Rewind && plan.why.contains(words), "{plan:?}");
+            sql(&midna, "ALTER ROLE later RENAME TO replicator").await;
+            sql(&midna, &format!("ALTER ROLE replicator PASSWORD '{}'", super::pair::PASSWORD)).await;
+
+            let hba = midna.settings.data_dir.join("pg_hba.conf");
+            let rules = fs::read_to_string(&hba).expect("hba");
+            fs::write(&hba, format!("host postgres replicator all reject\n{rules}")).expect("hba");
+            sql(&midna, "SELECT pg_reload_conf()").await;
+            let shut = || async { alp.rehearse_rejoin(&to, &facts).await.expect("plan").how == RejoinHow::Clone };
+            super::pair::until("pg_hba to be read", shut).await;
+            let plan = alp.rehearse_rejoin(&to, &facts).await.expect("plan");
+            assert!(
+                plan.why.starts_with("pg_rewind is not possible (") && plan.why.contains("pg_hba.conf"),
+                "{plan:?}"
+            );
+            assert!(plan.why.contains("; 3 transactions were committed here alone since "), "{plan:?}");
+
+            alp.stop(StopMode::Fast, LIMIT).await.expect("stop");
+            let (done, ticks) = rejoin(&alp, &midna, &facts).await;
+            assert!(done.how == RejoinHow::Clone && tells(&ticks, 3), "{ticks:?}");
+        },
+    );
+}
+
+#[test]
+fn what_diverged_is_told_before_a_clone_of_what_does_not_recover() {
+    as_postgres("mended::what_diverged_is_told_before_a_clone_of_what_does_not_recover", |base| async move {
+        let (alp, midna) = pair(&base).await;
+        diverge(&alp, &midna).await;
+        alp.stop(StopMode::Immediate, LIMIT).await.expect("stop");
+        let conf = alp.settings.data_dir.join("postgresql.conf");
+        let text = fs::read_to_string(&conf).expect("conf");
+        fs::write(&conf, format!("{text}\nno_such_setting = 1\n")).expect("conf");
+        let (done, ticks) = rejoin(&alp, &midna, &facts(&midna, &alp).await).await;
+        assert!(done.how == RejoinHow::Clone && tells(&ticks, 3), "{ticks:?}");
+
+        // Nobody can count in what cannot be read; that is said, and why.
+        fs::remove_file(alp.settings.data_dir.join("global/pg_control")).expect("remove");
+        let (done, ticks) = rejoin(&alp, &midna, &facts(&midna, &alp).await).await;
+        let said = |tick: &Tick| matches!(tick, Tick::Uncounted(text) if text.contains("could not be counted (the cl"));
+        assert!(done.how == RejoinHow::Clone && ticks.iter().any(said), "{ticks:?}");
+    });
+}

@@ -125,6 +125,20 @@ fn a_diverged_node_is_rewound_and_what_it_had_alone_is_kept() {
         assert_eq!(dump.lines().filter(|line| line.contains("desc: COMMIT")).count(), 3, "{dump}");
         assert!(kept.join("pg_control").exists() && kept.join("own/postgresql.auto.conf").exists());
 
+        // On a later timeline, too, the report's own command shows them.
+        diverge(&midna, &alp).await;
+        midna.stop(StopMode::Fast, LIMIT).await.expect("stop");
+        let back = self::facts(&alp, &midna).await;
+        let (done, ticks) = rejoin(&midna, &alp, &back).await;
+        assert_eq!(done.how, RejoinHow::Rewind, "{ticks:?}");
+        let report = fs::read(done.aside.expect("kept").join("report.json")).expect("report");
+        let report: serde_json::Value = serde_json::from_slice(&report).expect("JSON");
+        let look = report["look"].as_str().expect("a command");
+        assert!(look.contains(" -t 2 "), "{look}");
+        let dump = std::process::Command::new("sh").args(["-c", look]).output().expect("sh");
+        let dump = String::from_utf8_lossy(&dump.stdout).into_owned();
+        assert_eq!(dump.lines().filter(|line| line.contains("desc: COMMIT")).count(), 3, "{look}: {dump}");
+
         // No superuser is used over the network, and no password shown.
         let log = fs::read_to_string(midna.state_dir.join("postgresql-midna.log")).expect("log");
         assert!(log.contains("application_name=portcullis-rewind") && !log.contains("s3cr"));

@@ -174,7 +174,9 @@ impl World {
                 Effect::Drain { op, .. } => {
                     self.post(MS * 5, Delivery::To(node, life, Event::Drained { op, cancelled: 0, busy: 0 }));
                 }
-                Effect::Say { text, .. } if !self.lean => self.nodes[node].said.push(text),
+                Effect::Say { text, .. } | Effect::Progress { text, .. } if !self.lean => {
+                    self.nodes[node].said.push(text);
+                }
                 Effect::End { ticket, exit, text, .. } => {
                     self.note(|_| format!("{} ended with {exit}: {text}", name(node)));
                     self.nodes[node].ends.insert(ticket, (exit, text));

@@ -2,7 +2,8 @@
 
 use super::world::{World, name, secs};
 use crate::base::ids::Lsn;
-use crate::engine::turn::Command;
+use crate::engine::report::Progress;
+use crate::engine::turn::{Command, Event};
 
 fn rejoin(world: &mut World, dry_run: bool) -> u64 {
     world.command(1, Command::Rejoin { node: name(1), dry_run })
@@ -29,6 +30,50 @@ fn a_rehearsal_says_what_it_would_do_and_does_nothing() {
     assert_eq!(exit, 0, "{text}");
     assert!(text.starts_with("would clone a: a test") && text.ends_with("nothing was changed"), "{text}");
     assert_eq!(world.marker().map(|m| (m.seq, m.sync)), before);
+}
+
+#[test]
+fn given_on_the_other_node_it_says_there_all_that_it_says_here() {
+    let mut world = World::running();
+    let ticket = world.command(0, Command::Rejoin { node: name(1), dry_run: false });
+    let working = |w: &World| w.nodes[1].guard.as_ref().is_some_and(|guard| guard.pg.task.is_some());
+    world.run_until(secs(20), "at work", |w| w.durable(1).rejoining && working(w));
+    let op = world.nodes[1].guard.as_ref().and_then(|guard| guard.pg.task.as_ref()).map(|(op, _)| *op);
+    // In one breath: nobody listens so often.
+    let diverged = Progress { diverged_transactions: Some(3), ..Progress::default() };
+    for (text, progress) in [("3 transactions here alone", Some(diverged)), ("cloning: no way", None)] {
+        world.give(1, Event::PgProgress { op: op.expect("at work"), text: text.to_owned(), progress });
+    }
+    let (exit, text) = world.end_of(0, ticket);
+    assert_eq!(exit, 0, "{text}");
+    let said = &world.nodes[0].said;
+    let mut rest = said.iter();
+    for wanted in [
+        "looking at the active node",
+        "looking at the data here",
+        "will clone a: a test",
+        "marking this node as not promotable",
+        "3 transactions here alone",
+        "cloning: no way",
+        "ending the fenced state",
+    ] {
+        assert!(rest.any(|line| line.starts_with(wanted)), "{wanted} is missing, or not in its place: {said:#?}");
+    }
+    assert!(!said.iter().any(|line| line.contains("'s daemon")), "it is there: {said:#?}");
+}
+
+#[test]
+fn who_waits_for_a_daemon_that_is_down_is_told_so_at_once() {
+    for (given_on, node) in [(0, 1), (1, 1)] {
+        let mut world = World::running();
+        world.kill_all(1 - given_on);
+        world.run_for(secs(10));
+        world.nodes[given_on].said.clear();
+        world.command(given_on, Command::Rejoin { node: name(node), dry_run: false });
+        let text = format!("waiting for {}'s daemon (up to 30 s)", name(1 - given_on));
+        world.run_for(std::time::Duration::from_millis(10));
+        assert!(world.nodes[given_on].said.contains(&text), "{:?}", world.nodes[given_on].said);
+    }
 }
 
 #[test]

@@ -151,6 +151,7 @@ fn only_the_active_node_prepares_for_it_and_the_record_stays_as_it_is() {
 fn a_rejoin_given_here_is_fetched_watched_and_ended_there() {
     let mut solo = Solo::active(Mode::Update);
     solo.give(Event::Command { ticket: 41, command: Command::Rejoin { node: name("c"), dry_run: false } });
+    assert!(solo.wanted(|e| matches!(e, Effect::Say { ticket: 41, text } if text.contains("c's daemon (up to 30 s)"))));
     let wish = facts(&mut solo, None).wish.expect("it is told");
     let brief = |step: &str, ended| ProcedureBrief {
         kind: "rejoin".into(),
@@ -158,6 +159,7 @@ fn a_rejoin_given_here_is_fetched_watched_and_ended_there() {
         step: step.into(),
         ended,
         progress: None,
+        lines: Vec::new(),
     };
     assert_eq!(facts(&mut solo, Some(brief("cloning", None))).wish, None, "told once it is under way");
     assert!(solo.wanted(|e| matches!(e, Effect::Say { ticket: 41, text } if text == "cloning")));
