@@ -462,9 +462,10 @@ fn the_book_types_commands_that_exist() {
             }
             let Some(verb) = words.iter().find(|word| !word.starts_with('-')) else { continue };
             let verb = verb.trim_end_matches(['*', ':', ',', '.', ';', ')']);
-            let Some(known) = command.get_subcommands().find(|known| {
-                known.get_name() == verb || known.get_all_aliases().any(|alias| alias == verb)
-            }) else {
+            let Some(known) = command
+                .get_subcommands()
+                .find(|known| known.get_name() == verb || known.get_all_aliases().any(|alias| alias == verb))
+            else {
                 wrong.push(format!("{name}: `{line}`: no such verb"));
                 continue;
             };
