@@ -13,7 +13,7 @@ DEMO = $${CARGO_TARGET_DIR:-target}/debug/examples/demo
 
 help:
 	@echo 'make check      the house rules: format, lints, pure floors, tidy, licences; writes nothing'
-	@echo 'make fix        format, apply what clippy can, write the golden help texts anew'
+	@echo 'make fix        format, apply what clippy can, write the golden help texts and the made parts of docs/ anew'
 	@echo 'make test       set up, then all tests (root: network namespaces, real PostgreSQL and BIND)'
 	@echo 'make demo       set up, then a failover of two real PostgreSQL nodes on this machine; KEEP=1 leaves it running'
 	@echo 'make demo-stop  end what KEEP=1 left running'
@@ -36,7 +36,7 @@ check:
 fix:
 	$(CARGO) clippy --locked --fix --allow-dirty --allow-staged --all-targets
 	$(CARGO) fmt
-	UPDATE_GOLDEN=1 $(CARGO) test --locked --quiet --test tidy help_texts_are_the_golden_ones
+	UPDATE_GOLDEN=1 $(CARGO) test --locked --quiet --test tidy -- help_texts_are_the_golden_ones the_book
 
 test:
 	packaging/setup.sh

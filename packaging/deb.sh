@@ -43,7 +43,13 @@ completion bash "$root/usr/share/bash-completion/completions/portcullis"
 completion zsh "$root/usr/share/zsh/vendor-completions/_portcullis"
 completion fish "$root/usr/share/fish/vendor_completions.d/portcullis.fish"
 
-install -m 0644 README.md CHANGELOG.md docs/design.md docs/install.md docs/operations.md docs/glossary.md "$doc/"
+install -m 0644 README.md CHANGELOG.md "$doc/"
+# The book, with its pictures; it begins at docs/README.md.
+mkdir -p "$doc/docs/screenshots" "$doc/docs/monitoring" "$doc/docs/decisions"
+install -m 0644 docs/*.md docs/*.svg "$doc/docs/"
+install -m 0644 docs/screenshots/*.png "$doc/docs/screenshots/"
+install -m 0644 docs/monitoring/* "$doc/docs/monitoring/"
+install -m 0644 docs/decisions/*.md "$doc/docs/decisions/"
 {
     printf 'portcullis (%s) unstable; urgency=medium\n\n  * What changed is in CHANGELOG.md beside this file.\n\n' "$version"
     printf ' -- %s  %s\n' "$maintainer" "$(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")"
