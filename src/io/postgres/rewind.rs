@@ -179,7 +179,7 @@ impl Cluster {
             self.finish_rewind(&mark, peer).await?;
             return Ok(Rejoined { how: RejoinHow::Rewind, aside: Some(mark.kept) });
         }
-        if !self.is_rewind_broken() {
+        if !self.is_rewind_broken() && !self.is_copy_moving_in() {
             // Of one that ended just before a crash.
             files::remove(&self.state_dir.join(MARK))?;
         }
@@ -353,6 +353,14 @@ impl Cluster {
     /// A `pg_rewind` may have begun here, and did not end.
     pub(super) fn is_rewind_broken(&self) -> bool {
         is_rewind_broken(&self.state_dir, &self.settings.data_dir)
+    }
+
+    /// A copy was taking the place of a half-rewound directory, and is not there whole: what was there may be set aside
+    /// already, and only the mark knows this machine's own files.
+    fn is_copy_moving_in(&self) -> bool {
+        let data_dir = &self.settings.data_dir;
+        let is_in = data_dir.join("PG_VERSION").exists() && mode_of(data_dir).is_some();
+        !is_in && Mark::read(&self.state_dir).is_some_and(|mark| mark.phase == Phase::Cloning)
     }
 
     /// It is no cluster now.
