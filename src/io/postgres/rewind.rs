@@ -312,13 +312,13 @@ impl Cluster {
         let data_dir = &self.settings.data_dir;
         self.write_passfile()?;
         self.make_own(Some(&mark.own()), data_dir, peer).await?;
-        self.put_back(mark).await
+        self.put_back(mark, None).await
     }
 
-    /// What belongs to the directory and its mode; then the mark goes.
-    async fn put_back(&self, mark: &Mark) -> Result<(), PgError> {
+    /// What belongs to the directory and its mode; then the mark goes. `later`: where what was made there since goes.
+    async fn put_back(&self, mark: &Mark, later: Option<PathBuf>) -> Result<(), PgError> {
         let (own, data_dir) = (mark.own(), self.settings.data_dir.clone());
-        files::apart(move || own::move_back(&own, &data_dir)).await?;
+        files::apart(move || own::move_back(&own, &data_dir, later.as_deref())).await?;
         set_mode(&self.settings.data_dir, mark.mode)?;
         files::remove(&self.state_dir.join(MARK))
     }
@@ -337,7 +337,9 @@ impl Cluster {
     /// `pg_rewind` has not run: the directory is made what it was.
     async fn undo(&self, mark: &Mark) -> Result<(), PgError> {
         if mark.own().exists() && self.settings.data_dir.exists() {
-            return self.put_back(mark).await;
+            // Nothing there is the source's: a server that a person started meanwhile wrote it.
+            let later = paths::dated_name(&mark.own(), "-later-");
+            return self.put_back(mark, Some(later)).await;
         }
         files::remove(&self.state_dir.join(MARK))
     }

@@ -332,3 +332,22 @@ async fn a_rewind_that_was_being_replaced_is_not_planned_again_and_one_that_cann
     let plan = cluster.plan_rejoin(&source).await.expect("plan");
     assert!(plan.how == RejoinHow::Clone && plan.why.contains("a copy was about to take its place"), "{plan:?}");
 }
+
+#[tokio::test]
+async fn what_was_written_before_a_rewind_is_undone_is_kept() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let cluster = cluster(&fs::canonicalize(dir.path()).expect("path"));
+    let (data, kept) = (&cluster.settings.data_dir, broken_off(&cluster, &midna(), Phase::Moving));
+    for (log, text) in [(kept.join("own/log"), "before"), (data.join("log"), "since")] {
+        fs::create_dir(&log).expect("mkdir");
+        fs::write(log.join("postgresql.log"), text).expect("write");
+    }
+    fs::write(kept.join("own/key.pem"), "before").expect("write");
+    cluster.undo_rewind_not_begun().await.expect("undone");
+    let read = |dir: &Path| fs::read_to_string(dir.join("log/postgresql.log")).expect("there");
+    assert_eq!((read(data).as_str(), data.join("key.pem").exists()), ("before", true));
+    let entries = fs::read_dir(&kept).expect("read").flatten().map(|entry| entry.path());
+    let later: Vec<_> = entries.filter(|path| path.to_string_lossy().contains("own-later-")).collect();
+    assert_eq!(later.iter().map(|dir| read(dir)).collect::<Vec<_>>(), ["since"]);
+    assert!(Mark::read(&cluster.state_dir).is_none() && rewind::mode_of(data) == Some(0o750));
+}
