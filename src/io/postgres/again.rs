@@ -73,6 +73,10 @@ impl Cluster {
     /// How the rewind that was interrupted here began, if it can be done again; else why not.
     fn begun(&self, peer: Option<&Peer>, source: &SourceFacts) -> Result<(Mark, Begun), &'static str> {
         let mark = Mark::read(&self.state_dir).ok_or("nothing tells how it began")?;
+        if mark.phase == Phase::Cloning {
+            // Parts of it may be elsewhere, or what stands here of the copy.
+            return Err("a copy was about to take its place");
+        }
         let begun = Begun::read(&mark.kept).ok_or("what was kept of before is not there")?;
         let boot = clock::boot_id().unwrap_or_default();
         begun.obstacle(peer, source, &boot).map_or(Ok((mark, begun)), Err)
@@ -98,6 +102,18 @@ impl Cluster {
         let mark = Mark { phase: Phase::Rewinding, ..mark };
         mark.write(&self.state_dir)?;
         self.write_passfile()?;
+        if let Err(error) = self.make_ready_again(&mark, source).await {
+            return Ok(Err(error.to_string()));
+        }
+        let restore = self.can_restore_for_rewind().await;
+        if let Err(why) = self.rehearse(peer, &begun.diverged, restore, tell).await {
+            return Ok(Err(why));
+        }
+        let command = self.pg_rewind(peer, restore)?;
+        self.run_rewind(command, mark, peer, tell).await
+    }
+
+    async fn make_ready_again(&self, mark: &Mark, source: &SourceFacts) -> Result<(), PgError> {
         let (kept, data_dir) = (mark.kept.clone(), self.settings.data_dir.clone());
         files::apart(move || put_back(&kept, &data_dir)).await?;
         let text = self.control_text(&self.settings.data_dir).await?;
@@ -107,13 +123,7 @@ impl Cluster {
             spaces::make_missing(&facts)?;
             remove_parts(&data_dir, size.unwrap_or(0))
         })
-        .await?;
-        let restore = self.can_restore_for_rewind().await;
-        if let Err(why) = self.rehearse(peer, &begun.diverged, restore, tell).await {
-            return Ok(Err(why));
-        }
-        let command = self.pg_rewind(peer, restore)?;
-        self.run_rewind(command, mark, peer, tell).await
+        .await
     }
 }
 

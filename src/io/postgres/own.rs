@@ -8,7 +8,7 @@ use super::{Cluster, Peer, PgError, control, files, paths, spaces, standby, tool
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::Path;
 
 /// Files in the data directory that are this machine's own (`conf.d` is a directory).
@@ -209,15 +209,21 @@ pub(super) fn move_foreign(data_dir: &Path, to: &Path) -> Result<(), PgError> {
     files::sync_parent(&data_dir.join("."))
 }
 
-/// Moves it back; what the source has under the same names gives way.
-pub(super) fn move_back(from: &Path, data_dir: &Path) -> Result<(), PgError> {
+/// Moves it back. What stands there under the same names gives way: to `later`, which is made then; or, where that is
+/// not given, for good, as the source's.
+pub(super) fn move_back(from: &Path, data_dir: &Path, later: Option<&Path>) -> Result<(), PgError> {
     for name in foreign(from)? {
         let to = data_dir.join(&name);
-        let brought = fs::symlink_metadata(&to).map(|meta| meta.is_dir());
-        match brought {
-            Ok(true) => fs::remove_dir_all(&to).map_err(|error| files::failed("removed", &to, &error))?,
-            Ok(false) => files::remove(&to)?,
-            Err(_) => {}
+        match later {
+            Some(later) if fs::symlink_metadata(&to).is_ok() => {
+                let made = fs::DirBuilder::new().mode(0o700).recursive(true).create(later);
+                made.map_err(|error| files::failed("made", later, &error))?;
+                files::sync_parent(later)?;
+                let aside = later.join(&name);
+                carry(&to, &aside, fs::rename(&to, &aside))?;
+                files::sync_parent(&aside)?;
+            }
+            _ => remove_all(&to)?,
         }
         carry(&from.join(&name), &to, fs::rename(from.join(&name), &to))?;
     }

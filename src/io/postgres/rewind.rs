@@ -195,7 +195,7 @@ impl Cluster {
             self.finish_rewind(&mark, peer).await?;
             return Ok(Rejoined { how: RejoinHow::Rewind, aside: Some(mark.kept) });
         }
-        if !self.is_rewind_broken() {
+        if !self.is_rewind_broken() && !self.is_copy_moving_in() {
             // Of one that ended just before a crash.
             files::remove(&self.state_dir.join(MARK))?;
         }
@@ -343,13 +343,13 @@ impl Cluster {
         let data_dir = &self.settings.data_dir;
         self.write_passfile()?;
         self.make_own(Some(&mark.own()), data_dir, peer).await?;
-        self.put_back(mark).await
+        self.put_back(mark, None).await
     }
 
-    /// What belongs to the directory and its mode; then the mark goes.
-    async fn put_back(&self, mark: &Mark) -> Result<(), PgError> {
+    /// What belongs to the directory and its mode; then the mark goes. `later`: where what was made there since goes.
+    async fn put_back(&self, mark: &Mark, later: Option<PathBuf>) -> Result<(), PgError> {
         let (own, data_dir) = (mark.own(), self.settings.data_dir.clone());
-        files::apart(move || own::move_back(&own, &data_dir)).await?;
+        files::apart(move || own::move_back(&own, &data_dir, later.as_deref())).await?;
         set_mode(&self.settings.data_dir, mark.mode)?;
         files::remove(&self.state_dir.join(MARK))
     }
@@ -368,7 +368,9 @@ impl Cluster {
     /// `pg_rewind` has not run: the directory is made what it was.
     async fn undo(&self, mark: &Mark) -> Result<(), PgError> {
         if mark.own().exists() && self.settings.data_dir.exists() {
-            return self.put_back(mark).await;
+            // Nothing there is the source's: a server that a person started meanwhile wrote it.
+            let later = paths::dated_name(&mark.own(), "-later-");
+            return self.put_back(mark, Some(later)).await;
         }
         files::remove(&self.state_dir.join(MARK))
     }
@@ -384,6 +386,14 @@ impl Cluster {
     /// A `pg_rewind` may have begun here, and did not end.
     pub(super) fn is_rewind_broken(&self) -> bool {
         is_rewind_broken(&self.state_dir, &self.settings.data_dir)
+    }
+
+    /// A copy was taking the place of a half-rewound directory, and is not there whole: what was there may be set aside
+    /// already, and only the mark knows this machine's own files.
+    fn is_copy_moving_in(&self) -> bool {
+        let data_dir = &self.settings.data_dir;
+        let is_in = data_dir.join("PG_VERSION").exists() && mode_of(data_dir).is_some();
+        !is_in && Mark::read(&self.state_dir).is_some_and(|mark| mark.phase == Phase::Cloning)
     }
 
     /// It is no cluster now.

@@ -1,6 +1,9 @@
 //! A clone's directories: what is never removed, and every place a crash can leave them in.
 
+use super::rewind::{Mark, Phase};
 use super::*;
+use crate::engine::report::RejoinHow;
+use crate::io::postgres::again::Begun;
 use std::os::unix::fs::MetadataExt;
 
 fn nothing_outside() -> SourceFacts {
@@ -232,4 +235,119 @@ fn a_swap_with_wal_elsewhere_that_crashed_anywhere_loses_neither() {
         let is_link = fs::symlink_metadata(root.join("data")).expect("there").is_symlink();
         assert_eq!(is_link, linked, "the path stays what it was");
     }
+}
+
+/// A rewind of `data` that broke off and could be done again; its mark says `phase`. Gives what was kept before it.
+fn broken_off(cluster: &Cluster, peer: &Peer, phase: Phase) -> PathBuf {
+    let (data, kept) = (&cluster.settings.data_dir, cluster.state_dir.join("kept"));
+    for dir in [data.join("global"), data.join("pg_wal"), kept.join("own"), kept.join("wal")] {
+        fs::create_dir_all(dir).expect("mkdir");
+    }
+    fs::write(data.join(VERSION_FILE), "15\n").expect("write");
+    fs::write(data.join("postgresql.conf"), "the source's").expect("write");
+    fs::write(kept.join("own/postgresql.conf"), "ours").expect("write");
+    fs::write(kept.join("pg_control"), "").expect("write");
+    let (at, timeline) = (crate::base::ids::Lsn(80), crate::base::ids::TimelineId(1));
+    let diverged = super::super::divergence::Divergence { at, timeline, transactions: 3, whole: true, before: None };
+    Begun::now(peer, &nothing_outside(), &diverged).write(&kept).expect("written");
+    Mark { kept: kept.clone(), phase, mode: 0o750 }.write(&cluster.state_dir).expect("marked");
+    rewind::poison(data).expect("poisoned");
+    kept
+}
+
+fn midna() -> Peer {
+    Peer { name: "midna".parse().expect("name"), host: "192.0.2.1".to_owned(), port: 1 }
+}
+
+/// A rejoin that goes as far as the copy, for which there is no tool here.
+async fn rejoin_to_the_copy(cluster: &Cluster, told: &str) {
+    let done = cluster.rejoin(&midna(), &nothing_outside(), &mut |_| {}).await;
+    assert!(matches!(&done, Err(error) if error.to_string().contains("pg_basebackup")), "{told}: {done:?}");
+}
+
+#[tokio::test]
+async fn a_copy_for_a_half_rewound_directory_gets_this_machines_files_wherever_a_crash_was() {
+    // What an exchange does, one by one, and a swap by names.
+    const BY_NAMES: usize = 0;
+    for step in BY_NAMES..=7 {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let root = fs::canonicalize(dir.path()).expect("path");
+        let cluster = cluster(&root);
+        let data = &cluster.settings.data_dir;
+        let kept = broken_off(&cluster, &midna(), Phase::Rewinding);
+        let places = cluster.places().expect("places");
+        let aside = set_aside_name(data);
+        prepare(&places).expect("prepared");
+        Mark::ends_in_a_clone(&cluster.state_dir).expect("marked");
+        let out = |name: &str| fs::rename(data.join(name), aside.join(name)).expect("moved out");
+        let work: [&dyn Fn(); 7] = [
+            &|| {
+                fs::create_dir(&aside).expect("mkdir");
+                rewind::poison(&aside).expect("poisoned");
+                write_marker(&places, Some(&aside), false).expect("marked");
+            },
+            &|| out("postgresql.conf"),
+            &|| out(VERSION_FILE),
+            &|| out("pg_wal"),
+            &|| {
+                out("global");
+                write_marker(&places, Some(&aside), true).expect("marked");
+                fs::write(data.join("postgresql.conf"), "ours").expect("moved in");
+            },
+            &|| fs::write(data.join(VERSION_FILE), "15\n").expect("moved in"),
+            &|| make_private(data, Some(0o750)).expect("private"),
+        ];
+        work.iter().take(step).for_each(|step| step());
+        if step == BY_NAMES {
+            write_marker(&places, Some(&aside), false).expect("marked");
+            fs::rename(data, &aside).expect("set aside");
+        }
+        for time in ["once", "twice"] {
+            rejoin_to_the_copy(&cluster, &format!("step {step}, {time}")).await;
+            let (places, mark) = (cluster.places().expect("places"), Mark::read(&cluster.state_dir));
+            assert_eq!(places.mode, Some(0o750), "step {step}, {time}");
+            if step == work.len() {
+                // The copy was in: nothing is half any more.
+                assert!(mark.is_none() && places.own.as_ref() == Some(data), "{time}");
+            } else {
+                assert_eq!(mark.map(|mark| mark.phase), Some(Phase::Cloning), "step {step}, {time}");
+                assert_eq!(places.own, Some(kept.join("own")), "step {step}, {time}: whose configuration");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_rewind_that_was_being_replaced_is_not_planned_again_and_one_that_cannot_be_made_ready_is_replaced() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let cluster = cluster(&fs::canonicalize(dir.path()).expect("path"));
+    let kept = broken_off(&cluster, &midna(), Phase::Rewinding);
+    let source = nothing_outside();
+    assert_eq!(cluster.plan_rejoin(&source).await.expect("plan").how, RejoinHow::Rewind);
+    // A disk that lost it.
+    fs::remove_dir(kept.join("wal")).expect("rmdir");
+    rejoin_to_the_copy(&cluster, "nothing to put back").await;
+    assert_eq!(Mark::read(&cluster.state_dir).map(|mark| mark.phase), Some(Phase::Rewinding), "no copy is there yet");
+    Mark::ends_in_a_clone(&cluster.state_dir).expect("marked");
+    let plan = cluster.plan_rejoin(&source).await.expect("plan");
+    assert!(plan.how == RejoinHow::Clone && plan.why.contains("a copy was about to take its place"), "{plan:?}");
+}
+
+#[tokio::test]
+async fn what_was_written_before_a_rewind_is_undone_is_kept() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let cluster = cluster(&fs::canonicalize(dir.path()).expect("path"));
+    let (data, kept) = (&cluster.settings.data_dir, broken_off(&cluster, &midna(), Phase::Moving));
+    for (log, text) in [(kept.join("own/log"), "before"), (data.join("log"), "since")] {
+        fs::create_dir(&log).expect("mkdir");
+        fs::write(log.join("postgresql.log"), text).expect("write");
+    }
+    fs::write(kept.join("own/key.pem"), "before").expect("write");
+    cluster.undo_rewind_not_begun().await.expect("undone");
+    let read = |dir: &Path| fs::read_to_string(dir.join("log/postgresql.log")).expect("there");
+    assert_eq!((read(data).as_str(), data.join("key.pem").exists()), ("before", true));
+    let entries = fs::read_dir(&kept).expect("read").flatten().map(|entry| entry.path());
+    let later: Vec<_> = entries.filter(|path| path.to_string_lossy().contains("own-later-")).collect();
+    assert_eq!(later.iter().map(|dir| read(dir)).collect::<Vec<_>>(), ["since"]);
+    assert!(Mark::read(&cluster.state_dir).is_none() && rewind::mode_of(data) == Some(0o750));
 }
