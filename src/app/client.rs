@@ -114,12 +114,19 @@ pub async fn status(target: &Target, json: bool, watch: bool, out: &mut Out<'_>)
     let mut stopped = std::pin::pin!(tokio::signal::ctrl_c());
     if out.style.terminal && !json {
         // What stood there before scrolls away rather than being overwritten.
-        out.put("\x1b[2J")?;
+        // Lines too long for the screen are cut there, so that every picture has its place.
+        out.put("\x1b[2J\x1b[?7l")?;
     }
+    let end = |out: &mut Out<'_>| {
+        if out.style.terminal && !json {
+            out.put("\x1b[?7h")?;
+        }
+        Ok(ExitCode::Done)
+    };
     loop {
         let answer = tokio::select! {
             answer = snapshot(target) => answer,
-            _ = stopped.as_mut() => return Ok(ExitCode::Done),
+            _ = stopped.as_mut() => return end(out),
         };
         match answer {
             Ok(snapshot) if json => out.json(&snapshot)?,
@@ -129,7 +136,7 @@ pub async fn status(target: &Target, json: bool, watch: bool, out: &mut Out<'_>)
         }
         tokio::select! {
             () = tokio::time::sleep(WATCH_EVERY) => {}
-            _ = stopped.as_mut() => return Ok(ExitCode::Done),
+            _ = stopped.as_mut() => return end(out),
         }
     }
 }
@@ -172,13 +179,17 @@ pub async fn events(target: &Target, since: Option<&str>, json: bool, out: &mut 
     Ok(ExitCode::Done)
 }
 
-/// The event log since then, which reaches further back than a snapshot; of an older daemon what its snapshot has.
+/// The event log since then, which reaches further back than a snapshot. An older daemon does not tell it, and one whose
+/// disk is full has not written all: what the snapshot has is there in any case.
 async fn logged(target: &Target, since: Timestamp) -> Result<Vec<EventRow>, Fault> {
     let snapshot = snapshot(target).await?;
-    let Ok(body) = transport::read(target, &format!("/events.json?since={since}")).await else {
-        return Ok(snapshot.events);
-    };
-    Ok(serde_json::from_slice(&body).unwrap_or(snapshot.events))
+    let body = transport::read(target, &format!("/events.json?since={since}")).await;
+    let mut rows: Vec<EventRow> = body.ok().and_then(|body| serde_json::from_slice(&body).ok()).unwrap_or_default();
+    let newer: Vec<EventRow> = snapshot.events.into_iter().filter(|event| !rows.contains(event)).collect();
+    rows.extend(newer);
+    // Times of one form sort as text; those of one second keep their order.
+    rows.sort_by(|one, other| one.at.cmp(&other.at));
+    Ok(rows)
 }
 
 /// `15m`, `2h 30m` (that long ago), `2026-11-20`, `2026-11-20T15:11:00Z` or without the zone, which is then UTC.

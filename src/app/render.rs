@@ -123,14 +123,15 @@ fn outlook(out: &mut String, snapshot: &Snapshot, style: Style) {
         Some(next) => {
             let command = style.paint(Paint::Strong, &clean(&next.command));
             line(out, "next", &format!("on {}: {command}", next.on));
-            line(out, "", &clean(&next.why));
+            if !next.why.is_empty() {
+                line(out, "", &clean(&next.why));
+            }
         }
         None if snapshot.outlook.safe => line(out, "next", "nothing: all is as it should be"),
         None => line(out, "next", "nothing: no command helps here; what is under way goes on by itself"),
     }
-    // Said already, where it is the command.
-    let said = snapshot.next.as_ref().map(|next| next.command.as_str());
-    if let Some(advice) = snapshot.advice.as_ref().filter(|advice| said.is_none_or(|said| !advice.starts_with(said))) {
+    // Where there is a command, it is made of the advice.
+    if let Some(advice) = snapshot.advice.as_ref().filter(|_| snapshot.next.is_none()) {
         line(out, "what to do", &clean(advice));
     }
 }
@@ -248,7 +249,7 @@ fn databases(out: &mut String, snapshot: &Snapshot, style: Style) {
             style.paint(Paint::Warn, &format!("commits wait: the standby has been silent since {}", clean(since)))
         }
         (Some(since), ..) => style.paint(Paint::Warn, &format!("alone since {}", clean(since))),
-        (None, _, "synchronous") => "not in sync".to_owned(),
+        (None, _, "synchronous") => style.paint(Paint::Warn, "not in sync"),
         (None, ..) => "a promote may lose the last transactions".to_owned(),
     };
     line(out, "replication", &format!("{}, {state}{lag}{}", clean(&replication.mode), clean(&position)));
