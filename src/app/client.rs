@@ -179,8 +179,8 @@ pub async fn events(target: &Target, since: Option<&str>, json: bool, out: &mut 
     Ok(ExitCode::Done)
 }
 
-/// The event log since then, which reaches further back than a snapshot. An older daemon does not tell it, and one whose
-/// disk is full has not written all: what the snapshot has is there in any case.
+/// The event log since then, which reaches further back than a snapshot. An older daemon does not tell it, and one
+/// whose disk is full has not written all: what the snapshot has is there in any case.
 async fn logged(target: &Target, since: Timestamp) -> Result<Vec<EventRow>, Fault> {
     let snapshot = snapshot(target).await?;
     let body = transport::read(target, &format!("/events.json?since={since}")).await;

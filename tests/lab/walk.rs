@@ -6,6 +6,7 @@
 //! same ([`essence`]). Where they differ, something moved, and it is looked again; where they agree, every difference
 //! is a fault.
 
+mod plain;
 mod surfaces;
 
 use crate::ensure;
@@ -272,7 +273,7 @@ fn every_surface_tells_the_same_in_every_state() {
                 s["peer"]["reachable"] == false && text_at(s, "/witness/servers/0/verdict") == "silent"
             })?;
         }
-        // The passive one was told who is active and cannot say more; how grave that is, check decides by what it knows.
+        // The passive one cannot say who serves; how grave that is, check decides by what it knows.
         lapsed.nodes[1].3 = a.cli(&["check"])?.code;
         lapsed.walk(lab)?;
         lab.switch.heal()?;

@@ -1,6 +1,7 @@
 //! What one node says on each of its surfaces, and that nothing of it contradicts its snapshot.
 
 use super::essence;
+use super::plain::plain;
 use crate::ensure;
 use crate::harness::Lab;
 use crate::harness::node::{GATE_PORT, Node, Said, text_at};
@@ -331,9 +332,7 @@ impl Told {
             String::new()
         };
         ensure!(line.contains(&lag), "no {lag:?}: {line}");
-        for (fact, said) in [("/maintenance", "maintenance is on")] {
-            ensure!(self.is(fact) == line.contains(said), "{said}: {line}");
-        }
+        ensure!(self.is("/maintenance") == line.contains("maintenance is on"), "maintenance: {line}");
         let conflict = self.list("/vips").iter().any(|vip| !vip["conflict"].is_null());
         ensure!(conflict == line.contains("is claimed by"), "VIP: {line}");
         ensure!(line.contains("PostgreSQL is down") != self.is("/postgres/up"), "PostgreSQL: {line}");
@@ -572,37 +571,4 @@ fn lines(text: &str) -> Vec<&str> {
 /// Rows without what counts on.
 fn essence_of_rows(rows: &Value) -> Value {
     essence(&serde_json::json!({ "nodes": rows }))["nodes"].clone()
-}
-
-/// What stands on a page for a reader without script, style and plots: one line.
-fn plain(html: &str) -> String {
-    let mut text = String::new();
-    let mut rest = html;
-    while let Some((before, tag)) = rest.split_once('<') {
-        text.push_str(before);
-        let (tag, after) = tag.split_once('>').unwrap_or((tag, ""));
-        let name = tag.split_whitespace().next().unwrap_or_default().trim_start_matches('/');
-        let hidden =
-            ["script", "style", "svg"].into_iter().find(|hidden| *hidden == tag.split(' ').next().unwrap_or(""));
-        rest = match hidden {
-            Some(hidden) => after.split_once(&format!("</{hidden}>")).map_or("", |(_, after)| after),
-            None => after,
-        };
-        if !["strong", "span", "time", "code", "em"].contains(&name) {
-            text.push(' ');
-        }
-    }
-    text.push_str(rest);
-    let entities = [
-        ("&lt;", "<"),
-        ("&gt;", ">"),
-        ("&quot;", "\""),
-        ("&#39;", "'"),
-        ("&#34;", "\""),
-        ("&#60;", "<"),
-        ("&#62;", ">"),
-    ];
-    let text = entities.into_iter().fold(text, |text, (from, to)| text.replace(from, to));
-    let text = text.replace("&#38;", "&").replace("&amp;", "&");
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
