@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 cargo=${CARGO:-cargo}
 flags=(--locked --color never)
 # The first runs four suites at a time itself, and fetches what they need when it is not there yet.
-alone=(drivers peer postgres proxy kernel_gate lab_vip lab)
+alone=(drivers peer proxy kernel_gate lab_vip lab)
 lanes=2
 # A suite that hangs must not take the summary with it; the slowest takes a quarter of this on a good day, and slower
 # machines have to be right as well.

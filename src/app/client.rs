@@ -70,6 +70,15 @@ impl Out<'_> {
         written.map_err(|error| Fault::new(ExitCode::Failed, format!("cannot write the answer ({error})")))
     }
 
+    /// One picture of many: on a terminal in the place of the one before, else below it. Each line is overwritten and
+    /// then cleared to its end, and nothing is wiped first: no flicker.
+    fn picture(&mut self, text: &str) -> Result<(), Fault> {
+        if !self.style.terminal {
+            return self.put(&format!("{text}\n"));
+        }
+        self.put(&format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")))
+    }
+
     fn json<T: serde::Serialize>(&mut self, value: &T) -> Result<(), Fault> {
         let text = serde_json::to_string(value)
             .map_err(|error| Fault::new(ExitCode::Failed, format!("the answer is no JSON ({error}); report this")))?;
@@ -103,25 +112,31 @@ pub async fn status(target: &Target, json: bool, watch: bool, out: &mut Out<'_>)
         return Ok(ExitCode::Done);
     }
     let mut stopped = std::pin::pin!(tokio::signal::ctrl_c());
+    if out.style.terminal && !json {
+        // What stood there before scrolls away rather than being overwritten.
+        // Lines too long for the screen are cut there, so that every picture has its place.
+        out.put("\x1b[2J\x1b[?7l")?;
+    }
+    let end = |out: &mut Out<'_>| {
+        if out.style.terminal && !json {
+            out.put("\x1b[?7h")?;
+        }
+        Ok(ExitCode::Done)
+    };
     loop {
         let answer = tokio::select! {
             answer = snapshot(target) => answer,
-            _ = stopped.as_mut() => return Ok(ExitCode::Done),
+            _ = stopped.as_mut() => return end(out),
         };
-        if out.style.terminal && !json {
-            out.put("\x1b[H\x1b[2J")?;
-        }
         match answer {
-            Ok(snapshot) => show(&snapshot, json, out)?,
+            Ok(snapshot) if json => out.json(&snapshot)?,
             Err(fault) if json => out.json(&serde_json::json!({"error": fault.text}))?,
-            Err(fault) => out.put(&format!("portcullis: {fault}\n"))?,
-        }
-        if !out.style.terminal && !json {
-            out.put("\n")?;
+            Ok(snapshot) => out.picture(&render::status(&snapshot, out.style))?,
+            Err(fault) => out.picture(&format!("portcullis: {}\n", render::clean(&fault.text)))?,
         }
         tokio::select! {
             () = tokio::time::sleep(WATCH_EVERY) => {}
-            _ = stopped.as_mut() => return Ok(ExitCode::Done),
+            _ = stopped.as_mut() => return end(out),
         }
     }
 }
@@ -144,13 +159,16 @@ pub async fn nodes(target: &Target, json: bool, out: &mut Out<'_>) -> Result<Exi
 /// `events`; as JSON an array, oldest first. `since` as [`parse_since`] reads it.
 pub async fn events(target: &Target, since: Option<&str>, json: bool, out: &mut Out<'_>) -> Result<ExitCode, Fault> {
     let since = since.map(|text| parse_since(text, Timestamp::now())).transpose()?;
-    let snapshot = snapshot(target).await?;
+    let all = match since {
+        Some(since) => logged(target, since).await?,
+        None => snapshot(target).await?.events,
+    };
     let late_enough = |event: &&EventRow| match (since, event.at.parse::<Timestamp>()) {
         (Some(since), Ok(at)) => at >= since,
         // An event without a readable time is shown rather than hidden.
         (None, _) | (_, Err(_)) => true,
     };
-    let events: Vec<&EventRow> = snapshot.events.iter().filter(late_enough).collect();
+    let events: Vec<&EventRow> = all.iter().filter(late_enough).collect();
     if json {
         out.json(&events)?;
     } else {
@@ -159,6 +177,19 @@ pub async fn events(target: &Target, since: Option<&str>, json: bool, out: &mut 
         }
     }
     Ok(ExitCode::Done)
+}
+
+/// The event log since then, which reaches further back than a snapshot. An older daemon does not tell it, and one
+/// whose disk is full has not written all: what the snapshot has is there in any case.
+async fn logged(target: &Target, since: Timestamp) -> Result<Vec<EventRow>, Fault> {
+    let snapshot = snapshot(target).await?;
+    let body = transport::read(target, &format!("/events.json?since={since}")).await;
+    let mut rows: Vec<EventRow> = body.ok().and_then(|body| serde_json::from_slice(&body).ok()).unwrap_or_default();
+    let newer: Vec<EventRow> = snapshot.events.into_iter().filter(|event| !rows.contains(event)).collect();
+    rows.extend(newer);
+    // Times of one form sort as text; those of one second keep their order.
+    rows.sort_by(|one, other| one.at.cmp(&other.at));
+    Ok(rows)
 }
 
 /// `15m`, `2h 30m` (that long ago), `2026-11-20`, `2026-11-20T15:11:00Z` or without the zone, which is then UTC.
@@ -181,12 +212,16 @@ pub fn parse_since(text: &str, now: Timestamp) -> Result<Timestamp, Fault> {
 }
 
 /// `check`: prints the plugin's line and gives its exit code, 0 to 3. It does not fail: no answer is critical.
-pub async fn check(target: &Target, thresholds: &Thresholds, out: &mut Out<'_>) -> u8 {
+pub async fn check(target: &Target, thresholds: &Thresholds, json: bool, out: &mut Out<'_>) -> u8 {
     let (level, line) = match snapshot(target).await {
         Ok(snapshot) => render::check::check(&snapshot, thresholds),
         Err(fault) => render::check::unanswered(&fault.text),
     };
-    match out.put(&line) {
+    let said = match json {
+        true => out.json(&render::check::as_json(level, &line)),
+        false => out.put(&line),
+    };
+    match said {
         Ok(()) => level.exit(),
         Err(_) => Level::Unknown.exit(),
     }

@@ -31,6 +31,7 @@ use crate::io::{clock, fd_store, files, postgres, privileges};
 use crate::serve::command::Commands;
 use crate::serve::forward::Forwarder;
 use crate::serve::gate::Gate;
+use crate::serve::http::log::EventLog;
 use crate::serve::http::{Ask, History, Live, Pools, Views, bind_control, control_router, router, serve_tcp};
 use crate::serve::listener::{self, Confirm, Doors, ProxyOptions, Rules};
 use crate::serve::peer::{PeerClient, PeerCounters, PeerIdentity, listen_with};
@@ -409,7 +410,8 @@ fn spawn_pages(
     let timed = people.commands.clone();
     let latencies = Arc::new(move || timed.latencies());
     let started = clock::wall().as_duration().as_secs_f64();
-    let views = Views { snapshot: snapshots.clone(), beat, gate_passes, pools, latencies, started, live };
+    let events = EventLog::new(config.state_dir.join("events.log"));
+    let views = Views { snapshot: snapshots.clone(), beat, gate_passes, pools, latencies, started, events, live };
     let (command_tx, commands) = mpsc::channel(16);
     let control_pages = control_router(views.clone(), command_tx.clone());
     tokio::spawn(async move {

@@ -22,7 +22,7 @@ pub fn dispatch(globals: &Globals, command: &Command) -> Option<Result<u8, Fault
         Command::Doctor(args) => run_doctor(globals, args),
         Command::Check(args) => {
             let thresholds = Thresholds { warning: args.warning.clone(), critical: args.critical.clone() };
-            with_target(globals, async |target, out| Ok(client::check(target, &thresholds, out).await))
+            with_target(globals, async |target, out| Ok(client::check(target, &thresholds, args.json, out).await))
         }
         Command::Status(args) => {
             let (json, watch) = (args.json, args.watch);
@@ -80,16 +80,16 @@ pub fn dispatch(globals: &Globals, command: &Command) -> Option<Result<u8, Fault
             let args = DrillArgs { to, dsn, json: args.json, wait, voters };
             with_target(globals, async |t, out| client::drill(t, &args, out).await.map(cli::code))
         }
-        Command::Fence(args) => send(globals, "fence", json!({"reason": args.reason}), false),
-        Command::Unfence => send(globals, "unfence", json!({}), false),
-        Command::Pause(args) => send(globals, "pause", json!({"database": args.database}), false),
-        Command::Resume(args) => send(globals, "resume", json!({"database": args.database}), false),
-        Command::Reconnect(args) => send(globals, "reconnect", json!({"database": args.database}), false),
-        Command::Kill(args) => send(globals, "kill", json!({"database": args.database}), false),
-        Command::Reload => send(globals, "reload", json!({}), false),
+        Command::Fence(args) => send(globals, "fence", json!({"reason": args.reason}), args.json),
+        Command::Unfence(args) => send(globals, "unfence", json!({}), args.json),
+        Command::Pause(args) => send(globals, "pause", json!({"database": args.database}), args.json),
+        Command::Resume(args) => send(globals, "resume", json!({"database": args.database}), args.json),
+        Command::Reconnect(args) => send(globals, "reconnect", json!({"database": args.database}), args.json),
+        Command::Kill(args) => send(globals, "kill", json!({"database": args.database}), args.json),
+        Command::Reload(args) => send(globals, "reload", json!({}), args.json),
         Command::Maintenance(args) => {
             let on = args.switch == Switch::On;
-            send(globals, "maintenance", json!({"on": on}), false)
+            send(globals, "maintenance", json!({"on": on}), args.json)
         }
         _ => return None,
     };

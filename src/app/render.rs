@@ -5,16 +5,17 @@
 
 pub mod check;
 
+use crate::engine::outlook::human_bytes;
 use crate::engine::status::{EventRow, NodeRow, Snapshot, VerdictWord, human_ms, pgpool};
 use comfy_table::{CellAlignment, Table, presets};
 use std::io::IsTerminal;
 
 /// Events at the foot of `status`; `portcullis events` shows all.
-const EVENTS: usize = 6;
+const EVENTS: usize = 4;
 /// Width of the words on the left.
 const LABEL: usize = 13;
 
-/// How to write: colour on a terminal (unless `NO_COLOR` is set), frames on a terminal.
+/// How to write: colour on a terminal (unless `NO_COLOR` is set, or `TERM` is `dumb`), frames on a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Style {
     pub color: bool,
@@ -29,7 +30,9 @@ impl Style {
     pub fn of_stdout() -> Style {
         let terminal = std::io::stdout().is_terminal();
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Style { color: terminal && !no_color, terminal }
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        // A screen that knows no escapes is written to as a pipe is.
+        Style { color: terminal && !no_color && !dumb, terminal: terminal && !dumb }
     }
 
     fn paint(self, paint: Paint, text: &str) -> String {
@@ -85,7 +88,12 @@ pub fn status(snapshot: &Snapshot, style: Style) -> String {
         Paint::Bad
     };
     out.push_str(&style.paint(paint, &clean(&snapshot.headline())));
-    out.push_str("\n\n");
+    out.push('\n');
+    if let Some(event) = snapshot.since() {
+        out.push_str(&style.paint(Paint::Dim, &clean(&format!("since {}: {}", event.at, event.text))));
+        out.push('\n');
+    }
+    out.push('\n');
     if !snapshot.turn_running {
         let text = "does not run: what stands here is from its last turn; look at the daemon's log";
         line(&mut out, "daemon", &style.paint(Paint::Bad, text));
@@ -94,6 +102,7 @@ pub fn status(snapshot: &Snapshot, style: Style) -> String {
     witness(&mut out, snapshot, style);
     neighbours(&mut out, snapshot, style);
     databases(&mut out, snapshot, style);
+    outlook(&mut out, snapshot, style);
     out.push('\n');
     out.push_str(&short_nodes(&snapshot.nodes));
     if !snapshot.events.is_empty() {
@@ -103,11 +112,28 @@ pub fn status(snapshot: &Snapshot, style: Style) -> String {
             out.push_str(&format!("  {}\n", event_line(event)));
         }
     }
-    if let Some(advice) = &snapshot.advice {
-        out.push('\n');
-        line(&mut out, "what to do", &style.paint(Paint::Strong, &clean(advice)));
-    }
     out
+}
+
+/// What a failover now would cost, and what to type next: the page's words.
+fn outlook(out: &mut String, snapshot: &Snapshot, style: Style) {
+    let paint = if snapshot.outlook.safe { Paint::Good } else { Paint::Warn };
+    line(out, "failover", &style.paint(paint, &clean(&snapshot.outlook.text)));
+    match &snapshot.next {
+        Some(next) => {
+            let command = style.paint(Paint::Strong, &clean(&next.command));
+            line(out, "next", &format!("on {}: {command}", next.on));
+            if !next.why.is_empty() {
+                line(out, "", &clean(&next.why));
+            }
+        }
+        None if snapshot.outlook.safe => line(out, "next", "nothing: all is as it should be"),
+        None => line(out, "next", "nothing: no command helps here; what is under way goes on by itself"),
+    }
+    // Where there is a command, it is made of the advice.
+    if let Some(advice) = snapshot.advice.as_ref().filter(|_| snapshot.next.is_none()) {
+        line(out, "what to do", &clean(advice));
+    }
 }
 
 fn this_node(out: &mut String, snapshot: &Snapshot, style: Style) {
@@ -219,18 +245,24 @@ fn databases(out: &mut String, snapshot: &Snapshot, style: Style) {
         (None, Some(lsn)) => format!(" ({lsn})"),
         (None, None) => String::new(),
     };
+    let lag = snapshot.lag.as_ref().map(|lag| {
+        let time = lag.ms.map_or_else(String::new, |ms| format!(", {}", human_ms(ms)));
+        let away = if lag.away { " (not connected)" } else { "" };
+        format!("; {} is {}{time} behind{away}", lag.node, human_bytes(lag.bytes))
+    });
+    let lag = lag.unwrap_or_default();
     let state = match (&replication.alone_since, replication.in_sync, replication.mode.as_str()) {
-        (None, _, _) if replication.waiting_since.is_some() => {
+        (_, true, _) => style.paint(Paint::Good, "in sync"),
+        (None, ..) if replication.waiting_since.is_some() => {
             let since = replication.waiting_since.as_deref().unwrap_or_default();
             style.paint(Paint::Warn, &format!("commits wait: the standby has been silent since {}", clean(since)))
         }
-        (Some(since), _, _) => style.paint(Paint::Warn, &format!("alone since {}", clean(since))),
+        (Some(since), ..) => style.paint(Paint::Warn, &format!("alone since {}", clean(since))),
         (None, false, _) if pg.hangs_since.is_some() => "unknown while PostgreSQL does not answer".to_owned(),
-        (None, true, _) => style.paint(Paint::Good, "in sync: a promote of the standby loses nothing"),
-        (None, false, "synchronous") => "not in sync".to_owned(),
-        (None, false, _) => "a promote may lose the last transactions".to_owned(),
+        (None, _, "synchronous") => style.paint(Paint::Warn, "not in sync"),
+        (None, ..) => "a promote may lose the last transactions".to_owned(),
     };
-    line(out, "replication", &format!("{}, {state}{}", clean(&replication.mode), clean(&position)));
+    line(out, "replication", &format!("{}, {state}{lag}{}", clean(&replication.mode), clean(&position)));
 }
 
 /// One event: `2026-11-20T15:11:00Z  gate_opened  alp opened epoch 7`.

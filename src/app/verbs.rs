@@ -99,7 +99,7 @@ pub enum Command {
     Fence(FenceArgs),
     /// Lift a fence; refused while the witness points elsewhere or is silent, or the peer holds a higher epoch
     #[command(after_help = "Example:\n  portcullis unfence\n\nExit codes: 0 lifted; 3 refused (says why).")]
-    Unfence,
+    Unfence(StepArgs),
     /// Take a standby into service by hand (not built yet)
     #[command(after_help = "Example:\n  portcullis attach midna")]
     Attach(NodeArgs),
@@ -141,7 +141,7 @@ pub enum Command {
                       of it. The files and keys of [auth] and all of [pool] but mode and threads are applied, for \
                       what begins after it; no session ends. Exit codes: 0 read; 1 no daemon; 2 wrong: nothing was \
                       changed (says why).")]
-    Reload,
+    Reload(StepArgs),
     /// Leave PostgreSQL alone; the gate goes on obeying the lease
     #[command(after_help = "Example:\n  portcullis maintenance on")]
     Maintenance(MaintenanceArgs),
@@ -222,6 +222,13 @@ pub struct JsonArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct StepArgs {
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct DoctorArgs {
     /// JSON instead of text
     #[arg(long)]
@@ -245,6 +252,9 @@ pub struct DatabaseArgs {
     /// Only this database [default: all]
     #[arg(value_name = "DATABASE")]
     pub database: Option<String>,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -252,6 +262,9 @@ pub struct KillArgs {
     /// The database; there is no default
     #[arg(value_name = "DATABASE")]
     pub database: String,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -269,6 +282,9 @@ pub struct CheckArgs {
     /// Be critical when a value is beyond this
     #[arg(short, long, value_name = "METRIC=RANGE")]
     pub critical: Vec<Threshold>,
+    /// JSON instead of the plugin's line; the exit codes are the same
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -334,7 +350,7 @@ pub struct RejoinArgs {
 
 #[derive(Debug, Args)]
 pub struct EventsArgs {
-    /// Only events since then: 30m (ago) or 2026-11-20T15:11:00Z
+    /// Only events since then: 30m (ago), 2026-11-20 or 2026-11-20T15:11 (UTC)
     #[arg(long, value_name = "T")]
     pub since: Option<Since>,
     /// One JSON object a line
@@ -354,7 +370,13 @@ impl FromStr for Since {
         if let Ok(at) = text.parse() {
             return Ok(Since::At(at));
         }
-        span(text).map(Since::Ago).map_err(|_| "write how long ago, 30m, or a time, 2026-11-20T15:11:00Z".to_owned())
+        // Without a zone it is UTC, as the event log's own times are.
+        if let Ok(civil) = text.parse::<jiff::civil::DateTime>()
+            && let Ok(at) = civil.to_zoned(jiff::tz::TimeZone::UTC)
+        {
+            return Ok(Since::At(at.timestamp()));
+        }
+        span(text).map(Since::Ago).map_err(|_| "write how long ago, 30m, or a time in UTC, 2026-11-20T15:11".to_owned())
     }
 }
 
@@ -375,11 +397,17 @@ pub struct FenceArgs {
     /// Why, for the event log
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct MaintenanceArgs {
     pub switch: Switch,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -426,6 +426,17 @@ impl Snapshot {
         self.peer.as_ref().filter(|peer| peer.reachable && peer.role == Some(Role::Active)).map(|peer| &peer.name)
     }
 
+    /// The event that made it what it is, if the log still has it: since when, and why.
+    pub fn since(&self) -> Option<&EventRow> {
+        let kind = match (self.role, self.gate.state) {
+            (Role::Active, GateState::Open) => "gate_opened",
+            (Role::Fenced, _) | (_, GateState::Fenced) => "fenced",
+            (_, GateState::Lapsed) => "gate_cut",
+            _ => return None,
+        };
+        self.events.iter().rev().find(|event| event.kind == kind)
+    }
+
     /// One sentence for the head of every page: who is active, and how this node knows.
     pub fn headline(&self) -> String {
         let node = &self.node;

@@ -12,6 +12,7 @@ pub mod control;
 pub mod history;
 pub mod listen;
 pub mod live;
+pub mod log;
 mod metrics;
 mod page;
 mod plot;
@@ -61,6 +62,8 @@ pub struct Views {
     pub latencies: Arc<dyn Fn() -> Latencies + Send + Sync>,
     /// When the daemon started, in seconds since 1970.
     pub started: f64,
+    /// The event log.
+    pub events: log::EventLog,
     /// The page as it was drawn last, and the last hour.
     pub live: Live,
 }
@@ -96,6 +99,7 @@ fn pages() -> Router<Views> {
         .route("/history.json", get(live::history))
         .route("/icon.svg", get(live::icon))
         .route("/status.json", get(status_json))
+        .route("/events.json", get(log::events))
         .route("/pool_nodes", get(pool_nodes))
         .route("/metrics", get(metrics_text))
         .route("/active", get(active))

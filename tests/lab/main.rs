@@ -43,6 +43,7 @@ mod units;
 mod vip;
 mod vip_full;
 mod vip_only;
+mod walk;
 mod witness_faults;
 mod witness_kinds;
 

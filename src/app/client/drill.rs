@@ -120,7 +120,9 @@ impl Stage {
 
 fn broken_off(stage: &Stage) -> Fault {
     let text = match stage {
-        Stage::Nothing => return Fault::new(ExitCode::Failed, "the drill was broken off; nothing was changed"),
+        Stage::Nothing => {
+            return Fault::new(ExitCode::Failed, "the drill was broken off; nothing was changed, run it again");
+        }
         Stage::There(home, away) => format!(
             "the drill was broken off; the switchover to {away} under way is finished by the daemon; \
              `portcullis switchover --to {home}` brings the service back"

@@ -72,6 +72,14 @@ pub fn check(snapshot: &Snapshot, thresholds: &Thresholds) -> (Level, String) {
     (level, format!("PORTCULLIS {} - {text} | {}\n", level.as_str(), thresholds.performance(&values)))
 }
 
+/// The line as facts: `{"status":"OK","exit":0,"text":"...","perfdata":"..."}`.
+pub fn as_json(level: Level, line: &str) -> serde_json::Value {
+    let line = line.trim_end();
+    let line = line.strip_prefix(&format!("PORTCULLIS {} - ", level.as_str())).unwrap_or(line);
+    let (text, perfdata) = line.split_once(" | ").unwrap_or((line, ""));
+    serde_json::json!({"status": level.as_str(), "exit": level.exit(), "text": text, "perfdata": perfdata})
+}
+
 /// What a healthy node says of itself.
 fn summary(snapshot: &Snapshot) -> String {
     let mut words = vec![format!("{} {}", snapshot.node, snapshot.role.as_str()), format!("epoch {}", snapshot.epoch)];
@@ -153,7 +161,7 @@ fn active(snapshot: &Snapshot, state: GateState, reason: &str, found: &mut Vec<(
     }
     let replication = &snapshot.replication;
     if let Some(since) = &replication.alone_since {
-        found.push((Level::Warning, format!("alone since {since}: a failover loses what came after")));
+        found.push((Level::Warning, format!("alone since {since}: what came after would be lost in a failover")));
     } else if let Some(since) = &replication.waiting_since {
         found.push((Level::Warning, format!("commits wait: the standby has been silent since {since}")));
     } else if snapshot.postgres.hangs_since.is_some() {

@@ -16,6 +16,8 @@
 //! aside by a clone. What was moved before `pg_rewind` ran is moved back when it then does not run. Nobody but
 //! `pg_rewind` itself says how it ended; that it was needed is our finding, and when it then says that it was not, that
 //! is a fault.
+//!
+//! Over 600 lines: it is one procedure, and each step says what a crash after it leaves behind.
 
 use super::control::StopMode;
 use super::divergence::{Alone, Divergence, UNCOUNTED, Way};

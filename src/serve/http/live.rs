@@ -11,7 +11,7 @@
 use super::Views;
 use super::history::History;
 use super::page::{self, Sections};
-use crate::engine::status::Snapshot;
+use crate::engine::status::{Snapshot, VerdictWord, WitnessStatus};
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -74,7 +74,19 @@ fn same_essence(one: &Snapshot, other: &Snapshot) -> bool {
         let conflict = s.vips.iter().any(|vip| vip.conflict.is_some());
         (s.role, s.gate.state, s.gate.open, s.epoch, step, last, rest, conflict, s.gate.reason.clone())
     };
-    one.node == other.node && essence(one) == essence(other)
+    // What moves while nobody does anything (the bytes of a lag, the count of what would be lost) is a number too.
+    let standing = |s: &Snapshot| {
+        let rows: Vec<_> = s.nodes.iter().map(|r| (r.status.clone(), r.role.clone(), r.attached)).collect();
+        let streams: Vec<_> = s.nodes.iter().map(|r| (r.replication_state.clone(), r.sync_state.clone())).collect();
+        let peer = s.peer.as_ref().map(|p| (p.reachable, p.role, p.epoch));
+        let says = |w: &WitnessStatus| -> Vec<VerdictWord> { w.servers.iter().map(|server| server.verdict).collect() };
+        let witness = s.witness.as_ref().map(|w| (w.points_at.clone(), says(w)));
+        let vips: Vec<_> = s.vips.iter().map(|vip| (vip.bound, vip.conflict.clone())).collect();
+        let since = (s.replication.alone_since.clone(), s.replication.waiting_since.clone());
+        let paused = s.paused_databases.clone();
+        (rows, streams, peer, witness, vips, since, paused, s.next.clone(), s.postgres.clone(), s.advice.clone())
+    };
+    one.node == other.node && essence(one) == essence(other) && standing(one) == standing(other)
 }
 
 /// The page's sections as of now, drawn anew only where that is needed.

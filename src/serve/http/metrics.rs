@@ -267,6 +267,12 @@ fn databases(registry: &mut Registry, snapshot: &Snapshot) {
         let since = since.as_duration().as_secs_f64();
         gauge(registry, "replication_alone_since_timestamp", help, Some(Unit::Seconds), since);
     }
+    let safe = flag(snapshot.outlook.safe);
+    gauge(registry, "failover_safe", "1 while a failover now is proven to lose nothing", None, safe);
+    if let Some(lost) = snapshot.outlook.lost {
+        let help = "Transactions that a failover now would lose, about";
+        gauge(registry, "failover_lost_transactions", help, None, number(lost));
+    }
     let wait = flag(replication.waiting_since.is_some());
     gauge(registry, "replication_commits_wait", "1 while commits wait for a standby that is silent", None, wait);
     let rows = snapshot.nodes.iter().map(|row| (label("node", row.name.as_str()), flag(row.status == "up")));

@@ -180,17 +180,6 @@ fn badge(s: &Snapshot) -> (&'static str, &'static str) {
     }
 }
 
-/// Since when it is so: the event that made it so, if the log still has it.
-fn since(s: &Snapshot) -> Option<&EventRow> {
-    let kind = match (s.role, s.gate.state) {
-        (Role::Active, GateState::Open) => "gate_opened",
-        (Role::Fenced, _) | (_, GateState::Fenced) => "fenced",
-        (_, GateState::Lapsed) => "gate_cut",
-        _ => return None,
-    };
-    s.events.iter().rev().find(|event| event.kind == kind)
-}
-
 /// Why it is so, as HTML.
 fn why(s: &Snapshot) -> Vec<String> {
     let mut lines = Vec::new();
@@ -222,7 +211,7 @@ fn why(s: &Snapshot) -> Vec<String> {
     if s.active_node().is_none() && !moves(s) && matches!(s.gate.state, GateState::Lapsed | GateState::Fenced) {
         lines.push("From here nobody is known to serve.".to_owned());
     }
-    if let Some(event) = since(s) {
+    if let Some(event) = s.since() {
         lines.push(format!(
             "Since <time datetime=\"{}\">{} UTC</time>: {}",
             escape(&event.at),

@@ -269,12 +269,17 @@ fn remaining(proxy: &Proxy) -> u64 {
     crate::base::time::millis(proxy.gate.deadline().since(proxy.gate.now()))
 }
 
+/// As every surface says it: a gate that lets clients wait is not open, though its lease is good.
+fn open(proxy: &Proxy, snapshot: &Snapshot) -> bool {
+    snapshot.gate.open && proxy.gate.passes()
+}
+
 fn lease(proxy: &Proxy, snapshot: &Snapshot) -> Row {
     let (gate, witness, peer) = (&snapshot.gate, snapshot.witness.as_ref(), snapshot.peer.as_ref());
     cells![
         snapshot.node.as_str(),
         gate.state.as_str(),
-        proxy.gate.passes(),
+        open(proxy, snapshot),
         remaining(proxy),
         gate.reason.as_deref(),
         snapshot.epoch,
@@ -293,7 +298,7 @@ fn status(proxy: &Proxy, snapshot: &Snapshot) -> Vec<Row> {
         ("version", snapshot.version.clone()),
         ("role", snapshot.role.as_str().to_owned()),
         ("epoch", snapshot.epoch.to_string()),
-        ("gate.open", proxy.gate.passes().to_string()),
+        ("gate.open", open(proxy, snapshot).to_string()),
         ("gate.state", snapshot.gate.state.as_str().to_owned()),
         ("gate.lease_remaining_ms", remaining(proxy).to_string()),
         ("gate.sessions", proxy.gate.sessions().to_string()),
@@ -324,6 +329,10 @@ fn status(proxy: &Proxy, snapshot: &Snapshot) -> Vec<Row> {
         rows.push(("procedure", format!("{}: {}", procedure.kind, procedure.step)));
     }
     rows.push(("maintenance", snapshot.maintenance.to_string()));
+    rows.push(("outlook.safe", snapshot.outlook.safe.to_string()));
+    rows.push(("outlook", snapshot.outlook.text.clone()));
+    let next = snapshot.next.as_ref().map(|next| format!("on {}: {}", next.on, next.command));
+    rows.push(("next", next.unwrap_or_default()));
     rows.push(("advice", snapshot.advice.clone().unwrap_or_default()));
     rows.into_iter().map(|(item, value)| cells![item, value]).collect()
 }

@@ -38,12 +38,12 @@ async fn reading_goes_over_the_socket_and_falls_back_to_tcp() {
     assert!(text.starts_with("midna is active; alp is fenced: midna won epoch 8\n"), "{text}");
     // A dead daemon's socket.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    let (code, text) = printed!(out => check(&fallback, &Thresholds::default(), out));
+    let (code, text) = printed!(out => check(&fallback, &Thresholds::default(), false, out));
     assert_eq!(code, 2);
     assert!(text.starts_with("PORTCULLIS CRITICAL - alp is fenced"), "{text}");
     // A live one is asked first: its snapshot is the active one.
     let daemon = daemon(&path, |_| async {}).await;
-    let (code, text) = printed!(out => check(&fallback, &Thresholds::default(), out));
+    let (code, text) = printed!(out => check(&fallback, &Thresholds::default(), false, out));
     assert_eq!((code, text.starts_with("PORTCULLIS OK - alp active")), (0, true), "{text}");
     let (_, text) = printed!(out => status(&fallback, true, false, out));
     assert_eq!(serde_json::from_str::<portcullis::engine::status::Snapshot>(&text).unwrap(), active());
@@ -63,7 +63,7 @@ async fn no_daemon_is_exit_1_and_critical_for_check() {
     let fault = result.unwrap_err();
     assert_eq!(fault.exit, ExitCode::Failed);
     assert!(fault.text.contains("the daemon does not answer") && fault.text.contains("start it"), "{fault}");
-    let (code, text) = printed!(out => check(&nobody, &Thresholds::default(), out));
+    let (code, text) = printed!(out => check(&nobody, &Thresholds::default(), false, out));
     assert_eq!(code, 2);
     assert!(text.starts_with("PORTCULLIS CRITICAL - the daemon does not answer"), "{text}");
     let (result, _) = printed!(out => run(&nobody, "pause", &json!({}), false, out));

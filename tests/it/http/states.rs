@@ -5,7 +5,7 @@ use portcullis::base::tally::LATENCIES;
 use portcullis::engine::outlook::{Lag, Outlook};
 use portcullis::engine::status::*;
 use portcullis::serve::command::Figures;
-use portcullis::serve::http::{History, Live, Views, router, serve_listener};
+use portcullis::serve::http::{History, Live, Views, log, router, serve_listener};
 use portcullis::serve::tally::Latencies;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -287,6 +287,7 @@ pub fn views_with(snapshot: Snapshot, history: History) -> (Views, Switches, wat
         pools: Arc::new(pools),
         latencies: Arc::new(latencies),
         started: 1_763_651_460.25,
+        events: log::EventLog::new("/nonexistent/events.log".into()),
         live: Live::new(history),
     };
     (views, switches, publish)

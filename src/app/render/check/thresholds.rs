@@ -126,7 +126,9 @@ pub(super) fn values(snapshot: &Snapshot) -> Vec<Value> {
     if let Some(age) = snapshot.peer.as_ref().and_then(|peer| peer.age_ms) {
         all.push(seconds("peer_age", age));
     }
-    if let Some(delay) = snapshot.nodes.iter().filter_map(|row| row.replication_delay_bytes).max() {
+    // Of a standby that is away no row tells: it counts from where it was last seen, and is not 0 bytes behind.
+    let away = snapshot.lag.as_ref().map(|lag| lag.bytes);
+    if let Some(delay) = snapshot.nodes.iter().filter_map(|row| row.replication_delay_bytes).chain(away).max() {
         all.push(count("replication_delay", delay, "B"));
     }
     let delays = snapshot.nodes.iter().filter_map(|row| row.replication_delay_seconds);
