@@ -65,6 +65,7 @@ soak: $(if $(SOAK),,soak-sim)
 	packaging/setup.sh
 	$(CARGO) build --locked --quiet --bin portcullis --example soak
 	$${CARGO_TARGET_DIR:-target}/debug/examples/soak $(SOAK)
+	$(if $(SOAK),,LAB_GUIDES=3 $(CARGO) test --locked --test lab guide_is_followed)
 
 # The model with two deviations and 10,000 schedules of ten minutes, in virtual time: `soak` is an optimised build.
 .PHONY: soak-sim

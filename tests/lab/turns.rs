@@ -14,7 +14,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 const LABS: usize = 2;
 
 /// Those that last longest (30 to 80 s) go first, or the others would wait for them in the end.
-const LONG: [&str; 20] = [
+const LONG: [&str; 27] = [
     "dnssilent",
     "dnsnothing",
     "pauses",
@@ -32,9 +32,16 @@ const LONG: [&str; 20] = [
     "sixown",
     "race",
     "dead",
+    "crashpromote",
+    "carried",
+    "drill",
+    "fencing",
+    "carried-back",
+    "doctor-pair",
+    "blocks",
     "guidebind",
-    "guidevip",
-    "guidewitness",
+    "walk",
+    "night",
 ];
 
 /// A place in the queue: those that want the machine alone come last, the long ones first, else who came first.
