@@ -8,7 +8,7 @@
 //! itself would judge. What is not known is called not known.
 
 use crate::base::ids::{Lsn, NodeName};
-use crate::base::time::{Instant, millis};
+use crate::base::time::{Duration, Instant, millis};
 use crate::engine::status::{GateState, HELD, NodeRow, Role, Snapshot, VerdictWord};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -186,6 +186,8 @@ pub fn human_bytes(bytes: u64) -> String {
 
 /// Positions kept to turn a distance in WAL into transactions and seconds.
 const MARKS: usize = 512;
+/// Who has lost the standby's connection knows its position from the peer, whose word may be so much older.
+const HINDSIGHT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy)]
 struct Mark {
@@ -242,7 +244,7 @@ impl Ledger {
             self.standby = Some((name.clone(), head.saturating_sub(delay)));
         }
         let position = self.standby.as_ref().filter(|(known, _)| *known == name).map(|(_, position)| *position)?;
-        self.thin(position);
+        self.thin(now, position);
         let bytes = head.saturating_sub(position);
         let known = self.marks.front().is_some_and(|mark| mark.lsn <= position);
         let lacked = self.marks.iter().find(|mark| mark.lsn > position);
@@ -254,10 +256,11 @@ impl Ledger {
         Some(Lag { node: name, bytes, ms, away: delay.is_none() })
     }
 
-    /// Only the newest mark that the standby has is needed of those behind it; of too many others every second one
-    /// goes, which costs a little precision.
-    fn thin(&mut self, position: u64) {
-        while self.marks.len() > 1 && self.marks.get(1).is_some_and(|mark| mark.lsn <= position) {
+    /// Only the newest mark that the standby has is needed of those behind it, and what [`HINDSIGHT`] may come back to;
+    /// of too many others every second one goes, which costs a little precision.
+    fn thin(&mut self, now: Instant, position: u64) {
+        let is_past = |mark: &Mark| mark.lsn <= position && now.since(mark.at) > HINDSIGHT;
+        while self.marks.len() > 1 && self.marks.get(1).is_some_and(is_past) {
             self.marks.pop_front();
         }
         if self.marks.len() > MARKS {
@@ -279,7 +282,7 @@ impl Ledger {
         }
         let lag = snapshot.lag.as_ref()?;
         let (_, position) = self.standby.as_ref()?;
-        let had = self.marks.front().filter(|mark| mark.lsn <= *position)?.xid?;
+        let had = self.marks.iter().rev().find(|mark| mark.lsn <= *position)?.xid?;
         let lost = snapshot.next_xid?.saturating_sub(had);
         // Everything is there, and still nothing promises it.
         let lost = if lag.bytes == 0 { 0 } else { lost };

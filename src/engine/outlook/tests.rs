@@ -286,6 +286,18 @@ fn what_the_standby_lacks_is_counted() {
 }
 
 #[test]
+fn a_standby_whose_last_word_is_older_than_its_connection_is_counted_by_that() {
+    let mut ledger = Ledger::default();
+    for second in 1..60 {
+        step(&mut ledger, second, second * 1000, second * 10, Some(0), false);
+    }
+    // Its connection is gone, and it said two seconds ago where it was.
+    step(&mut ledger, 60, 60_000, 600, Some(2500), false);
+    let now = step(&mut ledger, 64, 61_000, 640, None, true);
+    assert_eq!((now.outlook.lost, now.outlook.lost_bytes), (Some(70), Some(3500)));
+}
+
+#[test]
 fn a_daemon_that_came_too_late_does_not_guess() {
     let mut ledger = Ledger::default();
     let now = step(&mut ledger, 1, 5000, 900, None, true);
