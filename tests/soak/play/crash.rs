@@ -88,6 +88,13 @@ pub fn crash_round(lab: &Lab, point: Point, first_id: u32) -> Outcome<Round> {
         from.power_off()?;
         stage.tell(&format!("power off {}", from.name()));
     }
+    if point.what == What::Rejoin {
+        // One that is in sync is left alone.
+        other.postgres.stop(&other.host, "fast")?;
+        from.wait_status(secs(60), "to have lost its standby", |status| {
+            status.pointer("/replication/in_sync") == Some(&false.into())
+        })?;
+    }
     let before = [inode(&stage, 0)?, inode(&stage, 1)?];
     let victim = if point.on == On::Worker { other } else { from };
     let begun = now();
